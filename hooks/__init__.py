@@ -1,0 +1,1 @@
+"""The built-in losses and weightings: one file each, loaded by name through pluggy."""

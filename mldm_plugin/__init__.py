@@ -1,0 +1,1 @@
+"""Masked LDM losses for existing diffusion trainers."""

@@ -1,0 +1,137 @@
+"""One micro-batch of somebody's training loop, in the loop's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionStep:
+    """What a loop has at hand when it has just computed its loss, plus the one-step clean estimate.
+
+    Shapes: N images of H×W pixels, C×h×w latents. The first block is given by the host loop under the
+    names of diffusers' example scripts; the last block is filled in by `LossStack`, and is what losses read.
+
+    Args:
+        latents: clean latents z₀, (N, C, h, w), scaled as the denoiser sees them.
+        noise: ε, (N, C, h, w).
+        noisy_latents: z_t, (N, C, h, w).
+        timesteps: (N,), in the units of the noise scheduler.
+        model_pred: network output, (N, C, h, w), with gradient.
+        target: what the loop compares `model_pred` with, (N, C, h, w).
+        base_loss: the loop's own loss, a scalar; None lets the stack compute the mean squared error.
+        base_weights: (N,) the loop's own factor on each image's squared error (its SNR weighting); None is 1.
+        sigmas: (N,) noise levels; needed for flow matching only where `timesteps` do not tell them.
+        pixel_values: the pictures, float (N, 3, H, W) in [-1, 1]; None when latents were cached.
+        person_mask: (N, 1, H, W) label map: 0 background, k for the k-th person.
+        face_boxes: N tensors (K_i, 4) of pixel x0, y0, x1, y1; they are clipped to the picture and boxes
+            that are left without area (the [0, 0, 0, 0] of padding) are dropped.
+        pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
+        pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
+        target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
+
+    Raises:
+        DataError: shapes that do not belong together, boxes that are reversed or not finite.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    noisy_latents: Tensor
+    timesteps: Tensor
+    model_pred: Tensor
+    target: Tensor
+    base_loss: Tensor | None = None
+    base_weights: Tensor | None = None
+    sigmas: Tensor | None = None
+    pixel_values: Tensor | None = None
+    person_mask: Tensor | None = None
+    face_boxes: Sequence[Tensor] | None = None
+
+    pred_latents: Tensor | None = None
+    pred_images: Tensor | None = None
+    target_images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self)
+        for name in ("noise", "noisy_latents", "model_pred", "target"):
+            if (shape := getattr(self, name).shape) != self.latents.shape:
+                raise DataError(
+                    f"{name} has shape {tuple(shape)}, expected that of latents, {tuple(self.latents.shape)}: "
+                    "pass tensors of the same images, unpacked to (N, C, h, w)."
+                )
+        for name in ("timesteps", "pixel_values", "person_mask", "face_boxes", "sigmas", "base_weights"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise DataError(f"{name} is for {len(value)} images, expected {n}, as many as latents.")
+        if self.pixel_values is not None:
+            _check_pictures(self.pixel_values)
+        if self.person_mask is not None:
+            _check_mask(self.person_mask, self.pixel_values)
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def select(self, rows: Sequence[int]) -> DiffusionStep:
+        """The same step for the images `rows` alone. `base_loss` is of the whole batch and is left out."""
+        if list(rows) == list(range(len(self))):
+            return self
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.latents.device)
+
+        def pick(value: Tensor | Sequence[Tensor] | None) -> Tensor | list[Tensor] | None:
+            if value is None:
+                return None
+            if isinstance(value, Tensor):
+                return value.index_select(0, index.to(value.device))
+            return [value[i] for i in rows]
+
+        picked = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name != "base_loss"}
+        return replace(self, **picked, base_loss=None)  # type: ignore[arg-type]
+
+
+def _check_pictures(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
+        raise DataError(
+            f"pixel_values is {pixel_values.dtype} {tuple(pixel_values.shape)}, expected float (N, 3, H, W) in [-1, 1]."
+        )
+
+
+def _check_mask(mask: Tensor, pixel_values: Tensor | None) -> None:
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise DataError(f"person_mask has shape {tuple(mask.shape)}, expected (N, 1, H, W), a label map.")
+    if pixel_values is not None and mask.shape[-2:] != pixel_values.shape[-2:]:
+        raise DataError(
+            f"person_mask is {tuple(mask.shape[-2:])}, the pictures are {tuple(pixel_values.shape[-2:])}: "
+            "resize and crop the mask with its picture."
+        )
+
+
+def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Face boxes clipped to a picture; those without area inside it are dropped.
+
+    Args:
+        boxes: (K, 4) pixel x0, y0, x1, y1, finite, not reversed. No rows is fine.
+        height, width: size of the picture in pixels.
+
+    Returns:
+        (K', 4) float32 on the CPU, K' ≤ K, 0 ≤ x0 < x1 ≤ width and 0 ≤ y0 < y1 ≤ height.
+
+    Raises:
+        DataError: a box that is not finite, or reversed.
+    """
+    boxes = boxes.detach().to("cpu", torch.float32).reshape(-1, 4)
+    if not torch.isfinite(boxes).all():
+        raise DataError(f"a face box is not finite: {boxes.tolist()}. Give x0, y0, x1, y1 in pixels.")
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise DataError(
+            f"a face box is reversed: {boxes.tolist()}. Give x0, y0, x1, y1 with x0 <= x1, y0 <= y1, "
+            "not x, y, width, height."
+        )
+    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+    boxes = torch.minimum(boxes.clamp_min(0), limit)
+    return boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)]

@@ -1,0 +1,1 @@
+"""One YAML file per run; read them with `mldm presets`."""
