@@ -1,1 +1,37 @@
-"""Masked LDM losses for existing diffusion trainers."""
+"""Masked LDM losses for existing diffusion trainers.
+
+The public names are imported when first used, so that `import mldm_plugin` and `mldm --help` need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mldm_plugin.errors import MldmError
+    from mldm_plugin.hookspecs import hookimpl
+    from mldm_plugin.plugins import load_plugins
+    from mldm_plugin.preset import load_preset
+    from mldm_plugin.report import LossReport
+    from mldm_plugin.stack import LossStack
+    from mldm_plugin.step import DiffusionStep
+
+__version__ = "0.1.0"
+__all__ = ["DiffusionStep", "LossReport", "LossStack", "MldmError", "hookimpl", "load_plugins", "load_preset"]
+
+_HOMES = {
+    "DiffusionStep": "step",
+    "LossReport": "report",
+    "LossStack": "stack",
+    "MldmError": "errors",
+    "hookimpl": "hookspecs",
+    "load_plugins": "plugins",
+    "load_preset": "preset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MldmError(Exception):
@@ -38,7 +39,11 @@ class CheckError(MldmError):
 
 
 class NonFiniteLossError(MldmError):
-    """A term gave NaN or infinity in too many steps in a row."""
+    """A term gave NaN or infinity in too many steps in a row; `report` is that of the last of them."""
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class RunFolderError(MldmError):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mldm_plugin.errors import DataError
+
+# The fields that start as None but are there when a loss that needs them is called are typed as the loss sees them.
+_ABSENT: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +54,12 @@ class DiffusionStep:
     base_weights: Tensor | None = None
     sigmas: Tensor | None = None
     pixel_values: Tensor | None = None
-    person_mask: Tensor | None = None
-    face_boxes: Sequence[Tensor] | None = None
+    person_mask: Tensor = _ABSENT
+    face_boxes: Sequence[Tensor] = _ABSENT
 
-    pred_latents: Tensor | None = None
-    pred_images: Tensor | None = None
-    target_images: Tensor | None = None
+    pred_latents: Tensor = _ABSENT
+    pred_images: Tensor = _ABSENT
+    target_images: Tensor = _ABSENT
 
     def __post_init__(self) -> None:
         n = len(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Frozen:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval().requires_grad_(False)
-        self._network.train = lambda mode=True: network  # type: ignore[method-assign, assignment]
+        self._network.train = lambda mode=True: network  # type: ignore[method-assign]
 
     @property
     def network(self) -> nn.Module:
@@ -27,7 +28,7 @@ class Frozen:
 
     def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output for float32 (or, for tests, float64) `images`."""
-        first = next(self._network.parameters())
+        first = next(itertools.chain(self._network.parameters(), self._network.buffers()))
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         if first.device != images.device or first.dtype != dtype:
             self._network.to(images.device, dtype)

@@ -1,0 +1,63 @@
+"""VGG16 as LPIPS uses it: five stages of features, and the learned weight of each channel."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import lpips
+import torch
+from torch import Tensor, nn
+
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.weights import load_state_dict
+
+
+class LPIPSVGG:
+    """The network of `lpips.LPIPS(net="vgg")`, frozen.
+
+    Args:
+        weights: `pretrained` takes VGG16 of torchvision from the weights cache; `random` is seeded. The learned
+            channel weights come with the lpips package in either case.
+
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
+    """
+
+    def __init__(self, weights: Literal["pretrained", "random"] = "pretrained") -> None:
+        model: Any = build_seeded(_lpips_model)
+        if weights == "pretrained":
+            model.net.load_state_dict(_in_slices(load_state_dict("vgg16"), model.net))
+        self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
+        self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Unit-normalised features of `images` (n, 3, H, W) in [-1, 1]: five tensors (n, C_l, h_l, w_l)."""
+        return [_unit_normalise(f) for f in self._features(images)]
+
+    def channel_weights(self, like: Tensor) -> list[Tensor]:
+        """The learned weights, five tensors (1, C_l, 1, 1), ≥ 0, on the device and in the dtype of `like`."""
+        if self._channel_weights[0].device != like.device or self._channel_weights[0].dtype != like.dtype:
+            self._channel_weights = [w.to(like) for w in self._channel_weights]
+        return self._channel_weights
+
+
+def _unit_normalise(features: Tensor, eps: float = 1e-10) -> Tensor:
+    """Each pixel's feature vector divided by its length plus `eps`, as in lpips.
+
+    A pixel whose features are all 0 gets gradient 0, where lpips itself gives NaN (the root's slope at 0).
+    """
+    squared = (features**2).sum(dim=1, keepdim=True)
+    positive = squared > 0
+    length = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    return features / (length + eps)
+
+
+def _lpips_model() -> lpips.LPIPS:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
+        return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+
+
+def _in_slices(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """torchvision's names (features.7.weight) as lpips has them (slice2.7.weight)."""
+    return {name: state["features." + name.split(".", 1)[1]] for name in net.state_dict()}

@@ -1,0 +1,229 @@
+"""Presets: one YAML file holds one run. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mldm_plugin.errors import PluginError, PresetError, nearest
+
+FOLDER = Path(__file__).parent / "presets"
+if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
+    FOLDER = Path(__file__).parent.parent / "presets"
+
+
+class LossSettings(BaseModel):
+    """One entry of `losses:`. What is not named here are the loss's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weight: float = Field(ge=0, allow_inf_nan=False, description="λ of eq. 3")
+    max_timestep: int | None = Field(
+        default=100, ge=0, le=999, description="T, in Stable Diffusion's timesteps; null is every timestep"
+    )
+    detach: bool = Field(default=False, description="log the value, give the network no gradient")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class BaseSettings(BaseModel):
+    """`base:`, the weighting of the plain diffusion loss, with that weighting's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weighting: str = "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class CheckSettings(BaseModel):
+    """`checks:`, what the start-up checks do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    picture: Literal["stop", "warn"] = Field(
+        default="stop", description="when decode(clean latents) does not resemble the picture"
+    )
+
+
+class Preset(BaseModel):
+    """What a run optimises, and the trainer's flags that go with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    combine: Literal["convex", "additive"] = "convex"
+    base: BaseSettings = BaseSettings()
+    target: Literal["image", "decoded"] = "image"
+    losses: dict[str, LossSettings] = {}
+    checks: CheckSettings = CheckSettings()
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _weights_leave_room(self) -> Preset:
+        total = sum(loss.weight for loss in self.losses.values())
+        if self.combine == "convex" and total > 1 + 1e-9:
+            raise ValueError(
+                f"the weights of the losses sum to {total:g}, expected at most 1 with combine: convex, where the "
+                "plain loss keeps 1 minus their sum; lower them or use combine: additive"
+            )
+        return self
+
+    def dump(self) -> str:
+        """The preset as YAML that `load_preset` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def built_in_presets() -> dict[str, Path]:
+    """Name → file of the presets that ship with the package."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def load_preset(
+    name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    plugins: Any = None,
+) -> Preset:
+    """A preset by name or by path of a YAML file.
+
+    Args:
+        name: a built-in name, a name registered by a plugin, or a path.
+        overrides: `a.b=c` each, the value in YAML: `losses.face.weight=0.3`.
+        plugins: the loaded `Plugins`. With it the options of every loss are checked too, and filled in with their
+            defaults, so that the result says everything; without it only the preset's own keys are.
+
+    Raises:
+        PresetError: unknown name, unreadable file, or any fault in the contents; all faults at once.
+    """
+    path = find_preset(name, plugins)
+    try:
+        contents = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PresetError(f"preset {path} cannot be read: {error}") from error
+    if not isinstance(contents, dict):
+        raise PresetError(f"preset {path} is a {type(contents).__name__}, expected keys such as losses: and training:.")
+    for override in overrides:
+        _apply(contents, override)
+    return _validate(contents, str(path), plugins)
+
+
+def find_preset(name: str | Path, plugins: Any = None) -> Path:
+    """The file of a preset."""
+    known = built_in_presets()
+    if plugins is not None:
+        known |= plugins.presets.entries
+    if str(name) in known:
+        return Path(known[str(name)])
+    if Path(name).suffix in (".yaml", ".yml"):
+        if Path(name).is_file():
+            return Path(name)
+        raise PresetError(f"preset file {name} does not exist.")
+    raise PresetError(f"unknown preset {str(name)!r}: {nearest(str(name), known)} A file needs the ending .yaml.")
+
+
+def _apply(contents: dict[str, Any], override: str) -> None:
+    keys, separator, value = override.partition("=")
+    if not separator or not keys:
+        raise PresetError(f"--set {override!r} is not of the form a.b=c, for example losses.face.weight=0.3.")
+    place = contents
+    *parents, last = keys.strip().split(".")
+    for key in parents:
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise PresetError(f"--set {override!r}: {key} is {place!r} and holds no keys.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise PresetError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
+    faults: list[str] = []
+    preset: Preset | None = None
+    try:
+        preset = Preset.model_validate(contents)
+    except ValidationError as error:
+        faults += describe_faults(error, _known_keys)
+    if plugins is not None:
+        faults += _fill_options(contents, preset, plugins)
+    if faults or preset is None:
+        raise PresetError(f"preset {source} has {len(faults)} fault(s):\n" + "\n".join(f"  {f}" for f in faults))
+    return preset
+
+
+def _fill_options(contents: dict[str, Any], preset: Preset | None, plugins: Any) -> list[str]:
+    """Check the options of every loss and of the base weighting; fill in defaults where `preset` is valid."""
+    faults: list[str] = []
+    losses = contents.get("losses")
+    for name, settings in losses.items() if isinstance(losses, dict) else ():
+        own = _own_options(settings, LossSettings)
+        filled = _check_options(plugins.losses, name, own, f"losses.{name}", LossSettings, faults)
+        if preset is not None:
+            _extras(preset.losses[name]).update(filled)
+    base = contents.get("base")
+    weighting = base.get("weighting", "none") if isinstance(base, dict) else "none"
+    if weighting not in ("none", None):
+        own = _own_options(base, BaseSettings)
+        filled = _check_options(plugins.base_weightings, weighting, own, "base", BaseSettings, faults)
+        if preset is not None:
+            _extras(preset.base).update(filled)
+    elif own := _own_options(base, BaseSettings):
+        faults.append(f"base: weighting none takes no options, got {', '.join(sorted(own))}")
+    return faults
+
+
+def _extras(settings: BaseModel) -> dict[str, Any]:
+    extras = settings.model_extra
+    return {} if extras is None else extras
+
+
+def _own_options(settings: Any, model: type[BaseModel]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k not in model.model_fields} if isinstance(settings, dict) else {}
+
+
+def _check_options(
+    table: Any, name: str, options: Mapping[str, Any], where: str, model: type[BaseModel], faults: list[str]
+) -> dict[str, Any]:
+    from mldm_plugin.plugins import options_model
+
+    try:
+        options_of = options_model(table[name])
+    except PluginError as error:
+        faults.append(f"{where}: {error}")
+        return {}
+    known = [*options_of.model_fields, *model.model_fields]
+    try:
+        return options_of.model_validate(options).model_dump()
+    except ValidationError as error:
+        faults += [f"{where}.{fault}" for fault in describe_faults(error, lambda _: known)]
+        return {}
+
+
+def _known_keys(location: Sequence[int | str]) -> Iterable[str]:
+    return CheckSettings.model_fields if location[:1] == ("checks",) else Preset.model_fields
+
+
+def describe_faults(error: ValidationError, known_keys: Any) -> list[str]:
+    """One line a fault: where, what was expected, what came, and the nearest known keys for an unknown one."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key; {nearest(str(fault['loc'][-1]), known_keys(fault['loc']))}")
+        elif fault["type"] == "value_error":
+            lines.append(f"{where}: {fault['ctx']['error']}".removeprefix(": "))
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: is missing")
+        else:
+            lines.append(f"{where}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}")
+    return lines

@@ -1,0 +1,193 @@
+"""Noise schedules: the one-step clean estimate, the signal-to-noise ratio, and the gate.
+
+Every schedule is written as z_t = α_t z₀ + σ_t ε. With ᾱ the cumulative product of a diffusion schedule,
+α = √ᾱ and σ = √(1−ᾱ); for flow matching α = 1−σ. SNR = α²/σ².
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.errors import CheckError
+from mldm_plugin.step import DiffusionStep
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+
+# Two neighbouring timesteps of Stable Diffusion differ by 1 % in SNR or more, so a tolerance far below
+# that absorbs the rounding of somebody's float32 tables and never admits a neighbour. Chosen.
+_SNR_TOLERANCE = 1e-4
+
+
+@functools.cache
+def stable_diffusion_snr() -> Tensor:
+    """SNR of Stable Diffusion's own schedule, (1000,) float64: β scaled linear from 0.00085 to 0.012.
+
+    Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", configs of the
+    released models. The float32 steps repeat those of diffusers' schedulers, so that both agree to the bit.
+    """
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32) ** 2
+    alphas_cumprod = torch.cumprod(1.0 - betas, dim=0).double()
+    return alphas_cumprod / (1 - alphas_cumprod)
+
+
+def pred_latents(
+    prediction_type: str, model_pred: Tensor, noisy_latents: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """The one-step clean estimate ẑ₀ of a network output.
+
+    epsilon: (z_t − σ ε̂)/α; v_prediction: α z_t − σ v̂; sample: the output; flow_prediction: z_t − σ v̂.
+
+    Args:
+        prediction_type: one of `PredictionType`.
+        model_pred, noisy_latents: (N, C, h, w); gradients flow from the result to `model_pred`.
+        alpha, sigma: (N, 1, 1, 1).
+
+    Returns:
+        (N, C, h, w), in the dtype of the arguments.
+
+    Raises:
+        CheckError: unknown `prediction_type`.
+
+    Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 4, for epsilon; Salimans and Ho,
+    "Progressive Distillation for Fast Sampling of Diffusion Models", for v; Lipman et al., "Flow Matching for
+    Generative Modeling", for flow with v = ε − z₀.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> pred_latents("epsilon", 0.5 * one, 2 * one, 0.8 * one, 0.6 * one).item()  # (2 - 0.6 * 0.5) / 0.8
+    2.125
+    """
+    if prediction_type == "epsilon":
+        return (noisy_latents - sigma * model_pred) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * noisy_latents - sigma * model_pred
+    if prediction_type == "sample":
+        return model_pred
+    if prediction_type == "flow_prediction":
+        return noisy_latents - sigma * model_pred
+    raise CheckError(
+        f"prediction type {prediction_type!r} is not known, expected one of {', '.join(get_args(PredictionType))}: "
+        "pass prediction_type to LossStack."
+    )
+
+
+class NoiseSchedule:
+    """α, σ and SNR by timestep, and the prediction type, of one trainer.
+
+    Args:
+        prediction_type: what the network's output is.
+        alphas_cumprod: (T,) ᾱ of a diffusion schedule; None means flow matching.
+        num_train_timesteps: for flow matching, the timestep that stands for σ = 1.
+    """
+
+    def __init__(
+        self, prediction_type: str, alphas_cumprod: Tensor | None = None, num_train_timesteps: int = 1000
+    ) -> None:
+        if prediction_type not in get_args(PredictionType):
+            raise CheckError(
+                f"prediction type {prediction_type!r} is not known, expected one of "
+                f"{', '.join(get_args(PredictionType))}: pass prediction_type to LossStack."
+            )
+        self.prediction_type = prediction_type
+        self.num_train_timesteps = num_train_timesteps
+        self._table = None if alphas_cumprod is None else _tabulate(alphas_cumprod)
+
+    @classmethod
+    def from_scheduler(cls, noise_scheduler: Any, prediction_type: str | None = None) -> NoiseSchedule:
+        """The schedule of a diffusers noise scheduler; `prediction_type` overrides what its config says."""
+        config = noise_scheduler.config
+        alphas_cumprod = getattr(noise_scheduler, "alphas_cumprod", None)
+        if alphas_cumprod is not None:
+            return cls(prediction_type or config.get("prediction_type", "epsilon"), alphas_cumprod)
+        if "FlowMatch" in type(noise_scheduler).__name__:
+            return cls(prediction_type or "flow_prediction", None, config["num_train_timesteps"])
+        raise CheckError(
+            f"the noise scheduler {type(noise_scheduler).__name__} has neither alphas_cumprod nor flow matching: "
+            "pass the DDPMScheduler or FlowMatchEulerDiscreteScheduler that the trainer adds noise with."
+        )
+
+    def coefficients(self, timesteps: Tensor, sigmas: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """α and σ of each image, two (N,) float32 tensors on the device of `timesteps`.
+
+        Args:
+            timesteps: (N,) as given to the network.
+            sigmas: (N,) or any shape of N elements; flow matching only, where known exactly.
+        """
+        if self._table is None:
+            sigma = timesteps.float() / self.num_train_timesteps if sigmas is None else sigmas.flatten().float()
+            return 1 - sigma, sigma
+        alpha, sigma, _ = self._look_up(timesteps)
+        return alpha, sigma
+
+    def snr(self, timesteps: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        """α²/σ² of each image, (N,) float32; infinite where σ is 0."""
+        if self._table is None:
+            alpha, sigma = self.coefficients(timesteps, sigmas)
+            return (alpha / sigma) ** 2
+        return self._look_up(timesteps)[2]
+
+    def gate(self, snr: Tensor, max_timestep: int | None) -> Tensor:
+        """Whether an image is as clean as Stable Diffusion's timestep `max_timestep`, (N,) bool.
+
+        On Stable Diffusion's schedule this is t ≤ max_timestep; on any other one it is the same SNR.
+        None lets every image through.
+        """
+        if max_timestep is None:
+            return torch.ones_like(snr, dtype=torch.bool)
+        return snr >= stable_diffusion_snr()[max_timestep].item() * (1 - _SNR_TOLERANCE)
+
+    def pred_latents(self, step: DiffusionStep) -> Tensor:
+        """ẑ₀ of every image of a step, (N, C, h, w) float32, with gradient to `step.model_pred`."""
+        alpha, sigma = self.coefficients(step.timesteps, step.sigmas)
+        return pred_latents(
+            self.prediction_type,
+            step.model_pred.float(),
+            step.noisy_latents.float(),
+            alpha[:, None, None, None],
+            sigma[:, None, None, None],
+        )
+
+    def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should answer: ε, α ε − σ z₀, z₀ or ε − z₀; shapes as in `pred_latents`."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return alpha * noise - sigma * latents
+        if self.prediction_type == "sample":
+            return latents
+        return noise - latents
+
+    def timestep_at(self, snr: float) -> float:
+        """The timestep whose SNR is nearest to `snr`: an index of the schedule, or σ times its length."""
+        if self._table is None:
+            return self.num_train_timesteps / (1 + snr**0.5)
+        return int((self._table[2].clamp_min(1e-12).log() - torch.tensor(snr).log()).abs().argmin())
+
+    def epsilon_factor(self, snr: Tensor) -> Tensor:
+        """What a squared error of this prediction type is multiplied by to weigh as one of ε, (N,).
+
+        For the same z_t, Δε = −(α/σ) Δz₀, Δv = −Δz₀/σ for v and for flow, so ‖Δε‖² is 1, α² and SNR times the
+        squared error of epsilon, v or flow, and sample. A weighting written for ε thus keeps its meaning.
+        """
+        if self.prediction_type == "epsilon":
+            return torch.ones_like(snr)
+        if self.prediction_type == "sample":
+            return snr
+        if self.prediction_type == "v_prediction":
+            return snr / (snr + 1)
+        return (snr.sqrt() / (1 + snr.sqrt())) ** 2
+
+    def _look_up(self, timesteps: Tensor) -> Tensor:
+        table: Any = self._table
+        if table.device != timesteps.device:
+            self._table = table = table.to(timesteps.device)
+        return table[:, timesteps.long()]
+
+
+def _tabulate(alphas_cumprod: Tensor) -> Tensor:
+    """α, σ and SNR of each timestep, (3, T) float32, computed in float64."""
+    abar = alphas_cumprod.detach().cpu().double()
+    return torch.stack([abar.sqrt(), (1 - abar).sqrt(), abar / (1 - abar)]).float()

@@ -1,0 +1,348 @@
+"""The losses of a run, applied to one step: gate, decode once, evaluate, weigh, mix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mldm_plugin import proof
+from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.errors import LossError, NonFiniteLossError
+from mldm_plugin.plugins import Plugins, load_plugins
+from mldm_plugin.preset import Preset, load_preset
+from mldm_plugin.report import LossReport, TermReport
+from mldm_plugin.schedule import NoiseSchedule
+from mldm_plugin.step import DiffusionStep, clip_boxes
+
+log = logging.getLogger(__name__)
+
+# A term that is not finite this often in a row ends the run; one that no image reached in this many steps is
+# warned about. At T = 100 and batch 1 a gate stays closed for 200 steps with probability 1e-9. Chosen.
+MAX_NONFINITE_IN_A_ROW = 10
+STEPS_WITHOUT_EFFECT = 200
+
+
+class Loss(Protocol):
+    """What a plugin registers: options in the constructor, one value per image when called."""
+
+    needs: frozenset[str]
+
+    def __call__(self, step: DiffusionStep) -> Tensor: ...
+
+
+@dataclass
+class Term:
+    """A loss with its place in the mix: λ, T, and its two counters."""
+
+    name: str
+    loss: Loss
+    weight: float
+    max_timestep: int | None = 100
+    detach: bool = False
+    nonfinite_in_a_row: int = 0
+    steps_without_effect: int = 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(getattr(self.loss, "needs", {"pred_images"}))
+
+    def evaluate(self, step: DiffusionStep) -> Tensor:
+        """The loss of each image, (n,) float32.
+
+        Raises:
+            LossError: it is not a floating-point tensor of one value per image.
+        """
+        values = self.loss(step)
+        if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
+            came = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise LossError(
+                f"loss {self.name!r} returned {came}, expected a float tensor of shape ({len(step)},), one value for "
+                "each image it was given: reduce over everything but the first dimension."
+            )
+        return values.float().detach() if self.detach else values.float()
+
+
+class LossStack:
+    """Mixes the terms of a preset into the loss of a step.
+
+    Eq. 3 of "Improving Latent Diffusion with Perceptual Mask-Aware Loss", per image i: with w_ij = λ_j where the
+    image is inside the gate of term j and has what j needs, else 0,
+
+        convex:    loss = mean_i( Σ_j w_ij L_ij + (1 − Σ_j w_ij) b_i )
+        additive:  loss = mean_i( b_i + Σ_j w_ij L_ij )
+
+    Both are computed as the plain loss plus a correction from the gated images alone, so a step without any is
+    the plain loss to the bit and costs nothing.
+
+    Args:
+        terms: in the order of the preset. Those of weight 0 are left out.
+        schedule: the host's noise schedule.
+        decoder: latents to pictures; may be None if no term needs pictures.
+        combine: `convex` or `additive`.
+        target: compare with the `image`, or with the `decoded` clean latents.
+        base_weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
+        picture_check: what to do when decode(clean latents) does not resemble the picture.
+        after_loss: called with each step and report.
+        announce: where the start-up table goes; the default is standard error, on the first process only.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        *,
+        schedule: NoiseSchedule,
+        decoder: LatentDecoder | None = None,
+        combine: Literal["convex", "additive"] = "convex",
+        target: Literal["image", "decoded"] = "image",
+        base_weighting: Callable[[Tensor], Tensor] | None = None,
+        picture_check: Literal["stop", "warn"] = "stop",
+        after_loss: Callable[..., Any] | None = None,
+        announce: Callable[[str], None] = proof.announce,
+    ) -> None:
+        self.terms = [t for t in terms if t.weight > 0]
+        self.schedule = schedule
+        self.decoder = decoder
+        self.combine = combine
+        self.target = target
+        self.base_weighting = base_weighting
+        self.picture_check = picture_check
+        self.announce = announce
+        self._after_loss = after_loss
+        self._unproven = {t.name for t in self.terms}
+        self._first_step = True
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str | Path | Preset,
+        *,
+        vae: nn.Module | None,
+        noise_scheduler: Any,
+        plugins: Plugins | Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        prediction_type: str | None = None,
+        scaling_factor: float | None = None,
+        announce: Callable[[str], None] = proof.announce,
+    ) -> LossStack:
+        """The stack that a preset describes.
+
+        Args:
+            preset: name, path of a YAML file, or a loaded preset.
+            vae: the autoencoder whose decoder turns latents into pictures; it is copied.
+            noise_scheduler: the diffusers scheduler that the host adds noise with.
+            plugins: names as for `--loss-plugin`, or loaded plugins.
+            overrides: as for `--set`.
+            prediction_type: what the network's output is, where the scheduler's config does not say it.
+            scaling_factor: as for `LatentDecoder`.
+            announce: as above.
+
+        Raises:
+            PresetError, PluginError, WeightsError: see there.
+        """
+        if not isinstance(plugins, Plugins):
+            plugins = load_plugins(plugins)
+        if not isinstance(preset, Preset):
+            preset = load_preset(preset, overrides, plugins=plugins)
+        terms = [
+            Term(name, plugins.losses[name](**s.options), s.weight, s.max_timestep, s.detach)
+            for name, s in preset.losses.items()
+            if s.weight > 0
+        ]
+        weighting = preset.base.weighting
+        hook = plugins.manager.hook.after_loss
+        return cls(
+            terms,
+            schedule=NoiseSchedule.from_scheduler(noise_scheduler, prediction_type),
+            decoder=LatentDecoder(vae, scaling_factor) if vae is not None and terms else None,
+            combine=preset.combine,
+            target=preset.target,
+            base_weighting=None if weighting == "none" else plugins.base_weightings[weighting](**preset.base.options),
+            picture_check=preset.checks.picture,
+            after_loss=hook if hook.get_hookimpls() else None,
+            announce=announce,
+        )
+
+    def __call__(self, step: DiffusionStep) -> LossReport:
+        """The loss of a step, and what each term saw.
+
+        Raises:
+            LossError: a loss returned something else than one value per image.
+            CheckError: a start-up check failed, in the first step or the first that a term can be checked in.
+            NonFiniteLossError: a term was not finite for ten gated steps in a row; `.report` holds this step.
+        """
+        step = self._complete(step)
+        self._check(step)
+        base = self._base_loss(step)
+        gates = self._gates(step)
+        values = self._evaluate(step, gates)
+        finite = _all_finite(values)
+        correction = self._correction(step, {n: v for n, v in values.items() if finite[n]}, gates)
+        report = LossReport(
+            loss=base if correction is None else base + correction,
+            ldm=base.detach(),
+            terms={
+                t.name: TermReport.of(t.weight, gates[t.name], values.get(t.name), finite.get(t.name, True), step)
+                for t in self.terms
+            },
+        )
+        if self._after_loss is not None:
+            self._after_loss(step=step, report=report)
+        self._count(gates, finite, report)
+        return report
+
+    def prove(self, step: DiffusionStep) -> str:
+        """Check every term that `step` allows, announce the table, and return it. See `proof`."""
+        step = self._complete(step)
+        names = [t.name for t in self.terms if t.name in self._unproven and self.rows_with(t, step)]
+        table = proof.prove_terms(self, step, names)
+        self._unproven -= set(names)
+        self.announce(table)
+        return table
+
+    @property
+    def unproven(self) -> set[str]:
+        """Terms whose gradient has not been shown yet, because no image had what they need."""
+        return set(self._unproven)
+
+    def rows_with(self, term: Term, step: DiffusionStep) -> list[int]:
+        """The images of a step that have what a term needs, whatever their timestep."""
+        return [i for i, has in enumerate(self._has(term, step).tolist()) if has]
+
+    def decode(self, step: DiffusionStep) -> DiffusionStep:
+        """`step` with `pred_images`, with gradient, and `target_images`, without."""
+        if self.decoder is None:
+            raise LossError("a loss needs pictures, but no VAE was given: pass vae to LossStack.from_preset.")
+        pred_images = self.decoder(step.pred_latents)
+        if self.target == "image" and step.pixel_values is not None:
+            target_images = step.pixel_values.detach().to(pred_images)
+        else:
+            with torch.no_grad():
+                target_images = self.decoder(step.latents.float())
+        return replace(step, pred_images=pred_images, target_images=target_images)
+
+    def _complete(self, step: DiffusionStep) -> DiffusionStep:
+        """Add ẑ₀, and clip the face boxes to the picture."""
+        boxes = step.face_boxes
+        if boxes is not None:
+            size = step.pixel_values.shape[-2:] if step.pixel_values is not None else self._image_size(step)
+            boxes = [clip_boxes(b, *size) for b in boxes]
+        with torch.autocast(step.latents.device.type, enabled=False):
+            return replace(step, pred_latents=self.schedule.pred_latents(step), face_boxes=boxes)
+
+    def _image_size(self, step: DiffusionStep) -> tuple[int, int]:
+        if step.person_mask is not None:
+            return step.person_mask.shape[-2], step.person_mask.shape[-1]
+        if self.decoder is None:
+            raise LossError("face boxes were given without pictures, masks or a VAE: their picture's size is unknown.")
+        return self.decoder.image_size(step.latents)
+
+    def _check(self, step: DiffusionStep) -> None:
+        if self._first_step:
+            proof.check_estimate(self.schedule, step)
+            if step.base_loss is not None and self.base_weighting is None and self.terms:
+                proof.check_base_loss(step.base_loss, self._squared_error(step))
+            self._first_step = False
+        if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
+            self.prove(step)
+
+    def _base_loss(self, step: DiffusionStep) -> Tensor:
+        if step.base_loss is not None and self.base_weighting is None:
+            return step.base_loss
+        return self._squared_error(step).mean()
+
+    def _squared_error(self, step: DiffusionStep) -> Tensor:
+        """The plain loss b_i of each image, (n,) float32, with the host's weights and the preset's weighting."""
+        error = ((step.model_pred.float() - step.target.float()) ** 2).flatten(1).mean(dim=1)
+        if step.base_weights is not None:
+            error = error * step.base_weights.flatten().to(error)
+        if self.base_weighting is not None:
+            snr = self.schedule.snr(step.timesteps, step.sigmas)
+            error = error * (self.base_weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
+        return error
+
+    def _gates(self, step: DiffusionStep) -> dict[str, list[int]]:
+        """Rows of the images that each term applies to. One synchronisation with the device."""
+        if not self.terms:
+            return {}
+        snr = self.schedule.snr(step.timesteps, step.sigmas)
+        gates = [self.schedule.gate(snr, t.max_timestep) & self._has(t, step) for t in self.terms]
+        open_ = torch.stack(gates).tolist()
+        return {t.name: [i for i, o in enumerate(row) if o] for t, row in zip(self.terms, open_, strict=True)}
+
+    def _has(self, term: Term, step: DiffusionStep) -> Tensor:
+        """Whether each image has what a term needs, (N,) bool on the device of the timesteps."""
+        has = torch.ones(len(step), dtype=torch.bool)
+        if "face_boxes" in term.needs:
+            has &= torch.tensor([len(b) > 0 for b in step.face_boxes or [torch.empty(0, 4)] * len(step)])
+        has = has.to(step.timesteps.device)
+        if "person_mask" in term.needs:
+            if step.person_mask is None:
+                return torch.zeros_like(has)
+            has &= (step.person_mask > 0).flatten(1).any(dim=1).to(has.device)
+        return has
+
+    def _evaluate(self, step: DiffusionStep, gates: dict[str, list[int]]) -> dict[str, Tensor]:
+        """The values of each term on its gated images; those that need pictures share one decode."""
+        active = [t for t in self.terms if gates[t.name]]
+        if not active:
+            return {}
+        with torch.autocast(step.latents.device.type, enabled=False):
+            rows = sorted({r for t in active if "pred_images" in t.needs for r in gates[t.name]})
+            decoded = self.decode(step.select(rows)) if rows else step
+            values = {}
+            for term in active:
+                own = gates[term.name]
+                if "pred_images" in term.needs:
+                    values[term.name] = term.evaluate(decoded.select([rows.index(r) for r in own]))
+                else:
+                    values[term.name] = term.evaluate(step.select(own))
+            return values
+
+    def _correction(self, step: DiffusionStep, values: dict[str, Tensor], gates: dict[str, list[int]]) -> Tensor | None:
+        """Σ_ij w_ij (L_ij − b_i)/N for convex, Σ_ij w_ij L_ij/N for additive; None if no image is gated."""
+        parts = []
+        for term in self.terms:
+            if term.name in values:
+                difference = values[term.name]
+                if self.combine == "convex":
+                    difference = difference - self._squared_error(step.select(gates[term.name]))
+                parts.append(term.weight * difference.sum() / len(step))
+        return torch.stack(parts).sum() if parts else None
+
+    def _count(self, gates: dict[str, list[int]], finite: dict[str, bool], report: LossReport) -> None:
+        for term in self.terms:
+            if not gates[term.name]:
+                term.steps_without_effect += 1
+                if term.steps_without_effect == STEPS_WITHOUT_EFFECT:
+                    log.warning(
+                        "loss %r had no effect in %d steps: no image had t <= %s and what it needs (%s).",
+                        term.name,
+                        STEPS_WITHOUT_EFFECT,
+                        term.max_timestep,
+                        ", ".join(sorted(term.needs)),
+                    )
+                continue
+            term.steps_without_effect = 0
+            term.nonfinite_in_a_row = 0 if finite[term.name] else term.nonfinite_in_a_row + 1
+            if not finite[term.name]:
+                log.warning("loss %r was not finite and is left out of this step.", term.name)
+            if term.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
+                raise NonFiniteLossError(
+                    f"loss {term.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "
+                    "learning rate or its weight, or use float32; the last checkpoint precedes it.",
+                    report,
+                )
+
+
+def _all_finite(values: dict[str, Tensor]) -> dict[str, bool]:
+    """Whether each term's values are finite. One synchronisation with the device."""
+    if not values:
+        return {}
+    flags = torch.stack([torch.isfinite(v.detach()).all() for v in values.values()]).tolist()
+    return dict(zip(values, flags, strict=True))

@@ -1,0 +1,98 @@
+"""Steps, schedules and decoders for the engine's tests: small, random, seeded, real classes throughout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from mldm_plugin.step import DiffusionStep
+
+
+def ddpm(prediction_type: str = "epsilon", **kwargs) -> DDPMScheduler:
+    """Stable Diffusion's noise scheduler."""
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        **kwargs,
+    )
+
+
+def flow(**kwargs) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**kwargs)
+
+
+def tiny_vae(seed: int = 0, downscale: int = 4) -> AutoencoderKL:
+    """A random VAE of Stable Diffusion's architecture with factor 2 or 4."""
+    levels = {2: 2, 4: 3}[downscale]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            block_out_channels=(8,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            norm_num_groups=4,
+            latent_channels=4,
+            scaling_factor=0.5,
+        ).requires_grad_(False)
+
+
+def people_mask(n: int, size: int = 32, people: int = 2) -> torch.Tensor:
+    """Label maps with `people` rectangles side by side."""
+    mask = torch.zeros(n, 1, size, size, dtype=torch.uint8)
+    width = size // (people + 1)
+    for k in range(people):
+        mask[:, :, size // 4 :, k * width + 1 : (k + 1) * width + 1] = k + 1
+    return mask
+
+
+def make_step(
+    timesteps=(50, 50),
+    *,
+    scheduler=None,
+    seed: int = 0,
+    channels: int = 4,
+    size: int = 32,
+    latent_size: int = 8,
+    error: float = 0.3,
+    people: int = 2,
+    with_faces: bool = True,
+    base_loss: bool = True,
+) -> DiffusionStep:
+    """A step as a host loop would hand it over: a network that is wrong by `error` times unit noise."""
+    scheduler = scheduler or ddpm()
+    g = torch.Generator().manual_seed(seed)
+    n = len(timesteps)
+    latents = torch.randn(n, channels, latent_size, latent_size, generator=g)
+    noise = torch.randn(latents.shape, generator=g)
+    timesteps = torch.tensor(timesteps)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigma = (timesteps / 1000)[:, None, None, None]
+        noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+    else:
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        kind = scheduler.config.prediction_type
+        target = {
+            "epsilon": lambda: noise,
+            "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
+            "sample": lambda: latents,
+        }[kind]()
+    model_pred = (target + error * torch.randn(latents.shape, generator=g)).requires_grad_()
+    faces = [torch.tensor([[4.0, 4.0, 20.0, 24.0], [18.0, 2.0, 30.0, 16.0]]) for _ in range(n)]
+    step = DiffusionStep(
+        latents=latents,
+        noise=noise,
+        noisy_latents=noisy,
+        timesteps=timesteps,
+        model_pred=model_pred,
+        target=target,
+        pixel_values=torch.rand(n, 3, size, size, generator=g) * 2 - 1,
+        person_mask=people_mask(n, size, people),
+        face_boxes=faces if with_faces else [torch.empty(0, 4) for _ in range(n)],
+    )
+    if base_loss:
+        step = replace(step, base_loss=torch.nn.functional.mse_loss(model_pred.float(), target.float()))
+    return step
