@@ -1,0 +1,364 @@
+"""LossStack: gate, decode once, evaluate, weigh, mix."""
+
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from make_step import ddpm, flow, make_step, people_mask, tiny_vae
+
+from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.errors import CheckError, LossError, NonFiniteLossError
+from mldm_plugin.schedule import NoiseSchedule
+from mldm_plugin.stack import LossStack, Term
+
+VAE = tiny_vae()
+
+
+class PictureLoss:
+    """Mean squared difference of the pictures on the people."""
+
+    needs = frozenset({"pred_images", "person_mask"})
+
+    def __call__(self, step):
+        mask = (step.person_mask > 0).float()
+        return ((step.pred_images - step.target_images).square() * mask).flatten(1).mean(1)
+
+
+class FaceLoss:
+    """Mean absolute difference inside the face boxes."""
+
+    needs = frozenset({"pred_images", "face_boxes"})
+
+    def __call__(self, step):
+        values = []
+        for predicted, target, boxes in zip(step.pred_images, step.target_images, step.face_boxes, strict=True):
+            crops = [(slice(None), slice(int(b[1]), int(b[3])), slice(int(b[0]), int(b[2]))) for b in boxes]
+            values.append(sum(((predicted[c] - target[c]).abs().mean() for c in crops), predicted.sum() * 0))
+        return torch.stack(values)
+
+
+class LatentLoss:
+    """Mean absolute difference of the latents: needs no picture."""
+
+    needs = frozenset()
+
+    def __call__(self, step):
+        return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
+
+
+def make_stack(*terms, scheduler=None, **options):
+    options = {"picture_check": "warn", "announce": lambda text: None, **options}
+    return LossStack(
+        terms,
+        schedule=NoiseSchedule.from_scheduler(scheduler or ddpm()),
+        decoder=LatentDecoder(VAE),
+        **options,
+    )
+
+
+def two_terms(**options):
+    return make_stack(Term("picture", PictureLoss(), 0.2), Term("face", FaceLoss(), 0.5), **options)
+
+
+def expected_by_eq_3(stack, step, combine="convex"):
+    """Eq. 3 written out image by image, with plain loops."""
+    total = 0
+    for i in range(len(step)):
+        one = replace(step.select([i]), base_loss=None)
+        b = F.mse_loss(one.model_pred, one.target)
+        value, kept = 0, 1.0
+        for term in stack.terms:
+            has = (one.person_mask > 0).any() if "person_mask" in term.needs else True
+            has = has and (len(one.face_boxes[0]) > 0 if "face_boxes" in term.needs else True)
+            if one.timesteps.item() <= term.max_timestep and has:
+                seen = stack.decode(replace(one, pred_latents=stack.schedule.pred_latents(one)))
+                value = value + term.weight * term.loss(seen).squeeze()
+                kept -= term.weight
+        total = total + value + (kept if combine == "convex" else 1.0) * b
+    return total / len(step)
+
+
+@pytest.mark.parametrize("combine", ["convex", "additive"])
+def test_mix_is_eq_3_image_by_image(combine):
+    step = make_step((50, 100, 101, 900))
+    boxes = list(step.face_boxes)
+    boxes[1] = torch.empty(0, 4)
+    step = replace(step, face_boxes=boxes)
+    stack = two_terms(combine=combine)
+    report = stack(step)
+    expected = expected_by_eq_3(stack, step, combine)
+    torch.testing.assert_close(report.loss, expected, rtol=1e-5, atol=0)
+    (mine,) = torch.autograd.grad(report.loss, step.model_pred, retain_graph=True)
+    (his,) = torch.autograd.grad(expected, step.model_pred)
+    torch.testing.assert_close(mine, his, rtol=1e-4, atol=1e-8)
+    assert report.terms["picture"].gate.tolist() == [True, True, False, False]
+    assert report.terms["face"].gate.tolist() == [True, False, False, False]
+    torch.testing.assert_close(report.terms["face"].weight, torch.tensor([0.5, 0, 0, 0]))
+
+
+def test_a_batch_equals_its_images_one_by_one():
+    step = make_step((50, 20, 700))
+    together = two_terms()(step).loss
+    alone = [two_terms()(replace(step.select([i]), base_loss=None)).loss for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-5, atol=0)
+
+
+def test_an_image_without_a_face_gives_its_weight_back():
+    """Defect 7 of the released code: (.2, .5) became .25 + .60 where there was no face."""
+    step = make_step((50,), with_faces=False)
+    report = two_terms()(step)
+    b, picture = report.ldm, report.terms["picture"].raw[0]
+    torch.testing.assert_close(report.loss.detach(), 0.2 * picture + 0.8 * b)
+
+
+def test_padded_boxes_count_as_no_face():
+    """Defect 8 of the released code: [0, 0, 0, 0] beside real boxes gave crops of size zero."""
+    step = make_step((50, 50))
+    padded = replace(step, face_boxes=[torch.zeros(3, 4), torch.cat([step.face_boxes[1], torch.zeros(2, 4)])])
+    report = two_terms()(padded)
+    assert report.terms["face"].gate.tolist() == [False, True]
+    torch.testing.assert_close(report.terms["face"].raw[1], two_terms()(step).terms["face"].raw[1])
+
+
+def test_without_people_the_loss_is_the_plain_one_to_the_bit():
+    step = replace(make_step((50, 50), with_faces=False), person_mask=torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
+    assert two_terms()(step).loss is step.base_loss
+
+
+def test_above_the_gate_nothing_is_decoded():
+    """Defect 12 of the released code: one t for the batch, all or nothing."""
+    stack = two_terms()
+    stack(make_step((50, 50)))  # the start-up proof decodes
+    decoded = []
+    original = stack.decoder
+    stack.decoder = lambda latents: decoded.append(len(latents)) or original(latents)
+    step = make_step((101, 500, 999))
+    assert stack(step).loss is step.base_loss
+    assert decoded == []
+    stack(make_step((101, 60, 999, 3)))
+    assert decoded == [2]  # once, and only the two gated images
+
+
+def test_the_union_is_decoded_once_for_terms_with_different_gates():
+    stack = make_stack(Term("picture", PictureLoss(), 0.2, 100), Term("face", FaceLoss(), 0.3, 600))
+    stack(make_step((50, 50)))
+    decoded = []
+    original = stack.decoder
+    stack.decoder = lambda latents: decoded.append(len(latents)) or original(latents)
+    step = make_step((500, 50, 900, 300))
+    report = stack(step)
+    assert decoded == [3]
+    assert report.terms["picture"].gate.tolist() == [False, True, False, False]
+    assert report.terms["face"].gate.tolist() == [True, True, False, True]
+    torch.testing.assert_close(report.loss, expected_by_eq_3(stack, step), rtol=1e-5, atol=0)
+
+
+def test_a_loss_on_latents_needs_no_decoder():
+    stack = LossStack(
+        [Term("latent", LatentLoss(), 0.4)], schedule=NoiseSchedule.from_scheduler(ddpm()), announce=lambda text: None
+    )
+    report = stack(make_step((50, 500)))
+    assert report.terms["latent"].gate.tolist() == [True, False]
+
+
+def test_weights_of_zero_are_the_plain_loss_to_the_bit_and_draw_no_random_numbers():
+    stack = make_stack(Term("picture", PictureLoss(), 0.0), Term("face", FaceLoss(), 0.0))
+    step = make_step((50, 50))
+    state = torch.get_rng_state()
+    assert stack(step).loss is step.base_loss
+    two_terms()(step)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_order_of_terms_does_not_matter():
+    step = make_step((50, 20))
+    one = two_terms()(step)
+    two = make_stack(Term("face", FaceLoss(), 0.5), Term("picture", PictureLoss(), 0.2))(step)
+    torch.testing.assert_close(one.loss, two.loss)
+    assert list(two.terms) == ["face", "picture"]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_every_parametrisation_gets_the_same_terms(kind):
+    """Defect 13 of the released code: x̂0 assumed epsilon. The same wrong z0 gives the same losses."""
+    reference = make_step((50,), scheduler=ddpm())
+    schedule = NoiseSchedule.from_scheduler(ddpm(kind))
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in schedule.coefficients(reference.timesteps))
+    wrong = NoiseSchedule.from_scheduler(ddpm()).pred_latents(reference).detach()
+    wrong_noise = (reference.noisy_latents - alpha * wrong) / sigma
+    step = replace(
+        reference,
+        model_pred=schedule.target(wrong, wrong_noise, alpha, sigma).requires_grad_(),
+        target=schedule.target(reference.latents, reference.noise, alpha, sigma),
+        base_loss=None,
+    )
+    report = two_terms(scheduler=ddpm(kind))(step)
+    expected = two_terms()(reference).terms["picture"].raw
+    torch.testing.assert_close(report.terms["picture"].raw, expected, rtol=1e-4, atol=0)
+
+
+def test_flow_matching():
+    step = make_step((50, 950), scheduler=flow())
+    report = two_terms(scheduler=flow())(step)
+    assert report.terms["picture"].gate.tolist() == [True, False]
+    report.loss.backward()
+    assert torch.isfinite(step.model_pred.grad).all()
+
+
+def test_target_decoded_compares_with_the_vaes_own_reconstruction():
+    """Defect 14 of the released code: the VAE's reconstruction error is a floor of the loss."""
+    step = make_step((50,), error=0.0)
+    image, decoded = two_terms()(step), two_terms(target="decoded", picture_check="warn")(step)
+    assert image.terms["picture"].raw.item() > 0.01
+    assert decoded.terms["picture"].raw.item() < 1e-10
+    cached = replace(step, pixel_values=None)
+    assert two_terms()(cached).terms["picture"].raw.item() < 1e-10
+
+
+def test_detached_terms_scale_the_plain_loss_and_train_nothing():
+    """What the released code really optimised, defect 1, on purpose."""
+    stack = make_stack(Term("picture", PictureLoss(), 0.1, detach=True), Term("face", FaceLoss(), 0.5, detach=True))
+    step = make_step((50,))
+    report = stack(step)
+    (gradient,) = torch.autograd.grad(report.loss, step.model_pred)
+    (plain,) = torch.autograd.grad(F.mse_loss(step.model_pred, step.target), step.model_pred)
+    torch.testing.assert_close(gradient, (1 - 0.1 - 0.5) * plain)
+    assert report.terms["picture"].raw.item() > 0
+
+
+def test_host_weighting_is_kept_in_the_mix():
+    step = make_step((50, 500))
+    weights = torch.tensor([0.25, 2.0])
+    errors = (step.model_pred - step.target).square().flatten(1).mean(1)
+    step = replace(step, base_loss=(errors * weights).mean(), base_weights=weights)
+    report = two_terms()(step)
+    picture, face = report.terms["picture"].raw[0], report.terms["face"].raw[0]
+    first = 0.2 * picture + 0.5 * face + 0.3 * 0.25 * errors[0]
+    torch.testing.assert_close(report.loss, (first + 2.0 * errors[1]) / 2)
+
+
+def test_a_base_loss_that_is_not_the_mean_squared_error_stops_the_run():
+    step = make_step((50, 50))
+    with pytest.raises(CheckError, match="pass the trainer's own factor on each image"):
+        two_terms()(replace(step, base_loss=step.base_loss * 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda s: s.pred_images.mean(), r"returned torch.float32 \(\), expected a float tensor of shape \(2,\)"),
+        (lambda s: 0.5, "returned float, expected"),
+        (lambda s: torch.ones(2, dtype=torch.long), "returned torch.int64"),
+    ],
+)
+def test_a_loss_of_the_wrong_shape_is_named(value, message):
+    stack = make_stack(Term("mine", PictureLoss(), 0.2))
+    stack(make_step((50, 50)))
+    stack.terms[0].loss = type("Wrong", (PictureLoss,), {"__call__": lambda self, s: value(s)})()
+    with pytest.raises(LossError, match=f"'mine' {message}"):
+        stack(make_step((50, 50)))
+
+
+class Poisoned(PictureLoss):
+    bad = True
+
+    def __call__(self, step):
+        return super().__call__(step) * (math.nan if self.bad else 1)
+
+
+def test_a_term_that_is_not_finite_is_left_out_counted_and_after_ten_steps_stops_the_run(caplog):
+    loss = Poisoned()
+    stack = make_stack(Term("bad", loss, 0.2), Term("face", FaceLoss(), 0.5))
+    loss.bad = False
+    stack(make_step((50,)))
+    loss.bad = True
+    step = make_step((50,))
+    with caplog.at_level(logging.WARNING):
+        report = stack(step)
+    assert "loss 'bad' was not finite" in caplog.text
+    assert report.logs()["bad_nonfinite"] == 1
+    assert report.logs()["bad"] is None
+    torch.testing.assert_close(
+        report.loss.detach(), 0.5 * report.terms["face"].raw[0] + 0.5 * report.ldm
+    )  # its weight went back to the plain loss
+    report.loss.backward()
+    assert torch.isfinite(step.model_pred.grad).all()
+    for _ in range(8):
+        stack(step)
+    stack(make_step((500,)))  # a step without a gated image neither counts nor resets
+    with pytest.raises(NonFiniteLossError, match="'bad' was NaN or infinite in 10 steps in a row") as error:
+        stack(step)
+    assert torch.isfinite(error.value.report.loss)
+    loss.bad = False
+    stack.terms[0].nonfinite_in_a_row = 9
+    stack(step)
+    assert stack.terms[0].nonfinite_in_a_row == 0
+
+
+def test_a_term_without_effect_is_warned_about_once(caplog, monkeypatch):
+    monkeypatch.setattr("mldm_plugin.stack.STEPS_WITHOUT_EFFECT", 3)
+    stack = two_terms()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(7):
+            stack(make_step((900,), with_faces=False))
+    assert [r.getMessage() for r in caplog.records if "'face' had no effect in 3 steps" in r.getMessage()] != []
+    assert len(caplog.records) == 2  # one for each term
+
+
+def test_after_loss_sees_the_estimate_and_the_report():
+    seen = {}
+    stack = two_terms(after_loss=lambda step, report: seen.update(step=step, report=report))
+    report = stack(make_step((50, 900)))
+    assert seen["report"] is report
+    assert seen["step"].pred_latents.shape == (2, 4, 8, 8)
+
+
+def test_logs_hold_every_terms_mean_and_count():
+    logs = two_terms()(make_step((50, 20, 900))).logs()
+    assert list(logs) == ["loss", "ldm", "picture", "picture_gated", "face", "face_gated"]
+    assert logs["picture_gated"] == 2
+    assert two_terms()(make_step((900,))).logs()["face"] is None
+
+
+def test_half_precision_hosts_get_float32_terms_under_their_autocast():
+    step = make_step((50, 50))
+    half = replace(
+        step,
+        **{k: getattr(step, k).detach().bfloat16() for k in ("latents", "noise", "noisy_latents", "target")},
+        model_pred=step.model_pred.detach().bfloat16().requires_grad_(),
+        base_loss=None,
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = two_terms()(half)
+    assert report.loss.dtype == torch.float32
+    report.loss.backward()
+    assert half.model_pred.grad.dtype == torch.bfloat16
+    assert report.loss.item() == pytest.approx(two_terms()(step).loss.item(), rel=0.03)
+
+
+def test_cut_off_faces_use_the_mask_when_pictures_are_cached():
+    step = replace(make_step((50,)), pixel_values=None, face_boxes=[torch.tensor([[-4.0, 0, 400, 20]])])
+    seen = {}
+    stack = two_terms(after_loss=lambda step, report: seen.update(step=step))
+    stack(step)
+    assert seen["step"].face_boxes[0].tolist() == [[0, 0, 32, 20]]
+    stack(replace(step, person_mask=None))
+    assert seen["step"].face_boxes[0].tolist() == [[0, 0, 32, 20]]
+
+
+def test_hosts_own_vae_is_untouched_and_survives_being_moved():
+    vae = tiny_vae()
+    decoder = LatentDecoder(vae)
+    latents = torch.randn(1, 4, 8, 8)
+    expected = vae.decode(latents / 0.5).sample
+    vae.to(torch.bfloat16)
+    assert vae.encoder.conv_in.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(decoder(latents), expected)
+    assert decoder.image_size(latents) == (32, 32)
+
+
+def test_people_of_several_labels_are_one_person_each():
+    assert people_mask(1, 32, 3).unique().tolist() == [0, 1, 2, 3]
