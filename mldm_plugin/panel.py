@@ -1,0 +1,100 @@
+"""A picture of one training step: what the losses saw, as in Figure 3 of the Masked LDM paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from mldm_plugin.report import LossReport
+from mldm_plugin.stack import LossStack
+from mldm_plugin.step import DiffusionStep
+
+_COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45"]
+_TITLES = ("picture", "people and faces", "x_t", "x̂0")
+_MARGIN, _GAP, _LINE = 8, 4, 18
+
+
+def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_rows: int = 4) -> Image.Image:
+    """One row an image: the picture, its masks and boxes, decode(z_t), decode(ẑ₀), with t and every term's value.
+
+    Args:
+        stack: for its decoder and noise schedule; a decoder is needed.
+        step: the step that `stack` was given.
+        report: what it returned.
+        max_rows: images shown.
+
+    Returns:
+        An RGB picture. No gradients are computed and no random numbers drawn.
+    """
+    step = step.select(range(min(max_rows, len(step))))
+    if stack.decoder is None:
+        raise ValueError("panels need a decoder: give LossStack a VAE and a loss of positive weight.")
+    with torch.no_grad():
+        pictures = step.pixel_values
+        if pictures is None:
+            pictures = stack.decoder(step.latents.float())
+        columns = [
+            _as_bytes(pictures),
+            [_annotate(_as_bytes(pictures)[i], step, i) for i in range(len(step))],
+            _as_bytes(stack.decoder(step.noisy_latents.float())),
+            _as_bytes(stack.decoder(stack.schedule.pred_latents(step))),
+        ]
+    rows = [[column[i] for column in columns] for i in range(len(step))]
+    return _arrange(rows, [_caption(step, report, i) for i in range(len(step))])
+
+
+def save_panel(image: Image.Image, path: Path) -> None:
+    """Write a panel as PNG; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    image.save(unfinished, format="PNG")
+    unfinished.replace(path)
+
+
+def _as_bytes(images: Tensor) -> list[Tensor]:
+    return list(((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+
+
+def _annotate(picture: Tensor, step: DiffusionStep, row: int) -> Tensor:
+    if step.person_mask is not None:
+        labels = step.person_mask[row].cpu()
+        people = [k for k in labels.unique().tolist() if k > 0]
+        if people:
+            masks = torch.cat([labels == k for k in people])
+            colours = [_COLOURS[(k - 1) % len(_COLOURS)] for k in people]
+            picture = draw_segmentation_masks(picture, masks, alpha=0.45, colors=colours)
+    if step.face_boxes is not None and len(step.face_boxes[row]):
+        width = max(1, picture.shape[-1] // 128)
+        picture = draw_bounding_boxes(picture, step.face_boxes[row].cpu(), colors="yellow", width=width)
+    return picture
+
+
+def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:
+    t = step.timesteps[row].item()
+    parts = [f"t = {t:g}"]
+    for name, term in report.terms.items():
+        value = f"{term.raw[row].item():.3f} × {term.weight[row].item():g}" if term.gate[row] else "not applied"
+        parts.append(f"{name}: {value}")
+    return "     ".join(parts)
+
+
+def _arrange(rows: list[list[Tensor]], captions: list[str]) -> Image.Image:
+    height, width = rows[0][0].shape[-2:]
+    font = ImageFont.load_default(size=13)
+    n_columns = len(_TITLES)
+    sheet_width = 2 * _MARGIN + n_columns * width + (n_columns - 1) * _GAP
+    sheet = Image.new("RGB", (sheet_width, 2 * _MARGIN + _LINE + len(rows) * (height + _LINE + _GAP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(_TITLES):
+        draw.text((_MARGIN + column * (width + _GAP), _MARGIN), title, fill="black", font=font)
+    for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        top = _MARGIN + _LINE + i * (height + _LINE + _GAP)
+        for column, picture in enumerate(row):
+            tile = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            sheet.paste(tile, (_MARGIN + column * (width + _GAP), top))
+        draw.text((_MARGIN, top + height + 1), caption, fill="black", font=font)
+    return sheet

@@ -1,0 +1,53 @@
+"""The panel shows what the losses saw."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from make_step import make_step
+from PIL import Image
+from test_stack import make_stack, two_terms
+
+from mldm_plugin.panel import _caption, draw_panel, save_panel
+
+
+def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
+    stack, step = two_terms(), make_step((50, 900))
+    panel = draw_panel(stack, step, stack(step))
+    assert panel.size == (2 * 8 + 4 * 32 + 3 * 4, 2 * 8 + 18 + 2 * (32 + 18 + 4))
+    tiles = np.asarray(panel)[26 : 26 + 32]
+    picture, annotated = tiles[:, 8:40].astype(int), tiles[:, 44:76].astype(int)
+    expected = ((step.pixel_values[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
+    assert np.array_equal(picture, expected)
+    changed = (picture != annotated).any(axis=-1)
+    assert changed[step.person_mask[0, 0].numpy() > 0].mean() > 0.9
+    assert changed.mean() < 0.95
+    assert (annotated == [255, 255, 0]).all(axis=-1).any()  # a face box
+
+
+def test_the_caption_says_t_and_every_terms_value():
+    stack, step = two_terms(), make_step((50, 900))
+    report = stack(step)
+    assert _caption(step, report, 0).startswith(f"t = 50     picture: {report.terms['picture'].raw[0]:.3f} × 0.2")
+    assert _caption(step, report, 1) == "t = 900     picture: not applied     face: not applied"
+
+
+def test_cached_latents_without_masks_and_rows_beyond_the_limit(tmp_path):
+    stack, step = two_terms(), make_step((50,) * 6)
+    report = stack(step)
+    bare = replace(step, pixel_values=None, person_mask=None, face_boxes=None)
+    state = torch.get_rng_state()
+    panel = draw_panel(stack, bare, report, max_rows=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    save_panel(panel, tmp_path / "panels" / "1.png")
+    with Image.open(tmp_path / "panels" / "1.png") as saved:
+        assert saved.size == panel.size
+    assert [p.name for p in (tmp_path / "panels").iterdir()] == ["1.png"]
+
+
+def test_without_a_decoder_the_panel_says_why():
+    stack, step = make_stack(), make_step((50,))
+    stack.decoder = None
+    with pytest.raises(ValueError, match="panels need a decoder"):
+        draw_panel(stack, step, stack(step))

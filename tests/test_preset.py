@@ -1,0 +1,168 @@
+"""Presets: the table of the paper, all faults at once, overrides, and a resolved file that reads back."""
+
+import pytest
+import yaml
+from test_stack import VAE, ddpm
+
+from mldm_plugin.errors import PresetError
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.preset import built_in_presets, load_preset
+from mldm_plugin.stack import LossStack
+
+# name: λ1, λ2, T, base weighting, batch, epochs: "Improving Latent Diffusion with Perceptual Mask-Aware Loss",
+# section 4, section 5 and Table 1; the released train_mldm.py; P2 as in "Conditioning Diffusion Models via …".
+PAPER = {
+    "baseline": (None, None, None, "none", 2, 10),
+    "mldm": (0.2, 0.5, 100, "none", 1, 12),
+    "mldm-t400": (0.2, 0.5, 400, "none", 1, 12),
+    "mldm-table1-t100": (0.1, 0.5, 100, "none", 1, 12),
+    "mldm-table1-t400": (0.1, 0.5, 400, "none", 1, 12),
+    "mldm-released-script": (0.1, 0.7, 100, "none", 1, 12),
+    "mldm-released-objective": (0.1, 0.5, 100, "none", 1, 12),
+    "p2": (None, None, None, "p2", 2, 10),
+    "mldm-p2": (0.2, 0.5, 100, "p2", 1, 12),
+}
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return load_plugins()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_say_what_the_papers_say(name, plugins):
+    lpips, face, limit, weighting, batch, epochs = PAPER[name]
+    preset = load_preset(name, plugins=plugins)
+    assert preset.combine == "convex"
+    assert preset.base.weighting == weighting
+    if weighting == "p2":
+        assert preset.base.options == {"k": 1.0, "gamma": 0.5}
+    assert preset.training["train_batch_size"] == batch
+    assert preset.training["num_train_epochs"] == epochs
+    assert preset.training["resolution"] == 512
+    assert preset.training["learning_rate"] == 1e-5
+    assert preset.training["conditioning"] == "none"
+    if lpips is None:
+        assert preset.losses == {}
+        return
+    assert {n: s.weight for n, s in preset.losses.items()} == {"masked_lpips": lpips, "face": face}
+    assert {s.max_timestep for s in preset.losses.values()} == {limit}
+    assert {s.detach for s in preset.losses.values()} == {name == "mldm-released-objective"}
+
+
+def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
+    assert set(PAPER) | {"demo"} == set(built_in_presets())
+    for name in built_in_presets():
+        preset = load_preset(name, plugins=plugins)
+        (tmp_path / "resolved.yaml").write_text(preset.dump(), encoding="utf-8")
+        assert load_preset(tmp_path / "resolved.yaml", plugins=plugins) == preset
+
+
+def test_a_resolved_preset_names_every_option(plugins):
+    face = yaml.safe_load(load_preset("mldm", plugins=plugins).dump())["losses"]["masked_lpips"]
+    assert face["divide_by"] == "area"
+    assert face["layer_weights"] == [0.2] * 5
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_part_of_a_preset_is_enough(tmp_path, plugins):
+    preset = load_preset(write(tmp_path, "losses: {face: {weight: 0.3}}"), plugins=plugins)
+    assert preset.losses["face"].max_timestep == 100
+    assert preset.losses["face"].options["network"] == "vggface2_resnet50"
+
+
+def test_all_faults_are_named_at_once_with_the_nearest_names(tmp_path, plugins):
+    path = write(
+        tmp_path,
+        """
+combin: convex
+target: pixels
+base: {weighting: min_snrr}
+losses:
+  face: {weight: -1, max_timestep: 1000, netwrok: vgg}
+  masked_lpisp: {weight: 0.1}
+  masked_lpips: {weight: 0.2, form: spatiall}
+checks: {pictur: warn}
+""",
+    )
+    with pytest.raises(PresetError) as error:
+        load_preset(path, plugins=plugins)
+    text = str(error.value)
+    for expected in (
+        "combin: unknown key; did you mean 'combine'?",
+        "target: input should be 'image' or 'decoded', got 'pixels'",
+        "losses.face.weight: input should be greater than or equal to 0, got -1",
+        "losses.face.max_timestep: input should be less than or equal to 999, got 1000",
+        "losses.face.netwrok: unknown key; did you mean 'network'?",
+        "losses.masked_lpisp: unknown loss 'masked_lpisp': did you mean 'masked_lpips'?",
+        "losses.masked_lpips.form: input should be 'spatial' or 'features', got 'spatiall'",
+        "base: unknown base weighting 'min_snrr': did you mean 'min_snr'?",
+        "checks.pictur: unknown key; did you mean 'picture'?",
+    ):
+        assert expected in text
+    assert "9 fault(s)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("losses: {face: {weight: 0.7}, masked_lpips: {weight: 0.4}}", "sum to 1.1, expected at most 1"),
+        ("losses: {face: {max_timestep: 3}}", "losses.face.weight: is missing"),
+        ("losses: {face: {weight: .nan}}", "losses.face.weight"),
+        ("losses: [face]", "losses: input should be a valid dictionary"),
+        ("losses: {face: 3}", "losses.face: input should be a valid dictionary"),
+        ("[1, 2]", "is a list, expected keys"),
+        ("a: [1", "cannot be read"),
+        ("base: {weighting: none, k: 3}", "weighting none takes no options, got k"),
+        ("base: p2", "base: input should be a valid dictionary"),
+    ],
+)
+def test_bad_presets(tmp_path, plugins, text, message):
+    with pytest.raises(PresetError, match=message):
+        load_preset(write(tmp_path, text), plugins=plugins)
+
+
+def test_additive_weights_may_exceed_one(tmp_path, plugins):
+    load_preset(write(tmp_path, "combine: additive\nlosses: {face: {weight: 3}}"), plugins=plugins)
+
+
+def test_unknown_names_and_files():
+    with pytest.raises(PresetError, match="unknown preset 'mlmd': did you mean 'mldm'"):
+        load_preset("mlmd")
+    with pytest.raises(PresetError, match=r"gone.yaml does not exist"):
+        load_preset("gone.yaml")
+
+
+def test_overrides(plugins):
+    preset = load_preset(
+        "mldm", ["losses.face.weight=0.3", "base.weighting=p2", "losses.face.form=features"], plugins=plugins
+    )
+    assert preset.losses["face"].weight == 0.3
+    assert preset.losses["face"].options["form"] == "features"
+    assert preset.base.options == {"k": 1.0, "gamma": 0.5}
+    with pytest.raises(PresetError, match="not of the form a.b=c"):
+        load_preset("mldm", ["losses.face.weight"])
+    with pytest.raises(PresetError, match="holds no keys"):
+        load_preset("mldm", ["combine.face=3"])
+    with pytest.raises(PresetError, match=r"losses.face.wieght: unknown key; did you mean 'weight'"):
+        load_preset("mldm", ["losses.face.wieght=1"], plugins=plugins)
+    with pytest.raises(PresetError, match="the value is not YAML"):
+        load_preset("mldm", ["combine=[1"])
+
+
+def test_from_preset_builds_what_the_preset_says(tmp_path):
+    path = write(
+        tmp_path,
+        "combine: additive\ntarget: decoded\nbase: {weighting: min_snr, gamma: 3}\nchecks: {picture: warn}\n"
+        "losses: {masked_lpips: {weight: 0.2, weights: random, people: each}, face: {weight: 0}}",
+    )
+    stack = LossStack.from_preset(path, vae=VAE, noise_scheduler=ddpm())
+    assert [t.name for t in stack.terms] == ["masked_lpips"]  # weight 0 needs no network
+    assert stack.terms[0].loss.people == "each"
+    assert (stack.combine, stack.target, stack.picture_check) == ("additive", "decoded", "warn")
+    assert stack.base_weighting.gamma == 3

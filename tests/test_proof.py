@@ -1,0 +1,186 @@
+"""The start-up checks stop a run whose losses would train nothing, or train the wrong thing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from make_step import ddpm, flow, make_step, tiny_vae
+from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
+
+from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.errors import CheckError
+from mldm_plugin.schedule import NoiseSchedule
+from mldm_plugin.stack import LossStack, Term
+
+
+def loss(function):
+    return type("Custom", (PictureLoss,), {"__call__": lambda self, step: function(step)})()
+
+
+DEAD = {
+    "detached": lambda s: s.pred_images.detach().flatten(1).mean(1),
+    "cast to integers": lambda s: (s.pred_images * 255).to(torch.uint8).float().flatten(1).mean(1),
+    "out of the graph by numpy": lambda s: torch.from_numpy(s.pred_images.detach().numpy()).flatten(1).mean(1),
+    "of the target alone": lambda s: s.target_images.flatten(1).mean(1),
+}
+
+
+@pytest.mark.parametrize("name", DEAD)
+def test_a_loss_cut_off_from_the_network_stops_the_run_in_the_first_step(name):
+    """Defect 1 of the released code: its pixel losses never had a gradient, and nothing said so."""
+    stack = make_stack(Term("face", FaceLoss(), 0.2), Term("mine", loss(DEAD[name]), 0.2))
+    with pytest.raises(CheckError, match="loss 'mine' would train nothing.*cut off from the network output"):
+        stack(make_step((900, 900)))  # even where no image is gated
+
+
+def test_a_decoder_under_no_grad_stops_the_run():
+    """Defect 1, literally: decode_first_stage under torch.no_grad()."""
+    stack = two_terms()
+    decoder = stack.decoder
+    stack.decoder = torch.no_grad()(lambda latents: decoder(latents))
+    with pytest.raises(CheckError, match="loss 'picture' would train nothing"):
+        stack(make_step((50, 50)))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda s: s.pred_images.clamp(5, 6).flatten(1).mean(1), "does not change with the network output"),
+        (lambda s: s.pred_images.round().flatten(1).mean(1), "does not change with the network output"),
+        (lambda s: (s.pred_images * 0).square().sum((1, 2, 3)).sqrt(), "is NaN or infinite; look for a root"),
+    ],
+)
+def test_zero_and_infinite_gradients_stop_the_run(function, message):
+    with pytest.raises(CheckError, match=message):
+        make_stack(Term("mine", loss(function), 0.2))(make_step((50, 50)))
+
+
+def test_a_value_that_is_not_finite_stops_the_run():
+    with pytest.raises(CheckError, match="'mine' is .*nan.* expected a finite value"):
+        make_stack(Term("mine", loss(lambda s: s.pred_images.flatten(1).mean(1) * float("nan")), 0.2))(make_step())
+
+
+def test_the_table_shows_every_term():
+    shown = []
+    stack = make_stack(
+        Term("picture", PictureLoss(), 0.2),
+        Term("latent", LatentLoss(), 0.1, None),
+        Term("face", FaceLoss(), 0.5, detach=True),
+        announce=shown.append,
+    )
+    stack(make_step((900, 900)))
+    stack(make_step((900, 900)))
+    (table,) = shown
+    lines = {line.split()[0]: line for line in table.splitlines()}
+    assert "reaches the network" in lines["picture"]
+    assert " all " in lines["latent"]
+    assert "detached by the preset: logged, trains nothing" in lines["face"]
+    assert float(lines["picture"].split()[4]) > 0
+
+
+def test_a_term_is_proved_when_the_first_image_comes_that_has_what_it_needs():
+    shown = []
+    stack = two_terms(announce=shown.append)
+    stack(make_step((900,), with_faces=False))
+    assert stack.unproven == {"face"}
+    stack(make_step((900,)))
+    assert stack.unproven == set()
+    assert ["face" in table for table in shown] == [False, True]
+
+
+def test_the_proof_draws_no_random_numbers_and_leaves_no_gradient():
+    state = torch.get_rng_state()
+    step = make_step((900,))
+    two_terms().prove(step)
+    assert step.model_pred.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("scheduler", [ddpm(), ddpm("v_prediction"), ddpm("sample"), flow()])
+def test_right_hosts_pass(scheduler):
+    two_terms(scheduler=scheduler)(make_step((999, 1), scheduler=scheduler))
+
+
+def test_a_wrong_prediction_type_stops_the_run():
+    step = make_step((500, 700), scheduler=ddpm("v_prediction"))
+    with pytest.raises(CheckError, match=r"x̂0 computed from the target is not the clean latents.*pass prediction_type"):
+        two_terms(scheduler=ddpm("epsilon"))(step)
+
+
+def test_a_wrong_noise_schedule_stops_the_run():
+    from diffusers import DDPMScheduler
+
+    step = make_step((500, 700), scheduler=DDPMScheduler(beta_schedule="linear"))
+    with pytest.raises(CheckError, match="noise schedule is not the one given"):
+        two_terms()(step)
+
+
+def test_latents_scaled_otherwise_stop_the_run():
+    step = make_step((500, 700))
+    with pytest.raises(CheckError, match="scaled differently"):
+        two_terms()(replace(step, latents=step.latents * 1.4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_latents_pass_and_wrong_ones_do_not(dtype):
+    names = ("latents", "noise", "noisy_latents", "target", "model_pred")
+    step = make_step((999, 5), base_loss=False)
+    two_terms()(replace(step, **{n: getattr(step, n).detach().to(dtype) for n in names}))
+    wrong = make_step((999, 5), scheduler=ddpm("v_prediction"), base_loss=False)
+    with pytest.raises(CheckError, match="x̂0"):
+        two_terms()(replace(wrong, **{n: getattr(wrong, n).detach().to(dtype) for n in names}))
+
+
+class Enlarger(torch.nn.Module):
+    """A perfect autoencoder: latents are the picture, shrunk by 4."""
+
+    def __init__(self):
+        super().__init__()
+        from diffusers.configuration_utils import FrozenDict
+
+        self.config = FrozenDict(scaling_factor=1.0, block_out_channels=(1, 1, 1))
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def decode(self, latents, return_dict):
+        return (torch.nn.functional.interpolate(latents[:, :3], scale_factor=4),)
+
+
+def picture_step():
+    step = make_step((50, 50))
+    shrunk = torch.nn.functional.avg_pool2d(step.pixel_values, 4)
+    latents = torch.cat([shrunk, shrunk[:, :1]], dim=1) * 2
+    pixels = torch.nn.functional.interpolate(latents[:, :3], scale_factor=4)
+    noisy = ddpm().add_noise(latents, step.noise, step.timesteps)
+    return replace(step, latents=latents, noisy_latents=noisy, pixel_values=pixels)
+
+
+def test_a_wrong_vae_scale_stops_the_run_and_the_right_one_passes():
+    def stack(scaling_factor, check="stop"):
+        return LossStack(
+            [Term("picture", PictureLoss(), 0.2)],
+            schedule=NoiseSchedule.from_scheduler(ddpm()),
+            decoder=LatentDecoder(Enlarger(), scaling_factor),
+            picture_check=check,
+            announce=lambda text: None,
+        )
+
+    assert "resembles the picture: mean absolute error 0.000" in stack(1.0).prove(picture_step())
+    with pytest.raises(CheckError, match=r"does not resemble the picture.*times 0.7: wrong VAE or wrong scaling"):
+        stack(0.72).prove(picture_step())
+    with pytest.raises(CheckError, match="wrong scaling_factor"):
+        stack(1.4).prove(picture_step())
+    assert "warning: " in stack(1.4, "warn").prove(picture_step())
+
+
+def test_a_random_vae_stops_the_run_unless_the_preset_says_so():
+    with pytest.raises(CheckError, match="For a VAE with random weights, set checks.picture: warn"):
+        two_terms(picture_check="stop")(make_step((50, 50)))
+
+
+def test_a_vae_of_another_factor_stops_the_run():
+    stack = make_stack(Term("latent", LatentLoss(), 0.1), Term("picture", PictureLoss(), 0.1))
+    stack.decoder = LatentDecoder(tiny_vae(downscale=2))
+    stack.terms = stack.terms[:1] + [Term("p", loss(lambda s: s.pred_images.flatten(1).mean(1)), 0.1)]
+    stack._unproven = {"p"}
+    with pytest.raises(CheckError, match=r"decodes the latents to \(1, 3, 16, 16\), the pictures are \(1, 3, 32, 32\)"):
+        stack(make_step((50, 50)))
