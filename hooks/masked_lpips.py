@@ -57,9 +57,9 @@ def sum_layers(values: Sequence[Tensor]) -> Tensor:
 
 
 def split_people(label_map: Tensor) -> Tensor:
-    """One mask a person, (n, K, H, W) bool, from a label map (n, 1, H, W) with labels 0 to K."""
-    labels = torch.arange(1, int(label_map.max()) + 1, device=label_map.device)
-    return label_map == labels[None, :, None, None]
+    """One mask a person, (n, K, H, W) bool, from a label map (n, 1, H, W) with K different labels above 0."""
+    labels = label_map.unique()
+    return label_map == labels[labels > 0][None, :, None, None]
 
 
 def _root(squared: Tensor) -> Tensor:

@@ -115,11 +115,11 @@ def _check_mask(mask: Tensor, pixel_values: Tensor | None) -> None:
         )
 
 
-def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+def clip_boxes(boxes: Tensor | Sequence[Sequence[float]], height: int, width: int) -> Tensor:
     """Face boxes clipped to a picture; those without area inside it are dropped.
 
     Args:
-        boxes: (K, 4) pixel x0, y0, x1, y1, finite, not reversed. No rows is fine.
+        boxes: (K, 4) pixel x0, y0, x1, y1, finite, not reversed, as a tensor or lists. No rows is fine.
         height, width: size of the picture in pixels.
 
     Returns:
@@ -128,7 +128,10 @@ def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     Raises:
         DataError: a box that is not finite, or reversed.
     """
-    boxes = boxes.detach().to("cpu", torch.float32).reshape(-1, 4)
+    boxes = torch.as_tensor(boxes).detach().to("cpu", torch.float32)
+    if boxes.numel() and boxes.shape[1:] != (4,):
+        raise DataError(f"face boxes have shape {tuple(boxes.shape)}, expected (K, 4): x0, y0, x1, y1 of each face.")
+    boxes = boxes.reshape(-1, 4)
     if not torch.isfinite(boxes).all():
         raise DataError(f"a face box is not finite: {boxes.tolist()}. Give x0, y0, x1, y1 in pixels.")
     if (boxes[:, 2:] < boxes[:, :2]).any():

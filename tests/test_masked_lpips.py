@@ -200,6 +200,19 @@ def test_each_sums_over_people_and_union_does_not(spatial):
     torch.testing.assert_close(union, each / 2, rtol=1e-5, atol=0)  # two people of equal area
 
 
+@pytest.mark.parametrize("people", ["union", "each"])
+def test_labels_need_not_be_consecutive_and_no_label_is_no_person(features, people):
+    """A 0/255 mask is one person, not 255."""
+    loss = variant(features, people=people)
+    predicted, target = pictures()
+    mask = people_mask(2, 64, people=1)
+    torch.testing.assert_close(loss(seen(predicted, target, mask * 255)), loss(seen(predicted, target, mask)))
+    nobody = loss(seen(predicted, target, torch.zeros_like(mask)))
+    nobody.sum().backward()
+    assert nobody.tolist() == [0, 0]
+    assert split_people(mask * 255).shape[1] == 1
+
+
 def test_saturated_pixels_keep_their_gradient(spatial):
     """Defect 11 of the released code: clamping to [-1, 1] cut the gradient of saturated pixels."""
     _, target = pictures(n=1)
@@ -218,6 +231,28 @@ def test_the_network_learns_nothing_and_the_target_has_no_graph(spatial):
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
     network.train()
     assert not any(m.training for m in network.modules())
+
+
+def test_pretrained_weights_are_torchvisions(tmp_path, monkeypatch):
+    """A file in the layout of vgg16-397923af.pth ends up in the right slices; a wrong one is named."""
+    import torchvision
+
+    import mldm_plugin.perceptual.lpips_vgg as module
+    from mldm_plugin.errors import WeightsError
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        vgg = torchvision.models.vgg16(weights=None).eval()
+    state = vgg.state_dict()
+    monkeypatch.setattr(module, "load_state_dict", lambda name: state)
+    network = module.LPIPSVGG("pretrained")
+    images = pictures(n=1)[1]
+    scaled = network._features.network[0](images)
+    for own, last in zip(network._features.network[1](scaled), (4, 9, 16, 23, 30), strict=True):
+        torch.testing.assert_close(own, vgg.features[:last](scaled))
+    del state["features.7.weight"]
+    with pytest.raises(WeightsError, match=r"slice2.7.weight"):
+        module.LPIPSVGG("pretrained")
 
 
 def test_random_weights_are_seeded_and_draw_nothing_from_the_host():

@@ -43,6 +43,9 @@ def test_clip_boxes_by_hand():
     boxes = torch.tensor([[-5.0, 2, 10, 50], [0, 0, 0, 0], [40, 40, 50, 50], [1, 1, 2, 2]])
     assert clip_boxes(boxes, 32, 32).tolist() == [[0, 2, 10, 32], [1, 1, 2, 2]]
     assert clip_boxes(torch.empty(0), 32, 32).shape == (0, 4)
+    assert clip_boxes([[1, 1, 2, 2]], 32, 32).tolist() == [[1, 1, 2, 2]]
+    with pytest.raises(DataError, match=r"shape \(1, 3\), expected \(K, 4\)"):
+        clip_boxes([[1, 2, 3]], 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
-from mldm_plugin.perceptual.weights import load_state_dict
+from mldm_plugin.perceptual.weights import fill, load_state_dict
 
 
 class LPIPSVGG:
@@ -26,7 +26,7 @@ class LPIPSVGG:
     def __init__(self, weights: Literal["pretrained", "random"] = "pretrained") -> None:
         model: Any = build_seeded(_lpips_model)
         if weights == "pretrained":
-            model.net.load_state_dict(_in_slices(load_state_dict("vgg16"), model.net))
+            fill(model.net, _in_slices(load_state_dict("vgg16"), model.net), "vgg16", ignore=["classifier"])
         self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
         self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
 
@@ -60,4 +60,5 @@ def _lpips_model() -> lpips.LPIPS:
 
 def _in_slices(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """torchvision's names (features.7.weight) as lpips has them (slice2.7.weight)."""
-    return {name: state["features." + name.split(".", 1)[1]] for name in net.state_dict()}
+    slices = {"features." + name.split(".", 1)[1]: name for name in net.state_dict()}
+    return {slices.get(name, name): value for name, value in state.items()}

@@ -1,0 +1,94 @@
+"""The face networks by name, each with the input it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mldm_plugin.errors import WeightsError, nearest
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.inception_resnet_v1 import InceptionResnetV1
+from mldm_plugin.perceptual.vggface2_resnet50 import VGGFace2ResNet50
+from mldm_plugin.perceptual.weights import fill, load_state_dict
+
+# cydonia999/VGGFace2-pytorch and ox-vgg/vgg_face2: "from resnet50_ft.prototxt", blue, green, red.
+VGGFACE2_MEAN_BGR = (91.4953, 103.8827, 131.0912)
+
+
+def vggface2_input(faces: Tensor) -> Tensor:
+    """(K, 3, S, S) RGB in [-1, 1] → BGR of 0–255 minus VGGFace2's mean."""
+    mean = faces.new_tensor(VGGFACE2_MEAN_BGR).view(1, 3, 1, 1)
+    return (faces.flip(1) + 1) * 127.5 - mean
+
+
+def facenet_input(faces: Tensor) -> Tensor:
+    """(K, 3, S, S) RGB in [-1, 1] → (x - 127.5)/128 of 0–255, facenet-pytorch's fixed standardisation."""
+    return ((faces + 1) * 127.5 - 127.5) / 128
+
+
+@dataclass(frozen=True)
+class FaceNetwork:
+    """What is known of a face network.
+
+    Args:
+        build: makes it with random weights.
+        size: side in pixels of the faces it was trained on.
+        prepare: RGB in [-1, 1] → its input.
+        layer_weights: α_l of its stages.
+        unused: beginnings of the names in its weights file that it has no use for.
+    """
+
+    build: Callable[[], nn.Module]
+    size: int
+    prepare: Callable[[Tensor], Tensor]
+    layer_weights: tuple[float, ...]
+    unused: tuple[str, ...]
+
+
+FACE_NETWORKS: dict[str, FaceNetwork] = {
+    "vggface2_resnet50": FaceNetwork(
+        build=VGGFace2ResNet50,
+        size=224,
+        prepare=vggface2_input,
+        # The released Masked LDM code, mldm/face_loss.py: conv1, layer1 to layer4.
+        layer_weights=(0.1, 0.0025, 0.025, 0.05, 0.005),
+        unused=("fc.",),
+    ),
+    "vggface2_inception": FaceNetwork(
+        build=InceptionResnetV1,
+        size=160,
+        prepare=facenet_input,
+        # Chosen: the papers have no values for this network, and its stages are of one magnitude.
+        layer_weights=(0.2, 0.2, 0.2, 0.2, 0.2),
+        unused=("logits.",),
+    ),
+}
+
+
+class FaceFeatures:
+    """A frozen face network that takes faces as pictures.
+
+    Args:
+        name: a key of `FACE_NETWORKS`.
+        weights: "pretrained" (fetched on first use) or "random" (from a fixed seed).
+
+    Raises:
+        WeightsError: unknown network, or weights that cannot be had.
+    """
+
+    def __init__(self, name: str, weights: Literal["pretrained", "random"] = "pretrained") -> None:
+        if name not in FACE_NETWORKS:
+            raise WeightsError(f"No face network is called {name!r}; {nearest(name, FACE_NETWORKS)}")
+        known = FACE_NETWORKS[name]
+        network = build_seeded(known.build)
+        if weights == "pretrained":
+            fill(network, load_state_dict(name), name, ignore=known.unused)
+        self.size, self.layer_weights = known.size, known.layer_weights
+        self._prepare, self.frozen = known.prepare, Frozen(network)
+
+    def __call__(self, faces: Tensor) -> list[Tensor]:
+        """Features of `faces`, (K, 3, size, size) RGB in [-1, 1], stage by stage; gradients flow."""
+        return self.frozen(self._prepare(faces))
