@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin.hookspecs import hookimpl
@@ -26,7 +27,9 @@ class Debiased:
     tensor([0.5000, 0.0316])
     """
 
-    def __init__(self, *, max_snr: float = 1000.0, min_snr: float = 1e-3) -> None:
+    def __init__(
+        self, *, max_snr: Annotated[float, Field(gt=0)] = 1000.0, min_snr: Annotated[float, Field(gt=0)] = 1e-3
+    ) -> None:
         self.max_snr = max_snr
         self.min_snr = min_snr
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin.errors import DataError, PresetError
@@ -14,6 +15,8 @@ from mldm_plugin.hookspecs import hookimpl
 from mldm_plugin.perceptual.face_crops import crop_faces, largest
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.step import DiffusionStep
+
+LayerWeight = Annotated[float, Field(ge=0)]
 
 
 def face_distance(
@@ -67,8 +70,8 @@ class Face:
         form: `spatial`, the mean over the faces of an image, or `features`, their sum (eq. 1).
         network: `vggface2_resnet50`, as published, or `vggface2_inception` (FaceNet).
         weights: `pretrained`, or `random` (seeded, for tests and demos).
-        layer_weights: α_l of the five stages; None takes the network's own.
-        max_faces: at most so many faces of an image, the largest ones; None takes all.
+        layer_weights: α_l of the five stages; null takes the network's own.
+        max_faces: at most so many faces of an image, the largest ones; null takes all.
 
     Raises:
         PresetError: layer weights or a number of faces that make no sense.
@@ -99,8 +102,8 @@ class Face:
         form: Literal["spatial", "features"] = "spatial",
         network: Literal["vggface2_resnet50", "vggface2_inception"] = "vggface2_resnet50",
         weights: Literal["pretrained", "random"] = "pretrained",
-        layer_weights: tuple[float, float, float, float, float] | None = None,
-        max_faces: int | None = None,
+        layer_weights: tuple[LayerWeight, LayerWeight, LayerWeight, LayerWeight, LayerWeight] | None = None,
+        max_faces: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         if layer_weights is not None and not _sensible(layer_weights):
             raise PresetError(f"layer_weights is {layer_weights}, expected five finite numbers ≥ 0, not all 0.")

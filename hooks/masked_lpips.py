@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin.hookspecs import hookimpl
 from mldm_plugin.perceptual.lpips_vgg import LPIPSVGG
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm, masked_sum
 from mldm_plugin.step import DiffusionStep
+
+LayerWeight = Annotated[float, Field(ge=0)]
 
 
 def spatial_distance(
@@ -77,7 +80,7 @@ class MaskedLPIPS:
 
     Args:
         form: `spatial` or `features`.
-        people: `union` takes all people of a picture as one mask, `each` sums over them as eq. 2 does; None
+        people: `union` takes all people of a picture as one mask, `each` sums over them as eq. 2 does; null
             means `union` for spatial and `each` for features, as published.
         divide_by: `area` of the mask, so that a small person counts as much as a large one, or `image`, the
             number of pixels of the picture, so that they count by their size.
@@ -98,7 +101,7 @@ class MaskedLPIPS:
         form: Literal["spatial", "features"] = "spatial",
         people: Literal["union", "each"] | None = None,
         divide_by: Literal["area", "image"] = "area",
-        layer_weights: tuple[float, float, float, float, float] = (0.2, 0.2, 0.2, 0.2, 0.2),
+        layer_weights: tuple[LayerWeight, LayerWeight, LayerWeight, LayerWeight, LayerWeight] = (0.2,) * 5,
         network: Literal["vgg"] = "vgg",
         weights: Literal["pretrained", "random"] = "pretrained",
     ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin.hookspecs import hookimpl
@@ -24,7 +25,7 @@ class MinSNR:
     tensor([1.0000, 1.0000, 0.5000])
     """
 
-    def __init__(self, *, gamma: float = 5.0) -> None:
+    def __init__(self, *, gamma: Annotated[float, Field(gt=0)] = 5.0) -> None:
         self.gamma = gamma
 
     def __call__(self, snr: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin.hookspecs import hookimpl
@@ -29,7 +30,7 @@ class P2:
     tensor([1.0000, 0.5000])
     """
 
-    def __init__(self, *, k: float = 1.0, gamma: float = 0.5) -> None:
+    def __init__(self, *, k: Annotated[float, Field(gt=0)] = 1.0, gamma: Annotated[float, Field(ge=0)] = 0.5) -> None:
         self.k = k
         self.gamma = gamma
 

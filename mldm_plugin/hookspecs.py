@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from mldm_plugin.stack import LossReport
+    from mldm_plugin.report import LossReport
     from mldm_plugin.step import DiffusionStep
 
 hookspec = pluggy.HookspecMarker("mldm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,13 +39,13 @@ def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_ro
         if pictures is None:
             pictures = stack.decoder(step.latents.float())
         columns = [
-            _as_bytes(pictures),
-            [_annotate(_as_bytes(pictures)[i], step, i) for i in range(len(step))],
-            _as_bytes(stack.decoder(step.noisy_latents.float())),
-            _as_bytes(stack.decoder(stack.schedule.pred_latents(step))),
+            as_bytes(pictures),
+            [_annotate(as_bytes(pictures)[i], step, i) for i in range(len(step))],
+            as_bytes(stack.decoder(step.noisy_latents.float())),
+            as_bytes(stack.decoder(stack.schedule.pred_latents(step))),
         ]
     rows = [[column[i] for column in columns] for i in range(len(step))]
-    return _arrange(rows, [_caption(step, report, i) for i in range(len(step))])
+    return arrange(_TITLES, rows, [_caption(step, report, i) for i in range(len(step))])
 
 
 def save_panel(image: Image.Image, path: Path) -> None:
@@ -55,7 +56,8 @@ def save_panel(image: Image.Image, path: Path) -> None:
     unfinished.replace(path)
 
 
-def _as_bytes(images: Tensor) -> list[Tensor]:
+def as_bytes(images: Tensor) -> list[Tensor]:
+    """Pictures (N, 3, H, W) in about [-1, 1] as N of uint8 (3, H, W), on the CPU."""
     return list(((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
@@ -82,14 +84,15 @@ def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:
     return "     ".join(parts)
 
 
-def _arrange(rows: list[list[Tensor]], captions: list[str]) -> Image.Image:
+def arrange(titles: Sequence[str], rows: Sequence[Sequence[Tensor]], captions: Sequence[str]) -> Image.Image:
+    """A sheet of pictures, all uint8 (3, H, W): a title over each column, a caption under each row."""
     height, width = rows[0][0].shape[-2:]
     font = ImageFont.load_default(size=13)
-    n_columns = len(_TITLES)
+    n_columns = len(titles)
     sheet_width = 2 * _MARGIN + n_columns * width + (n_columns - 1) * _GAP
     sheet = Image.new("RGB", (sheet_width, 2 * _MARGIN + _LINE + len(rows) * (height + _LINE + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(_TITLES):
+    for column, title in enumerate(titles):
         draw.text((_MARGIN + column * (width + _GAP), _MARGIN), title, fill="black", font=font)
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         top = _MARGIN + _LINE + i * (height + _LINE + _GAP)

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Table:
     """Names that plugins registered, what they stand for, and which plugin brought them."""
 
     kind: str
+    reserved: frozenset[str] = frozenset()
     entries: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -36,6 +38,10 @@ class Table:
         """The `register` that one plugin is handed."""
 
         def register(name: str, entry: Any) -> None:
+            if name in self.reserved:
+                raise PluginError(
+                    f"{origin} registers a {self.kind} {name!r}, a name with a meaning of its own: rename it."
+                )
             if name in self.entries:
                 raise PluginError(
                     f"{self.kind} {name!r} is registered by {self.origins[name]} and again by {origin}: "
@@ -57,8 +63,8 @@ class Plugins:
     """The plugins of one run."""
 
     manager: pluggy.PluginManager
-    losses: Table = field(default_factory=lambda: Table("loss"))
-    base_weightings: Table = field(default_factory=lambda: Table("base weighting"))
+    losses: Table = field(default_factory=lambda: Table("loss", frozenset({"loss", "ldm", "lr", "step"})))
+    base_weightings: Table = field(default_factory=lambda: Table("base weighting", frozenset({"none"})))
     presets: Table = field(default_factory=lambda: Table("preset"))
 
     def names(self) -> list[str]:
@@ -110,7 +116,8 @@ def options_model(factory: Callable[..., Any]) -> type[BaseModel]:
         raise PluginError(
             f"{factory.__name__} takes *args or **kwargs: name its options, so that presets can be checked."
         )
-    hints = get_type_hints(vars(factory).get("__init__", factory) if isinstance(factory, type) else factory)
+    function = vars(factory).get("__init__", factory) if isinstance(factory, type) else factory
+    hints = get_type_hints(function, include_extras=True)
     fields: Any = {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters}
     return create_model(factory.__name__, __config__=ConfigDict(extra="forbid"), **fields)
 
@@ -120,7 +127,10 @@ def _register(manager: pluggy.PluginManager, name: str) -> None:
     before = {id(p) for p in manager.get_plugins()}
     if id(plugin) in before:
         return
-    manager.register(plugin, name)
+    try:
+        manager.register(plugin, f"{name} (plugin)" if manager.has_plugin(name) else name)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"plugin {name!r} does not fit its hook: {' '.join(str(error).split())}") from error
     if not manager.get_hookcallers(plugin):
         raise PluginError(
             f"plugin {name!r} implements no hook: mark a function such as register_losses(register) with "
@@ -144,14 +154,14 @@ def _import(name: str) -> Any:
                 f"{nearest(name, [BUILT_IN, *installed_plugins()])}"
             ) from error
         raise PluginError(f"plugin {name!r} does not import: {error}. Install what it needs.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"plugin {name!r} does not import: {type(error).__name__}: {error}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise PluginError(f"plugin file {path} does not exist.")
-    module_name = f"mldm_plugin_file_{path.stem}"
+    module_name = f"mldm_plugin_file_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"plugin file {path} is not a Python file.")
@@ -170,4 +180,12 @@ def _fill(plugins: Plugins) -> None:
     for hook_name, table in tables.items():
         # One plugin at a time, so that the table knows who brought each name.
         for implementation in getattr(plugins.manager.hook, hook_name).get_hookimpls():
-            implementation.function(register=table.registrar(implementation.plugin_name))
+            arguments = {"register": table.registrar(implementation.plugin_name)}
+            try:
+                implementation.function(**{n: arguments[n] for n in implementation.argnames})
+            except PluginError:
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f"plugin {implementation.plugin_name!r} failed in {hook_name}: {type(error).__name__}: {error}"
+                ) from error

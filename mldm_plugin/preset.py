@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mldm_plugin.errors import PluginError, PresetError, nearest
 
@@ -66,16 +66,6 @@ class Preset(BaseModel):
     checks: CheckSettings = CheckSettings()
     training: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _weights_leave_room(self) -> Preset:
-        total = sum(loss.weight for loss in self.losses.values())
-        if self.combine == "convex" and total > 1 + 1e-9:
-            raise ValueError(
-                f"the weights of the losses sum to {total:g}, expected at most 1 with combine: convex, where the "
-                "plain loss keeps 1 minus their sum; lower them or use combine: additive"
-            )
-        return self
-
     def dump(self) -> str:
         """The preset as YAML that `load_preset` reads back."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
@@ -87,7 +77,7 @@ def built_in_presets() -> dict[str, Path]:
 
 
 def load_preset(
-    name: str | Path,
+    name: str | Path | Preset,
     overrides: Sequence[str] = (),
     *,
     plugins: Any = None,
@@ -95,7 +85,7 @@ def load_preset(
     """A preset by name or by path of a YAML file.
 
     Args:
-        name: a built-in name, a name registered by a plugin, or a path.
+        name: a built-in name, a name registered by a plugin, a path, or a preset to change or complete.
         overrides: `a.b=c` each, the value in YAML: `losses.face.weight=0.3`.
         plugins: the loaded `Plugins`. With it the options of every loss are checked too, and filled in with their
             defaults, so that the result says everything; without it only the preset's own keys are.
@@ -103,16 +93,21 @@ def load_preset(
     Raises:
         PresetError: unknown name, unreadable file, or any fault in the contents; all faults at once.
     """
+    contents, source = (name.model_dump(), "given") if isinstance(name, Preset) else _read(name, plugins)
+    for override in overrides:
+        _apply(contents, override)
+    return _validate(contents, source, plugins)
+
+
+def _read(name: str | Path, plugins: Any) -> tuple[dict[str, Any], str]:
     path = find_preset(name, plugins)
     try:
         contents = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PresetError(f"preset {path} cannot be read: {error}") from error
+        raise PresetError(f"preset {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(contents, dict):
         raise PresetError(f"preset {path} is a {type(contents).__name__}, expected keys such as losses: and training:.")
-    for override in overrides:
-        _apply(contents, override)
-    return _validate(contents, str(path), plugins)
+    return contents, str(path)
 
 
 def find_preset(name: str | Path, plugins: Any = None) -> Path:
@@ -154,11 +149,26 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
         preset = Preset.model_validate(contents)
     except ValidationError as error:
         faults += describe_faults(error, _known_keys)
+    faults += _check_room(contents)
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
     if faults or preset is None:
         raise PresetError(f"preset {source} has {len(faults)} fault(s):\n" + "\n".join(f"  {f}" for f in faults))
     return preset
+
+
+def _check_room(contents: dict[str, Any]) -> list[str]:
+    """With the convex mix the plain loss keeps 1 minus the sum of the weights, which must not be negative."""
+    losses = contents.get("losses")
+    entries = losses.values() if isinstance(losses, dict) else ()
+    weights = [e.get("weight") for e in entries if isinstance(e, dict)]
+    total = sum(w for w in weights if isinstance(w, (int, float)) and w > 0)
+    if contents.get("combine", "convex") != "convex" or total <= 1 + 1e-9:
+        return []
+    return [
+        f"losses: the weights sum to {total:g}, expected at most 1 with combine: convex, where the plain loss keeps 1 "
+        "minus their sum; lower them or use combine: additive"
+    ]
 
 
 def _fill_options(contents: dict[str, Any], preset: Preset | None, plugins: Any) -> list[str]:
@@ -200,6 +210,11 @@ def _check_options(
         options_of = options_model(table[name])
     except PluginError as error:
         faults.append(f"{where}: {error}")
+        return {}
+    if taken := sorted(set(options_of.model_fields) & set(model.model_fields)):
+        faults.append(
+            f"{where}: option {', '.join(taken)} of {name!r} has the name of a setting of every loss: rename it"
+        )
         return {}
     known = [*options_of.model_fields, *model.model_fields]
     try:

@@ -21,7 +21,8 @@ from mldm_plugin.schedule import NoiseSchedule, stable_diffusion_snr
 from mldm_plugin.step import DiffusionStep
 
 if TYPE_CHECKING:
-    from mldm_plugin.stack import LossStack, Term
+    from mldm_plugin.stack import LossStack
+    from mldm_plugin.term import Term
 
 # Root mean square error of ẑ₀(target), relative to the noisy latents, that rounding explains. float32 gives
 # 1e-7, bfloat16 latents 3e-3, float16 4e-4 (measured on Stable Diffusion's schedule, t uniform); a wrong schedule
@@ -49,6 +50,23 @@ class ProofRow:
     value: float
     gradient: float
     detached: bool
+
+
+def check_host(terms: Sequence[Term], step: DiffusionStep) -> None:
+    """The host must hand over an output with gradient, and all that the terms need.
+
+    Raises:
+        CheckError: `model_pred` is detached although gradients are on, or masks or boxes are not given at all.
+    """
+    if terms and torch.is_grad_enabled() and not step.model_pred.requires_grad:
+        raise CheckError(
+            "model_pred has no gradient, so no loss could train the network: hand over the network's output itself, "
+            "not a detached copy."
+        )
+    for need, nobody in (("person_mask", "zeros for a picture without people"), ("face_boxes", "(0, 4) without faces")):
+        names = [t.name for t in terms if need in t.needs]
+        if names and getattr(step, need) is None:
+            raise CheckError(f"loss {names[0]!r} needs {need}, but the step has none: pass {need} ({nobody}).")
 
 
 def check_estimate(schedule: NoiseSchedule, step: DiffusionStep) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,53 +19,11 @@ from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.report import LossReport, TermReport
 from mldm_plugin.schedule import NoiseSchedule
 from mldm_plugin.step import DiffusionStep, clip_boxes
+from mldm_plugin.term import Term
 
 log = logging.getLogger(__name__)
 
-# A term that is not finite this often in a row ends the run; one that no image reached in this many steps is
-# warned about. At T = 100 and batch 1 a gate stays closed for 200 steps with probability 1e-9. Chosen.
-MAX_NONFINITE_IN_A_ROW = 10
-STEPS_WITHOUT_EFFECT = 200
-
-
-class Loss(Protocol):
-    """What a plugin registers: options in the constructor, one value per image when called."""
-
-    needs: frozenset[str]
-
-    def __call__(self, step: DiffusionStep) -> Tensor: ...
-
-
-@dataclass
-class Term:
-    """A loss with its place in the mix: λ, T, and its two counters."""
-
-    name: str
-    loss: Loss
-    weight: float
-    max_timestep: int | None = 100
-    detach: bool = False
-    nonfinite_in_a_row: int = 0
-    steps_without_effect: int = 0
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset(getattr(self.loss, "needs", {"pred_images"}))
-
-    def evaluate(self, step: DiffusionStep) -> Tensor:
-        """The loss of each image, (n,) float32.
-
-        Raises:
-            LossError: it is not a floating-point tensor of one value per image.
-        """
-        values = self.loss(step)
-        if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
-            came = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise LossError(
-                f"loss {self.name!r} returned {came}, expected a float tensor of shape ({len(step)},), one value for "
-                "each image it was given: reduce over everything but the first dimension."
-            )
-        return values.float().detach() if self.detach else values.float()
+MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
 
 
 class LossStack:
@@ -147,8 +105,7 @@ class LossStack:
         """
         if not isinstance(plugins, Plugins):
             plugins = load_plugins(plugins)
-        if not isinstance(preset, Preset):
-            preset = load_preset(preset, overrides, plugins=plugins)
+        preset = load_preset(preset, overrides, plugins=plugins)
         terms = [
             Term(name, plugins.losses[name](**s.options), s.weight, s.max_timestep, s.detach)
             for name, s in preset.losses.items()
@@ -176,6 +133,8 @@ class LossStack:
             CheckError: a start-up check failed, in the first step or the first that a term can be checked in.
             NonFiniteLossError: a term was not finite for ten gated steps in a row; `.report` holds this step.
         """
+        for term in self.terms:
+            term.settle()
         step = self._complete(step)
         self._check(step)
         base = self._base_loss(step)
@@ -212,7 +171,7 @@ class LossStack:
 
     def rows_with(self, term: Term, step: DiffusionStep) -> list[int]:
         """The images of a step that have what a term needs, whatever their timestep."""
-        return [i for i, has in enumerate(self._has(term, step).tolist()) if has]
+        return [i for i, has in enumerate(term.has(step).tolist()) if has]
 
     def decode(self, step: DiffusionStep) -> DiffusionStep:
         """`step` with `pred_images`, with gradient, and `target_images`, without."""
@@ -244,7 +203,10 @@ class LossStack:
 
     def _check(self, step: DiffusionStep) -> None:
         if self._first_step:
+            proof.check_host(self.terms, step)
             proof.check_estimate(self.schedule, step)
+            if step.base_weights is not None and self.base_weighting is not None:
+                log.warning("the trainer's own weighting and the preset's base weighting both apply.")
             if step.base_loss is not None and self.base_weighting is None and self.terms:
                 proof.check_base_loss(step.base_loss, self._squared_error(step))
             self._first_step = False
@@ -271,21 +233,9 @@ class LossStack:
         if not self.terms:
             return {}
         snr = self.schedule.snr(step.timesteps, step.sigmas)
-        gates = [self.schedule.gate(snr, t.max_timestep) & self._has(t, step) for t in self.terms]
+        gates = [self.schedule.gate(snr, t.max_timestep) & t.has(step) for t in self.terms]
         open_ = torch.stack(gates).tolist()
         return {t.name: [i for i, o in enumerate(row) if o] for t, row in zip(self.terms, open_, strict=True)}
-
-    def _has(self, term: Term, step: DiffusionStep) -> Tensor:
-        """Whether each image has what a term needs, (N,) bool on the device of the timesteps."""
-        has = torch.ones(len(step), dtype=torch.bool)
-        if "face_boxes" in term.needs:
-            has &= torch.tensor([len(b) > 0 for b in step.face_boxes or [torch.empty(0, 4)] * len(step)])
-        has = has.to(step.timesteps.device)
-        if "person_mask" in term.needs:
-            if step.person_mask is None:
-                return torch.zeros_like(has)
-            has &= (step.person_mask > 0).flatten(1).any(dim=1).to(has.device)
-        return has
 
     def _evaluate(self, step: DiffusionStep, gates: dict[str, list[int]]) -> dict[str, Tensor]:
         """The values of each term on its gated images; those that need pictures share one decode."""
@@ -299,9 +249,10 @@ class LossStack:
             for term in active:
                 own = gates[term.name]
                 if "pred_images" in term.needs:
-                    values[term.name] = term.evaluate(decoded.select([rows.index(r) for r in own]))
+                    seen = decoded.select([rows.index(r) for r in own])
                 else:
-                    values[term.name] = term.evaluate(step.select(own))
+                    seen = step.select(own)
+                values[term.name] = term.evaluate(term.guard(seen))
             return values
 
     def _correction(self, step: DiffusionStep, values: dict[str, Tensor], gates: dict[str, list[int]]) -> Tensor | None:
@@ -317,21 +268,7 @@ class LossStack:
 
     def _count(self, gates: dict[str, list[int]], finite: dict[str, bool], report: LossReport) -> None:
         for term in self.terms:
-            if not gates[term.name]:
-                term.steps_without_effect += 1
-                if term.steps_without_effect == STEPS_WITHOUT_EFFECT:
-                    log.warning(
-                        "loss %r had no effect in %d steps: no image had t <= %s and what it needs (%s).",
-                        term.name,
-                        STEPS_WITHOUT_EFFECT,
-                        term.max_timestep,
-                        ", ".join(sorted(term.needs)),
-                    )
-                continue
-            term.steps_without_effect = 0
-            term.nonfinite_in_a_row = 0 if finite[term.name] else term.nonfinite_in_a_row + 1
-            if not finite[term.name]:
-                log.warning("loss %r was not finite and is left out of this step.", term.name)
+            term.note(gated=bool(gates[term.name]), finite=finite.get(term.name, True))
             if term.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
                 raise NonFiniteLossError(
                     f"loss {term.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "

@@ -90,12 +90,25 @@ def test_a_real_entry_point(tmp_path):
         ("x = 1", "implements no hook"),
         ("from mldm_plugin import hookimpl\n@hookimpl\ndef register_loses(register): pass", "register_loses"),
         (GOOD.replace('"brightness"', '"face"'), "loss 'face' is registered by face and again by"),
+        (GOOD.replace('"brightness"', '"ldm"'), "registers a loss 'ldm', a name with a meaning of its own"),
+        (GOOD.replace("(register)", "(reg)"), "does not fit its hook"),
+        (GOOD.replace('register("brightness"', '1 / 0, register("brightness"'), "failed in register_losses: ZeroDiv"),
+        ("raise SystemExit(3)", "does not import: SystemExit"),
     ],
 )
 def test_broken_plugins_are_named(tmp_path, text, message):
     path = write(tmp_path, "broken.py", text)
     with pytest.raises(PluginError, match=message):
         load_plugins([str(path)])
+
+
+def test_a_hook_may_take_fewer_arguments_and_a_file_may_be_named_like_a_built_in(tmp_path):
+    path = write(tmp_path, "face.py", GOOD)
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", "face.py", GOOD.replace('"brightness"', '"second"'))
+    idle = write(tmp_path, "idle.py", "from mldm_plugin import hookimpl\n@hookimpl\ndef register_losses():\n    pass\n")
+    plugins = load_plugins([str(path), str(other), str(idle)])
+    assert {"face", "brightness", "second"} <= set(plugins.losses.entries)
 
 
 def test_unknown_plugins():
@@ -144,7 +157,7 @@ def test_after_loss_hook_is_called(tmp_path):
     stack = LossStack.from_preset(preset, vae=None, noise_scheduler=ddpm(), plugins=[str(path)])
     step = make_step((50,))
     stack(step)
-    watcher = sys.modules["mldm_plugin_file_watcher"]
+    watcher = next(module for name, module in sys.modules.items() if name.startswith("mldm_plugin_file_watcher"))
     ((shape, loss),) = watcher.SEEN
     assert shape == (1, 4, 8, 8)
     assert loss == step.base_loss.item()

@@ -6,7 +6,7 @@ from test_stack import VAE, ddpm
 
 from mldm_plugin.errors import PresetError
 from mldm_plugin.plugins import load_plugins
-from mldm_plugin.preset import built_in_presets, load_preset
+from mldm_plugin.preset import Preset, built_in_presets, load_preset
 from mldm_plugin.stack import LossStack
 
 # name: λ1, λ2, T, base weighting, batch, epochs: "Improving Latent Diffusion with Perceptual Mask-Aware Loss",
@@ -166,3 +166,45 @@ def test_from_preset_builds_what_the_preset_says(tmp_path):
     assert stack.terms[0].loss.people == "each"
     assert (stack.combine, stack.target, stack.picture_check) == ("additive", "decoded", "warn")
     assert stack.base_weighting.gamma == 3
+
+
+def test_the_sum_of_weights_is_named_beside_other_faults(tmp_path, plugins):
+    path = write(tmp_path, "target: pixels\nlosses: {face: {weight: 0.7}, masked_lpips: {weight: 0.4}}")
+    with pytest.raises(PresetError, match=r"2 fault\(s\)"):
+        load_preset(path, plugins=plugins)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base={weighting: p2, k: -1}", "base.k: input should be greater than 0"),
+        ("base={weighting: min_snr, gamma: 0}", "base.gamma: input should be greater than 0"),
+        ("losses.face.max_faces=0", "losses.face.max_faces: input should be greater than or equal to 1"),
+        ("losses.masked_lpips.layer_weights=[1, 1, 1, 1, -1]", "losses.masked_lpips.layer_weights.4"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_built(plugins, override, message):
+    with pytest.raises(PresetError, match=message):
+        load_preset("mldm", [override], plugins=plugins)
+
+
+def test_a_preset_object_is_completed_and_overridden(plugins):
+    bare = Preset.model_validate({"losses": {"masked_lpips": {"weight": 0.2, "weights": "random"}}})
+    completed = load_preset(bare, ["losses.masked_lpips.weight=0.1"], plugins=plugins)
+    assert completed.losses["masked_lpips"].weight == 0.1
+    assert completed.losses["masked_lpips"].options["form"] == "spatial"
+    with pytest.raises(PresetError, match="losses.masked_lpips.from: unknown key"):
+        load_preset(bare, ["losses.masked_lpips.from=spatial"], plugins=plugins)
+
+
+def test_an_option_must_not_take_the_name_of_a_setting(plugins):
+    class Heavy:
+        needs = frozenset()
+
+        def __init__(self, *, weight: float = 1.0):
+            self.weight = weight
+
+    plugins.losses.entries["heavy"] = Heavy
+    with pytest.raises(PresetError, match="losses.heavy: option weight of 'heavy' has the name of a setting"):
+        load_preset(Preset(losses={"heavy": {"weight": 0.1}}), plugins=plugins)
+    del plugins.losses.entries["heavy"]

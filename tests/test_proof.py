@@ -10,7 +10,8 @@ from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
 from mldm_plugin.decode import LatentDecoder
 from mldm_plugin.errors import CheckError
 from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack, Term
+from mldm_plugin.stack import LossStack
+from mldm_plugin.term import Term
 
 
 def loss(function):
@@ -58,6 +59,20 @@ def test_zero_and_infinite_gradients_stop_the_run(function, message):
 def test_a_value_that_is_not_finite_stops_the_run():
     with pytest.raises(CheckError, match="'mine' is .*nan.* expected a finite value"):
         make_stack(Term("mine", loss(lambda s: s.pred_images.flatten(1).mean(1) * float("nan")), 0.2))(make_step())
+
+
+def test_a_host_that_hands_over_a_detached_output_is_stopped():
+    step = make_step((900,))
+    with pytest.raises(CheckError, match="model_pred has no gradient"):
+        two_terms()(replace(step, model_pred=step.model_pred.detach()))
+    with torch.no_grad():  # a validation loss
+        assert two_terms()(replace(step, model_pred=step.model_pred.detach())).loss > 0
+
+
+@pytest.mark.parametrize("need", ["person_mask", "face_boxes"])
+def test_a_host_that_never_hands_over_masks_or_boxes_is_stopped(need):
+    with pytest.raises(CheckError, match=f"needs {need}, but the step has none: pass {need}"):
+        two_terms()(replace(make_step((900,)), **{need: None}))
 
 
 def test_the_table_shows_every_term():
@@ -123,12 +138,13 @@ def test_latents_scaled_otherwise_stop_the_run():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_latents_pass_and_wrong_ones_do_not(dtype):
-    names = ("latents", "noise", "noisy_latents", "target", "model_pred")
-    step = make_step((999, 5), base_loss=False)
-    two_terms()(replace(step, **{n: getattr(step, n).detach().to(dtype) for n in names}))
-    wrong = make_step((999, 5), scheduler=ddpm("v_prediction"), base_loss=False)
+    def half(step):
+        tensors = {n: getattr(step, n).to(dtype) for n in ("latents", "noise", "noisy_latents", "target", "model_pred")}
+        return replace(step, **tensors)
+
+    two_terms()(half(make_step((999, 5), base_loss=False)))
     with pytest.raises(CheckError, match="x̂0"):
-        two_terms()(replace(wrong, **{n: getattr(wrong, n).detach().to(dtype) for n in names}))
+        two_terms()(half(make_step((999, 5), scheduler=ddpm("v_prediction"), base_loss=False)))
 
 
 class Enlarger(torch.nn.Module):

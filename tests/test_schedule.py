@@ -100,6 +100,12 @@ def test_epsilon_factor_turns_every_squared_error_into_that_of_epsilon(kind):
     torch.testing.assert_close((factor * error.square().mean()).squeeze(), expected, rtol=1e-5, atol=0)
 
 
+def test_epsilon_factor_at_both_ends_of_a_schedule():
+    ends = torch.tensor([0.0, float("inf")])
+    assert NoiseSchedule.from_scheduler(flow()).epsilon_factor(ends).tolist() == [0, 1]
+    assert NoiseSchedule.from_scheduler(ddpm("v_prediction")).epsilon_factor(ends).tolist() == [0, 1]
+
+
 def test_timestep_at_inverts_snr():
     schedule = NoiseSchedule.from_scheduler(ddpm())
     for t in (0, 50, 999):

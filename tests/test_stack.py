@@ -12,7 +12,8 @@ from make_step import ddpm, flow, make_step, people_mask, tiny_vae
 from mldm_plugin.decode import LatentDecoder
 from mldm_plugin.errors import CheckError, LossError, NonFiniteLossError
 from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack, Term
+from mldm_plugin.stack import LossStack
+from mldm_plugin.term import Term
 
 VAE = tiny_vae()
 
@@ -278,7 +279,7 @@ def test_a_term_that_is_not_finite_is_left_out_counted_and_after_ten_steps_stops
     step = make_step((50,))
     with caplog.at_level(logging.WARNING):
         report = stack(step)
-    assert "loss 'bad' was not finite" in caplog.text
+    assert "the value of loss 'bad' was not finite" in caplog.text
     assert report.logs()["bad_nonfinite"] == 1
     assert report.logs()["bad"] is None
     torch.testing.assert_close(
@@ -294,12 +295,54 @@ def test_a_term_that_is_not_finite_is_left_out_counted_and_after_ten_steps_stops
     assert torch.isfinite(error.value.report.loss)
     loss.bad = False
     stack.terms[0].nonfinite_in_a_row = 9
-    stack(step)
+    stack(make_step((50,))).loss.backward()
+    stack(make_step((900,)))
     assert stack.terms[0].nonfinite_in_a_row == 0
 
 
+class RootAtZero(PictureLoss):
+    """A finite value whose gradient is NaN when `bad`."""
+
+    bad = False
+
+    def __call__(self, step):
+        return super().__call__(step) + ((step.pred_images * 0).square().sum((1, 2, 3)).sqrt() if self.bad else 0)
+
+
+def test_a_gradient_that_is_not_finite_is_stopped_counted_and_after_ten_steps_stops_the_run(caplog):
+    loss = RootAtZero()
+    stack = make_stack(Term("bad", loss, 0.2), Term("face", FaceLoss(), 0.5))
+    stack(make_step((50,)))
+    loss.bad = True
+    alone = make_stack(Term("face", FaceLoss(), 0.5))
+    for _ in range(10):
+        step, other = make_step((50,)), make_step((50,))
+        report = stack(step)
+        assert torch.isfinite(report.loss)
+        report.loss.backward()
+        assert torch.isfinite(step.model_pred.grad).all()
+    assert caplog.text.count("the gradient of loss 'bad' was not finite") == 9  # the tenth is judged by the next step
+    alone(other).loss.backward()
+    plain = torch.autograd.grad(F.mse_loss(other.model_pred, other.target), other.model_pred)[0]
+    torch.testing.assert_close(step.model_pred.grad, other.model_pred.grad - 0.2 * plain)  # the face loss goes on
+    with pytest.raises(NonFiniteLossError, match="'bad' was NaN or infinite in 10 steps in a row"):
+        stack(make_step((50,)))
+
+
+def test_a_loss_must_say_what_it_needs():
+    class Silent:
+        def __call__(self, step):
+            return step.pred_images.flatten(1).mean(1)
+
+    with pytest.raises(LossError, match="'mine' has needs = None, expected a set of face_boxes"):
+        Term("mine", Silent(), 0.1)
+    Silent.needs = {"pred_image"}
+    with pytest.raises(LossError, match="'mine' needs 'pred_image', which no step has: did you mean 'pred_images'"):
+        Term("mine", Silent(), 0.1)
+
+
 def test_a_term_without_effect_is_warned_about_once(caplog, monkeypatch):
-    monkeypatch.setattr("mldm_plugin.stack.STEPS_WITHOUT_EFFECT", 3)
+    monkeypatch.setattr("mldm_plugin.term.STEPS_WITHOUT_EFFECT", 3)
     stack = two_terms()
     with caplog.at_level(logging.WARNING):
         for _ in range(7):

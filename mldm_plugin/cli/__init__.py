@@ -1,0 +1,44 @@
+"""The command `mldm`.
+
+Importing this package needs click alone: each command imports what it works with when it runs, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from mldm_plugin import __version__
+from mldm_plugin.cli import doctor, losses, new_loss, plugins, presets, weights
+from mldm_plugin.errors import MldmError
+
+
+class _Refusal(click.ClickException):
+    """An error of ours, told in one line."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"mldm: {self.message}", file=file, err=file is None)
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MldmError as error:
+            raise _Refusal(str(error)) from error
+
+
+@click.group(cls=_Commands, name="mldm", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="mldm-plugin", prog_name="mldm")
+def main() -> None:
+    """Losses on people and faces for diffusion trainers."""
+
+
+main.add_command(presets.presets)
+main.add_command(losses.losses)
+main.add_command(plugins.plugins)
+main.add_command(weights.weights)
+main.add_command(doctor.doctor)
+main.add_command(new_loss.new_loss)

@@ -1,0 +1,113 @@
+"""Writes the parts of the documentation that are made from the code: `python docs/generate.py`.
+
+A part stands between `<!-- generated: NAME … -->` and `<!-- end -->`. tests/test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mldm_plugin.cli import main
+from mldm_plugin.cli.describe import describe_options
+from mldm_plugin.cli.new_loss import render
+from mldm_plugin.cli.presets import summary
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.preset import Preset, built_in_presets, load_preset
+
+ROOT = Path(__file__).parent.parent
+PART = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """README.md and every page of docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def regenerate(text: str) -> str:
+    """A page with its generated parts written anew."""
+    return PART.sub(lambda part: part[1] + make(part[2]) + part[3], text)
+
+
+def make(request: str) -> str:
+    """One part: the name of a maker and its arguments."""
+    name, *arguments = request.split()
+    return MAKERS[name](*arguments)
+
+
+def presets_table() -> str:
+    """Every built-in preset, with its numbers and what it is."""
+    rows = ["| preset | plain loss | mix | losses | T | what it is |", "|---|---|---|---|---|---|"]
+    for name, path in sorted(built_in_presets().items()):
+        preset = load_preset(name)
+        cells = (f"`{name}`", _base(preset), _mix(preset), _weights(preset), _gates(preset), summary(path))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _base(preset: Preset) -> str:
+    options = ", ".join(f"{k} = {v:g}" for k, v in preset.base.options.items())
+    return {"none": "as it is"}.get(preset.base.weighting, f"{preset.base.weighting} ({options})")
+
+
+def _mix(preset: Preset) -> str:
+    return preset.combine if preset.losses else "–"
+
+
+def _weights(preset: Preset) -> str:
+    terms = (f"`{n}` {s.weight:g}" + (" (detached)" if s.detach else "") for n, s in preset.losses.items())
+    return ", ".join(terms) or "–"
+
+
+def _gates(preset: Preset) -> str:
+    return ", ".join(sorted({str(s.max_timestep) for s in preset.losses.values()})) or "–"
+
+
+def options_table(name: str) -> str:
+    """The options of one loss or base weighting."""
+    plugins = load_plugins()
+    table = plugins.losses if name in plugins.losses.entries else plugins.base_weightings
+    rows = ["| option | values | default | meaning |", "|---|---|---|---|"]
+    for option in describe_options(table[name]):
+        cells = (f"`{option.name}`", option.type, option.default, option.meaning)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def command_line() -> str:
+    """`--help` of every command."""
+    return "\n".join(_help(main, click.Context(main, info_name="mldm", terminal_width=90, **_SETTINGS), 2))
+
+
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+def _help(command: click.Command, context: click.Context, level: int) -> list[str]:
+    parts = [f"{'#' * level} `{context.command_path}`\n\n```text\n{command.get_help(context)}\n```\n"]
+    for name, inner in getattr(command, "commands", {}).items():
+        parts += _help(inner, click.Context(inner, context, name, terminal_width=90), level + 1)
+    return parts
+
+
+def written_loss(name: str) -> str:
+    """The loss that `mldm new-loss` writes."""
+    return f"```python\n{render('template_loss.py', name)}```\n"
+
+
+MAKERS: dict[str, Callable[..., str]] = {
+    "presets": presets_table,
+    "options": options_table,
+    "cli": command_line,
+    "new-loss": written_loss,
+}
+
+
+if __name__ == "__main__":
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        if (new := regenerate(old)) != old:
+            page.write_text(new, encoding="utf-8")

@@ -1,0 +1,137 @@
+"""One loss in the mix: its weight and gate, what it needs, and whether what it gives can be used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.errors import LossError, nearest
+from mldm_plugin.step import DiffusionStep
+
+log = logging.getLogger(__name__)
+
+NEEDS = frozenset({"pred_images", "person_mask", "face_boxes"})
+
+# A term that no image reached in this many steps is warned about. At T = 100 and batch 1 a gate stays closed for
+# 200 steps with probability 1e-9. Chosen.
+STEPS_WITHOUT_EFFECT = 200
+
+
+class Loss(Protocol):
+    """What a plugin registers: options in the constructor, one value per image when called."""
+
+    needs: frozenset[str]
+
+    def __call__(self, step: DiffusionStep) -> Tensor: ...
+
+
+@dataclass
+class Term:
+    """A loss with its place in the mix: λ, T, and how it has fared.
+
+    Raises:
+        LossError: the loss does not say what it needs, or needs something unknown.
+    """
+
+    name: str
+    loss: Loss
+    weight: float
+    max_timestep: int | None = 100
+    detach: bool = False
+    nonfinite_in_a_row: int = field(default=0, init=False)
+    steps_without_effect: int = field(default=0, init=False)
+    _gradient_finite: Tensor | None = field(default=None, init=False)
+    _gradient_due: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        needs = getattr(self.loss, "needs", None)
+        if needs is None or isinstance(needs, str):
+            raise LossError(
+                f"loss {self.name!r} has needs = {needs!r}, expected a set of {', '.join(sorted(NEEDS))}: an empty one "
+                "for a loss on latents alone."
+            )
+        for need in needs:
+            if need not in NEEDS:
+                raise LossError(f"loss {self.name!r} needs {need!r}, which no step has: {nearest(need, NEEDS)}")
+        self.needs = frozenset(needs)
+
+    def has(self, step: DiffusionStep) -> Tensor:
+        """Whether each image has what the loss needs, (N,) bool on the device of the timesteps."""
+        has = torch.ones(len(step), dtype=torch.bool)
+        if "face_boxes" in self.needs:
+            has &= torch.tensor([len(b) > 0 for b in step.face_boxes or [torch.empty(0, 4)] * len(step)])
+        has = has.to(step.timesteps.device)
+        if "person_mask" in self.needs:
+            if step.person_mask is None:
+                return torch.zeros_like(has)
+            has &= (step.person_mask > 0).flatten(1).any(dim=1).to(has.device)
+        return has
+
+    def evaluate(self, step: DiffusionStep) -> Tensor:
+        """The loss of each image, (n,) float32.
+
+        Raises:
+            LossError: it is not a floating-point tensor of one value per image.
+        """
+        values = self.loss(step)
+        if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
+            came = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise LossError(
+                f"loss {self.name!r} returned {came}, expected a float tensor of shape ({len(step)},), one value for "
+                "each image it was given: reduce over everything but the first dimension."
+            )
+        return values.float().detach() if self.detach else values.float()
+
+    def guard(self, step: DiffusionStep) -> DiffusionStep:
+        """`step` through which a gradient of this loss that is not finite passes as 0, and is remembered.
+
+        A finite value can have a NaN gradient (a root at 0). It is stopped in float32, before the network: what
+        overflows there in half precision is left to the host's loss scaling.
+        """
+        self._gradient_finite, self._gradient_due = None, not self.detach
+        guarded = {}
+        for name in ("pred_latents", "pred_images"):
+            tensor = getattr(step, name)
+            if tensor is not None and tensor.requires_grad:
+                guarded[name] = tensor.view_as(tensor)
+                guarded[name].register_hook(self._stop)
+        return replace(step, **guarded)
+
+    def _stop(self, gradient: Tensor) -> Tensor:
+        finite = torch.isfinite(gradient).all()
+        self._gradient_finite = finite if self._gradient_finite is None else self._gradient_finite & finite
+        return torch.where(finite, gradient, 0)
+
+    def settle(self) -> None:
+        """Judge the last step by the gradient it gave; to be called when the next one begins."""
+        if self._gradient_due:
+            finite = self._gradient_finite is None or bool(self._gradient_finite)
+            self._record(finite, "gradient")
+        self._gradient_finite, self._gradient_due = None, False
+
+    def note(self, *, gated: bool, finite: bool) -> None:
+        """What this step's values were; a finite one waits for its gradient."""
+        if not gated:
+            self.steps_without_effect += 1
+            if self.steps_without_effect == STEPS_WITHOUT_EFFECT:
+                log.warning(
+                    "loss %r had no effect in %d steps: no image had t <= %s and what it needs (%s).",
+                    self.name,
+                    STEPS_WITHOUT_EFFECT,
+                    self.max_timestep,
+                    ", ".join(sorted(self.needs)) or "nothing",
+                )
+            return
+        self.steps_without_effect = 0
+        if not finite or not self._gradient_due:
+            self._gradient_due = False
+            self._record(finite, "value")
+
+    def _record(self, finite: bool, what: str) -> None:
+        self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
+        if not finite:
+            log.warning("the %s of loss %r was not finite and is left out of its step.", what, self.name)
