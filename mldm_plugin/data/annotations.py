@@ -1,0 +1,136 @@
+"""What a data set says about a picture: its person mask and its face boxes, read and checked."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Image
+from PIL.ExifTags import Base as Exif
+from torch import Tensor
+
+from mldm_plugin.errors import DataError
+
+MASK_MODES = ("L", "P", "1")  # one byte or bit a pixel; a palette's numbers are the labels
+
+
+def name_of(value: Any, row: int) -> str:
+    """How an error names a picture: its file if it has one, else its row."""
+    path = value.get("path") if isinstance(value, Mapping) else None
+    return str(path) if path else f"row {row} of the data set"
+
+
+def read_picture(value: Any, name: str) -> PIL.Image.Image:
+    """A stored picture, decoded as `datasets` decodes it, and upright.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name}: the picture is missing; add the file or remove the row.")
+    content, path = value.get("bytes"), value.get("path") or ""
+    try:
+        if content is None and Path(path).is_file():
+            content = Path(path).read_bytes()  # so that a broken file is not left open
+        return Image().decode_example({"path": path, "bytes": content})
+    except Exception as error:
+        raise DataError(
+            f"{name} cannot be read as a picture ({type(error).__name__}: {error}); replace it or remove its row."
+        ) from error
+
+
+def read_header(value: Any, name: str) -> PIL.Image.Image:
+    """The picture opened but not decoded: its size, mode and orientation are known, its pixels are not."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name}: the picture is missing; add the file or remove the row.")
+    content, path = value.get("bytes"), value.get("path") or ""
+    if content is None and not Path(path).is_file():
+        return read_picture(value, name)
+    try:
+        with PIL.Image.open(path if content is None else io.BytesIO(content)) as picture:
+            picture.getexif()
+            return picture
+    except Exception as error:
+        raise DataError(
+            f"{name} cannot be read as a picture ({type(error).__name__}: {error}); replace it or remove its row."
+        ) from error
+
+
+def read_mask(value: Any, name: str) -> Tensor | None:
+    """A stored label mask as uint8 (1, H, W); None where the picture has none."""
+    if value is None:
+        return None
+    mask = read_picture(value, name)
+    check_mask_mode(mask.mode, name)
+    return torch.from_numpy(np.array(mask, dtype=np.uint8)).unsqueeze(0)
+
+
+def check_mask_mode(mode: str, name: str) -> None:
+    if mode not in MASK_MODES:
+        raise DataError(
+            f"mask {name} is a picture of mode {mode}, expected 8-bit labels (mode L): 0 is background, k the "
+            "k-th person."
+        )
+
+
+def check_mask_size(mask: tuple[int, int], picture: tuple[int, int], mask_name: str, name: str) -> None:
+    """Sizes are (width, height)."""
+    if mask != picture:
+        raise DataError(
+            f"mask {mask_name} is {mask[0]}x{mask[1]}, its picture {name} is {picture[0]}x{picture[1]}: "
+            "a mask has the size of the stored picture."
+        )
+
+
+def check_upright(picture: PIL.Image.Image, name: str) -> None:
+    """Refuse a picture that is stored turned: whether its annotation was made before or after is not known."""
+    orientation = picture.getexif().get(Exif.Orientation, 1)
+    if orientation not in (0, 1):
+        raise DataError(
+            f"{name} has a mask or boxes and is stored turned (EXIF orientation {orientation}), so their frame is "
+            "ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
+        )
+
+
+def parse_boxes(value: Any, name: str) -> Tensor:
+    """Face boxes of one picture as float32 (K, 4), checked as far as that goes without the picture.
+
+    Raises:
+        DataError: not four numbers each, not finite, reversed, or without area.
+    """
+    if value is None:
+        return torch.zeros(0, 4)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise DataError(f"{name}: face_boxes is {value!r}, expected a list of [x0, y0, x1, y1].")
+    for box in value:
+        _check_box(box, name)
+    return torch.tensor([list(box) for box in value], dtype=torch.float32).reshape(-1, 4)
+
+
+def _check_box(box: Any, name: str) -> None:
+    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4:
+        raise DataError(f"{name}: face box {box!r} is not four numbers; give [x0, y0, x1, y1] in pixels.")
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in box):
+        raise DataError(f"{name}: face box {box!r} is not four finite numbers; give [x0, y0, x1, y1] in pixels.")
+    x0, y0, x1, y1 = box
+    if x1 < x0 or y1 < y0:
+        raise DataError(f"{name}: face box {box!r} is reversed; give x0 < x1 and y0 < y1, not x, y, width, height.")
+    if x1 == x0 or y1 == y0:
+        raise DataError(f"{name}: face box {box!r} is empty; remove it or give it an area.")
+
+
+def check_boxes_inside(boxes: Tensor, size: tuple[int, int], name: str) -> None:
+    """Refuse a box that lies wholly outside its picture of `size` (width, height)."""
+    width, height = size
+    for x0, y0, x1, y1 in boxes.tolist():
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise DataError(
+                f"{name}: face box {[x0, y0, x1, y1]} lies outside the picture, which is {width}x{height}; give "
+                "pixels of the stored picture."
+            )

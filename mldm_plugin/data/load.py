@@ -1,0 +1,94 @@
+"""Opening a data set, and looking it over before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+from datasets import load_dataset
+
+from mldm_plugin.data.batch import Example
+from mldm_plugin.data.training_set import TrainingSet
+from mldm_plugin.errors import DataError
+
+
+def open_rows(
+    name: str | None,
+    *,
+    config: str | None = None,
+    folder: str | None = None,
+    cache: str | None = None,
+    at_most: int | None = None,
+    seed: int | None = None,
+) -> datasets.Dataset:
+    """The rows of split `train` of a Hub data set, or of a folder; at most `at_most`, shuffled by `seed`.
+
+    Raises:
+        DataError: it cannot be opened, or has no such split.
+    """
+    try:
+        if name is not None:
+            splits: Any = load_dataset(name, config, cache_dir=cache, data_dir=folder)
+        else:
+            splits = load_dataset(folder, cache_dir=cache)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise DataError(
+            f"the data set {name or folder} cannot be opened ({type(error).__name__}: {first_line}); a folder "
+            "needs pictures and a metadata.jsonl (docs/quickstart.md)."
+        ) from error
+    if "train" not in splits:
+        raise DataError(f"the data set {name or folder} has no split 'train', only {', '.join(splits)}.")
+    rows = splits["train"]
+    if at_most is not None:
+        rows = rows.shuffle(seed=seed).select(range(min(at_most, len(rows))))
+    return rows
+
+
+def check_rows(training_set: TrainingSet, indices: Iterable[int]) -> None:
+    """Check annotations, sizes and file types of these rows from metadata and file headers alone.
+
+    Raises:
+        DataError: the first fault found, naming the file.
+    """
+    for index in indices:
+        training_set.check_row(index)
+
+
+def find_examples(training_set: TrainingSet, *, person: bool, face: bool) -> list[Example]:
+    """The first pictures that together show a person and a face after framing, as far as they are asked for.
+
+    Draws nothing. With neither asked for, it is the first picture.
+
+    Raises:
+        DataError: there is no such picture in the whole data set.
+    """
+    wanted = {"person": person, "face": face}
+    found: list[Example] = []
+    for index in range(len(training_set)):
+        if found and not any(wanted.values()):
+            return found
+        if wanted["face"] and not wanted["person"] and len(training_set.stored_boxes(index)) == 0:
+            continue
+        example = training_set.look(index)
+        has = {"person": _shows_person(example), "face": _shows_face(example)}
+        if not any(wanted.values()) or any(has[what] and wanted[what] for what in wanted):
+            found.append(example)
+            wanted = {what: wanted[what] and not has[what] for what in wanted}
+    if missing := " or ".join(what for what in wanted if wanted[what]):
+        columns = training_set.columns
+        raise DataError(
+            f"no {missing} anywhere in the {len(training_set)} pictures of the data set (columns {columns.mask!r}, "
+            f"{columns.boxes!r}), but a loss of the preset needs one: annotate the data set, or set that loss's "
+            "weight to 0."
+        )
+    return found
+
+
+def _shows_person(example: Example) -> bool:
+    return example.person_mask is not None and bool(example.person_mask.any())
+
+
+def _shows_face(example: Example) -> bool:
+    return example.face_boxes is not None and len(example.face_boxes) > 0

@@ -1,0 +1,132 @@
+"""Checkpoints: written whole or not at all, the old ones kept until the new one is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from mldm_plugin.errors import RunFolderError
+from mldm_plugin.training.run_folder import checkpoints_in
+
+log = get_logger(__name__)
+
+
+class Checkpoints:
+    """The `checkpoint-N` folders of a run.
+
+    Each holds what diffusers' script writes (`controlnet/`, optimizer, learning rate, generators) and
+    `position_R.pt`, where process R stands in its pass over the data.
+
+    Args:
+        accelerator: with the model, optimizer, scheduler and loader prepared.
+        folder: the run folder.
+        limit: how many to keep; None keeps all.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, limit: int | None) -> None:
+        self._accelerator = accelerator
+        self._folder = folder
+        self._limit = limit
+        self._register_model_format()
+
+    def save(self, step: int, position: dict[str, Any]) -> Path:
+        """Write `checkpoint-<step>`; every process calls this at the same step."""
+        accelerator = self._accelerator
+        final = self._folder / f"checkpoint-{step}"
+        partial = self._folder / f".{final.name}.partial"
+        if accelerator.is_main_process:
+            for left_over in self._folder.glob(".checkpoint-*"):
+                shutil.rmtree(left_over)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        torch.save(position, partial / self._position_file)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _flush(partial)
+            self._put_in_place(partial, final)
+            self._remove_oldest(keep=final)
+        accelerator.wait_for_everyone()
+        log.info(f"saved {final}")
+        return final
+
+    def find(self, name: str) -> Path | None:
+        """The checkpoint that `--resume_from_checkpoint` names; None if `latest` finds none.
+
+        Raises:
+            RunFolderError: a checkpoint that the run folder does not have.
+        """
+        existing = checkpoints_in(self._folder)
+        if name == "latest":
+            return existing[-1] if existing else None
+        wanted = Path(name).name
+        for checkpoint in existing:
+            if checkpoint.name == wanted:
+                return checkpoint
+        raise RunFolderError(
+            f"{self._folder} has no checkpoint {wanted!r}; it has "
+            f"{', '.join(c.name for c in existing) or 'none'}. Resume from one of them, or from latest."
+        )
+
+    def load(self, checkpoint: Path) -> dict[str, Any] | None:
+        """Load a checkpoint; its position, or None if diffusers' script wrote it and there is none."""
+        self._accelerator.load_state(str(checkpoint))
+        position = checkpoint / self._position_file
+        return torch.load(position, weights_only=True) if position.exists() else None
+
+    @property
+    def _position_file(self) -> str:
+        return f"position_{self._accelerator.process_index}.pt"
+
+    def _register_model_format(self) -> None:
+        """Store the ControlNet as diffusers does, readable by `from_pretrained`."""
+        from diffusers import ControlNetModel
+
+        accelerator = self._accelerator
+
+        def save(models: list[Any], weights: list[Any], folder: str) -> None:
+            weights.clear()  # tells accelerate that the models are taken care of
+            if accelerator.is_main_process:
+                for model in models:
+                    accelerator.unwrap_model(model).save_pretrained(Path(folder) / "controlnet")
+
+        def load(models: list[Any], folder: str) -> None:
+            while models:
+                stored = ControlNetModel.from_pretrained(folder, subfolder="controlnet")
+                accelerator.unwrap_model(models.pop()).load_state_dict(stored.state_dict())
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+
+    def _put_in_place(self, partial: Path, final: Path) -> None:
+        replaced = self._folder / f".{final.name}.replaced"
+        if final.exists():  # a run that was resumed from before this step
+            final.replace(replaced)
+        partial.replace(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _remove_oldest(self, keep: Path) -> None:
+        if self._limit is None:
+            return
+        others = [c for c in checkpoints_in(self._folder) if c != keep]
+        for checkpoint in others[: max(0, len(others) - (self._limit - 1))]:
+            going = checkpoint.with_name(f".{checkpoint.name}.removed")
+            checkpoint.replace(going)
+            shutil.rmtree(going)
+            log.info(f"removed {checkpoint}")
+
+
+def _flush(folder: Path) -> None:
+    """Have the files of a folder on the disk before its name says that they are."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,68 @@
+"""Uploading a finished run to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import create_repo, upload_folder
+
+from mldm_plugin.training.validation import Sampled
+
+TAGS = [
+    *("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "controlnet"),
+    "diffusers-training",
+]
+
+
+def make_repository(arguments: argparse.Namespace) -> str:
+    """Create the repository if need be, before any time is spent on training; its full name."""
+    name = arguments.hub_model_id or Path(arguments.output_dir).name
+    return create_repo(repo_id=name, exist_ok=True, token=arguments.hub_token).repo_id
+
+
+def upload(arguments: argparse.Namespace, repository: str, sampled: Sequence[Sampled]) -> None:
+    """Write a model card and upload the run folder, without its checkpoints' unfinished parts."""
+    folder = Path(arguments.output_dir)
+    write_model_card(arguments, repository, folder, sampled)
+    upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message="Trained ControlNet",
+        ignore_patterns=["step_*", "epoch_*", ".*"],
+        token=arguments.hub_token,
+    )
+
+
+def write_model_card(arguments: argparse.Namespace, repository: str, folder: Path, sampled: Sequence[Sampled]) -> None:
+    """README.md with what was trained on what, and the last validation pictures."""
+    base, preset = arguments.pretrained_model_name_or_path, arguments.preset
+    text = [
+        f"# {repository}",
+        f"A ControlNet for {base}, trained with mldm-plugin" + (f" and the preset {preset}." if preset else "."),
+    ]
+    for i, one in enumerate(sampled):
+        name = f"images_{i}.png"
+        side_by_side([one.hint, *one.pictures]).save(folder / name)
+        text.append(f"{one.prompt}\n\n![the hint and what was sampled]({name})")
+    card = load_or_create_model_card(
+        repo_id_or_path=repository,
+        from_training=True,
+        license="creativeml-openrail-m",
+        base_model=base,
+        model_description="\n\n".join(text),
+        inference=True,
+    )
+    populate_model_card(card, tags=TAGS).save(folder / "README.md")
+
+
+def side_by_side(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """One row of pictures, of the size of the last."""
+    width, height = pictures[-1].size
+    row = PIL.Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        row.paste(picture.resize((width, height)), (i * width, 0))
+    return row

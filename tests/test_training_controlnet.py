@@ -1,0 +1,285 @@
+"""The trainer as a whole, run in this process on the tiny pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+from safetensors.torch import load_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
+
+
+# diffusers' UniPC scheduler under NumPy 2.
+old_numpy = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def the_error(capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that the user is shown."""
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+LOSS = """
+import torch
+from mldm_plugin import hookimpl
+class Own:
+    needs = frozenset()
+    calls = 0
+    def __call__(self, step):
+        Own.calls += 1
+        value = step.model_pred.square().flatten(1).mean(dim=1)
+        return {body}
+@hookimpl
+def register_losses(register):
+    register("own", Own)
+"""
+
+
+def make_loss(folder: Path, body: str) -> list:
+    plugin, preset = folder / "own.py", folder / "own.yaml"
+    plugin.write_text(LOSS.format(body=body))
+    preset.write_text("losses:\n  own: {weight: 0.1, max_timestep: null}\n")
+    return ["--loss-plugin", plugin, "--preset", preset]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A folder for the run without a plugin, that others are compared with; made by the first test to ask."""
+    return tmp_path_factory.mktemp("plain") / "run"
+
+
+@pytest.fixture
+def plain_run(plain, train):
+    if not plain.exists():
+        assert train(plain) == 0
+    return plain
+
+
+def test_trains_and_saves_what_diffusers_loads(plain_run):
+    log = records(plain_run)
+    assert [sorted(r) for r in log] == [["ldm", "loss", "lr", "step"]] * 2
+    assert [r["step"] for r in log] == [1, 2]
+    assert all(r["loss"] == r["ldm"] > 0 and r["lr"] == 5e-6 for r in log)
+    trained = ControlNetModel.from_pretrained(plain_run)
+    assert trained.controlnet_mid_block.weight.abs().sum() > 0
+    assert not list(plain_run.glob(".*"))
+    assert json.loads((plain_run / "arguments.json").read_text())["resolution"] == 64
+
+
+def test_with_the_plugin_the_weights_differ_and_each_term_is_logged(train, plain_run, tmp_path, random_preset):
+    run = tmp_path / "run"
+    assert train(run, "--loss-plugin", "mldm", "--preset", random_preset, "--panel_steps", 2) == 0
+    assert not same_weights(run, plain_run)
+    log = records(run)
+    assert [r["ldm"] for r in log[:1]] == [r["ldm"] for r in records(plain_run)[:1]]
+    assert sum(r["masked_lpips_gated"] for r in log) > 0
+    for r in log:
+        assert (r["masked_lpips"] is None) == (r["masked_lpips_gated"] == 0)
+        assert isinstance(r["masked_lpips_gated"], int)
+    assert "masked_lpips" in (run / "preset.yaml").read_text()
+    with Image.open(run / "panels" / "step-000002.png") as panel:
+        assert panel.size[0] > 64
+
+
+def test_weight_zero_is_the_plain_run_to_the_bit(train, plain_run, tmp_path, random_preset):
+    flags = ["--loss-plugin", "mldm", "--preset", random_preset, "--set", "losses.masked_lpips.weight=0"]
+    assert train(tmp_path / "run", *flags, "--panel_steps", 1) == 0
+    assert same_weights(tmp_path / "run", plain_run)
+    assert (tmp_path / "run" / "panels" / "step-000001.png").exists()
+
+
+def test_a_detached_term_is_logged_and_changes_nothing(train, plain_run, tmp_path, random_preset):
+    """All of the plugin runs here, decoder and network and panels, and draws no number from the host's generators."""
+    preset = tmp_path / "detached.yaml"
+    text = random_preset.read_text().replace("weights: random", "weights: random, detach: true")
+    preset.write_text("combine: additive\n" + text)
+    assert train(tmp_path / "run", "--preset", preset, "--panel_steps", 1) == 0
+    assert same_weights(tmp_path / "run", plain_run)
+    assert any(r["loss"] != r["ldm"] for r in records(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient_checkpointing", "--set_grads_to_none"],
+        ["--dataloader_num_workers", 1],
+        ["--checkpointing_steps", 1],
+    ],
+)
+def test_flags_that_must_not_change_the_numbers(train, plain_run, tmp_path, flags):
+    assert train(tmp_path / "run", *flags) == 0
+    assert same_weights(tmp_path / "run", plain_run)
+
+
+def test_bf16_and_accumulation(train, tmp_path, random_preset):
+    flags = ["--mixed_precision", "bf16", "--gradient_accumulation_steps", 2, "--train_batch_size", 1]
+    assert train(tmp_path / "run", "--preset", random_preset, *flags) == 0
+    assert len(records(tmp_path / "run")) == 2
+    assert ControlNetModel.from_pretrained(tmp_path / "run").dtype == torch.float32
+
+
+@old_numpy
+def test_no_hint(train, tmp_path, tiny_pipeline, make_data):
+    """Masked LDM, section 3: no hints on disk, none in the network, and it stays so."""
+    hintless = {i: {"conditioning_image_file_name": None} for i in range(4)}
+    data = make_data(tmp_path / "data", 4, rows=hintless)
+    for hint in data.glob("*_hint.png"):
+        hint.unlink()
+    flags = ["--train_data_dir", data, "--conditioning", "none", "--validation_prompt", "a person"]
+    flags += ["--num_validation_images", 1, "--validation_steps", 5, "--adam_weight_decay", 0.5]
+    assert train(tmp_path / "run", *flags) == 0
+    trained = ControlNetModel.from_pretrained(tmp_path / "run")
+    assert all(not p.any() for p in trained.controlnet_cond_embedding.parameters())
+    assert trained.controlnet_mid_block.weight.any()
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 16)
+    with torch.no_grad():
+        outputs = [
+            trained(latents, 10, encoder_hidden_states=text, controlnet_cond=hint, return_dict=False)[1]
+            for hint in (torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64) * 100)
+        ]
+    assert outputs[0].equal(outputs[1])
+    assert len(list((tmp_path / "run" / "validation").glob("*.png"))) == 1
+
+
+@old_numpy
+def test_validation_pictures_are_saved_and_change_nothing(train, plain_run, tmp_path, tiny_data):
+    flags = ["--validation_prompt", "a person", "a face", "--validation_image", tiny_data / "2_hint.png"]
+    flags += ["--num_validation_images", 1, "--validation_steps", 1, "--report_to", "tensorboard"]
+    assert train(tmp_path / "run", *flags) == 0
+    assert same_weights(tmp_path / "run", plain_run)
+    assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == [
+        f"step-00000{step}-prompt-{prompt}-0.png" for step in (1, 2) for prompt in (0, 1)
+    ]
+    assert list((tmp_path / "run" / "logs").rglob("events.out.*"))
+
+
+@old_numpy
+def test_unseeded_validation_leaves_the_generators_alone(train, tmp_path, tiny_data):
+    from mldm_plugin.training import generators
+    from mldm_plugin.training.arguments import resolve
+    from mldm_plugin.training.validation import validate
+
+    seen = []
+
+    def spy(arguments, *rest, **options):
+        before = generators.capture()
+        validate(resolve({**vars(arguments), "seed": None}), *rest, **options)
+        after = generators.capture()
+        seen.append(before["python"] == after["python"] and before["torch"].equal(after["torch"]))
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mldm_plugin.training.controlnet.validate", spy)
+        flags = ["--validation_prompt", "a", "--validation_image", tiny_data / "2_hint.png", "--validation_steps", 1]
+        assert train(tmp_path / "run", *flags, "--num_validation_images", 1) == 0
+    assert seen == [True, True, True]
+
+
+def test_old_checkpoints_go_when_the_new_one_is_there(train, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--checkpointing_steps", 1, "--checkpoints_total_limit", 2, "--max_train_steps", 4]
+    assert train(run, *flags) == 0
+    assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    assert ControlNetModel.from_pretrained(run / "checkpoint-4" / "controlnet").dtype == torch.float32
+    assert same_weights(run / "checkpoint-4" / "controlnet", run)
+
+
+def test_resume_by_name_goes_on_from_there_and_may_go_further(train, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(whole, "--max_train_steps", 6) == 0
+    assert train(run, "--max_train_steps", 4, "--checkpointing_steps", 1) == 0
+    flags = ["--resume_from_checkpoint", "checkpoint-2", "--checkpoints_total_limit", 1, "--checkpointing_steps", 5]
+    assert train(run, "--max_train_steps", 6, *flags) == 0
+    assert records(run) == records(whole)
+    assert same_weights(run, whole)
+    assert [p.name for p in run.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert train(run, "--max_train_steps", 6, "--resume_from_checkpoint", "checkpoint-5") == 0
+    assert records(run) == records(whole)
+
+
+def test_a_checkpoint_of_diffusers_script_is_taken_up_at_the_start_of_its_epoch(train, tmp_path, caplog):
+    run = tmp_path / "run"
+    assert train(run, "--max_train_steps", 5, "--checkpointing_steps", 5) == 0
+    for ours in ("checkpoint-5/position_0.pt", "metrics.jsonl", "arguments.json"):
+        (run / ours).unlink()
+    assert train(run, "--max_train_steps", 6, "--resume_from_checkpoint", "latest") == 0
+    assert [r["step"] for r in records(run)] == [6]
+    assert "start of epoch 1" in caplog.text
+
+
+SIGNAL_PLUGIN = """
+import os, signal
+from mldm_plugin import hookimpl
+to_send = [signal.{name}]
+@hookimpl
+def after_loss(step, report):
+    while to_send:
+        os.kill(os.getpid(), to_send.pop())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_ends_in_good_order(train, tmp_path, name):
+    """The signal comes in the first of two micro-batches: the step is finished, then saved."""
+    stopper, whole, run = tmp_path / "stopper.py", tmp_path / "whole", tmp_path / "run"
+    stopper.write_text(SIGNAL_PLUGIN.format(name=name))
+    flags = [*make_loss(tmp_path, "value"), "--max_train_steps", 2, "--gradient_accumulation_steps", 2]
+    assert train(whole, *flags) == 0
+    flags += ["--resume_from_checkpoint", "latest"]
+    for step in (1, 2):
+        assert train(run, "--loss-plugin", stopper, *flags) == 0
+        assert [r["step"] for r in records(run)] == list(range(1, step + 1))
+        assert (run / f"checkpoint-{step}").is_dir()
+        assert not (run / WEIGHTS).exists()
+    assert train(run, *flags) == 0
+    assert records(run) == records(whole)
+    assert same_weights(run, whole)
+
+
+def test_a_loss_that_stays_nan_ends_the_run_with_a_checkpoint(train, tmp_path, capfd):
+    flags = make_loss(tmp_path, "value * (1 if Own.calls < 4 else float('nan'))")
+    run = tmp_path / "run"
+    assert train(run, *flags, "--max_train_steps", 20) == 1
+    assert "'own'" in the_error(capfd)
+    log = records(run)
+    assert [r["step"] for r in log] == list(range(1, 13))
+    assert [r["own"] is None for r in log] == [False, False] + [True] * 10
+    assert [r.get("own_nonfinite") for r in log] == [None, None] + [1] * 10
+    assert (run / "checkpoint-12").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("value.mean()", "expected a float tensor of shape"),
+        ("value.detach()", "'own' would train nothing"),
+        ("value * float('nan')", "'own' is [nan]"),
+    ],
+)
+def test_a_loss_that_cannot_train_stops_before_anything_is_written(train, tmp_path, capfd, body, words):
+    assert train(tmp_path / "run", *make_loss(tmp_path, body)) == 1
+    assert words in the_error(capfd)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_breaks_later_is_named(train, tmp_path, capfd):
+    flags = make_loss(tmp_path, "value if Own.calls < 4 else value.mean()")
+    assert train(tmp_path / "run", *flags, "--max_train_steps", 5) == 1
+    assert "expected a float tensor of shape" in the_error(capfd)
+    assert len(records(tmp_path / "run")) == 2

@@ -1,0 +1,8 @@
+"""Train a ControlNet: `accelerate launch train_controlnet.py --loss-plugin mldm --preset mldm …`."""
+
+import sys
+
+from mldm_plugin.training.controlnet import main
+
+if __name__ == "__main__":
+    sys.exit(main())
