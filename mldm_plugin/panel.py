@@ -15,7 +15,8 @@ from mldm_plugin.stack import LossStack
 from mldm_plugin.step import DiffusionStep
 
 _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45"]
-_TITLES = ("picture", "people and faces", "x_t", "x̂0")
+# Plain letters: the font that Pillow carries has no combining marks, arrows or multiplication sign.
+_TITLES = ("picture", "people and faces", "x_t", "x0 estimate")
 _MARGIN, _GAP, _LINE = 8, 4, 18
 
 
@@ -79,7 +80,7 @@ def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:
     t = step.timesteps[row].item()
     parts = [f"t = {t:g}"]
     for name, term in report.terms.items():
-        value = f"{term.raw[row].item():.3f} × {term.weight[row].item():g}" if term.gate[row] else "not applied"
+        value = f"{term.raw[row].item():.3f} x {term.weight[row].item():g}" if term.gate[row] else "not applied"
         parts.append(f"{name}: {value}")
     return "     ".join(parts)
 

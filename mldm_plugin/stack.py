@@ -248,10 +248,8 @@ class LossStack:
             values = {}
             for term in active:
                 own = gates[term.name]
-                if "pred_images" in term.needs:
-                    seen = decoded.select([rows.index(r) for r in own])
-                else:
-                    seen = step.select(own)
+                needs_pictures = "pred_images" in term.needs
+                seen = decoded.select([rows.index(r) for r in own]) if needs_pictures else step.select(own)
                 values[term.name] = term.evaluate(term.guard(seen))
             return values
 

@@ -22,9 +22,15 @@ def finished(tmp_path_factory):
 
 
 def test_the_demo_trains_and_says_what_it_does(finished):
-    out, done = finished
+    _, done = finished
     assert done.returncode == 0, done.stdout + done.stderr
-    for expected in ("1. Photographs", "accelerate launch", "4. The same noise", "The loss fell", "before_after.png"):
+    for expected in (
+        "1. Photographs",
+        "accelerate launch",
+        "4. The same pictures",
+        "The loss fell",
+        "before_after.png",
+    ):
         assert expected in done.stdout
     assert done.stderr.count("reaches the network") == 2
     assert "decode(clean latents) resembles the picture" in done.stderr
@@ -57,11 +63,12 @@ def test_a_finished_demo_starts_anew_and_another_folder_is_left_alone(finished, 
 
 def test_curves_show_sparse_terms_and_empty_ones(tmp_path):
     rows = [
-        {"step": i, "loss": 1 / i, "lr": 1e-4, "ldm": 1.0, "face": 0.5 if i % 3 else None, "face_gated": 1, "none": None}
+        {"step": i, "loss": 1 / i, "lr": 1e-4, "ldm": 1.0, "face": 0.5 if i % 3 else None, "face_gated": 1, "no": None}
         for i in range(1, 30)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    plot_curves(read_metrics(tmp_path / "metrics.jsonl"), tmp_path / "curves.png")
+    measured = [(0, {"loss": 1.0, "ldm": 1.0}), (29, {"loss": 0.5, "ldm": 0.4})]
+    plot_curves(read_metrics(tmp_path / "metrics.jsonl"), measured, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 4 * 300
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]

@@ -29,7 +29,7 @@ def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
 def test_the_caption_says_t_and_every_terms_value():
     stack, step = two_terms(), make_step((50, 900))
     report = stack(step)
-    assert _caption(step, report, 0).startswith(f"t = 50     picture: {report.terms['picture'].raw[0]:.3f} × 0.2")
+    assert _caption(step, report, 0).startswith(f"t = 50     picture: {report.terms['picture'].raw[0]:.3f} x 0.2")
     assert _caption(step, report, 1) == "t = 900     picture: not applied     face: not applied"
 
 

@@ -71,23 +71,28 @@ def report(out: Path, model: Path, data: Path) -> int:
     from mldm_plugin.demo.curves import plot_curves, read_metrics
     from mldm_plugin.panel import save_panel
     from mldm_plugin.stack import LossStack
+    from mldm_plugin.training.run_folder import checkpoints_in, step_of
 
-    say("4. The same noise before and after training")
-    plot_curves(read_metrics(out / "metrics.jsonl"), out / "curves.png")
+    say("4. The same pictures and the same noise, before training, at each checkpoint and after it")
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    controlnet = ControlNetModel.from_pretrained(out)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     stack = LossStack.from_preset(
         out / "preset.yaml", vae=pipeline.vae, noise_scheduler=scheduler, announce=lambda text: None
     )
     examples = load_examples(data, RESOLUTION)
     before, seen_before = measure(pipeline, None, stack, examples)
-    after, seen_after = measure(pipeline, controlnet, stack, examples)
+    metrics, measured = read_metrics(out / "metrics.jsonl"), [(0, before)]
+    states = {step_of(c): c / "controlnet" for c in checkpoints_in(out)} | {len(metrics): out}
+    after, seen_after = before, seen_before
+    for step, folder in states.items():
+        after, seen_after = measure(pipeline, ControlNetModel.from_pretrained(folder), stack, examples)
+        measured.append((step or 0, after))
+    plot_curves(metrics, measured, out / "curves.png")
     save_panel(before_and_after(stack, seen_before, seen_after), out / "before_after.png")
     say(f"   {'':<14} {'before':>8} {'after':>8}")
     for name in before:
         change = (after[name] / before[name] - 1) * 100
-        say(f"   {name:<14} {before[name]:>8.4f} {after[name]:>8.4f}  {change:+.0f} %")
+        say(f"   {name:<14} {before[name]:>8.4f} {after[name]:>8.4f}  {change:+.1f} %")
     say("\nLook at:")
     panels = sorted((out / "panels").glob("*.png"))
     for path in (out / "before_after.png", out / "curves.png", *panels[-1:], out / "metrics.jsonl"):

@@ -97,7 +97,7 @@ def _step(
 
 @torch.no_grad()
 def before_and_after(stack: LossStack, before: Sequence[Seen], after: Sequence[Seen]) -> Image.Image:
-    """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, x̂0 with the trained ControlNet."""
+    """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, and x̂0 with the trained ControlNet."""
 
     def decode(step: DiffusionStep, latents: Tensor) -> DiffusionStep:
         return stack.decode(replace(step, pred_latents=latents))
@@ -110,11 +110,11 @@ def before_and_after(stack: LossStack, before: Sequence[Seen], after: Sequence[S
         columns = (first.target_images, noisy.pred_images, first.pred_images, second.pred_images)
         rows.append([as_bytes(images)[0] for images in columns])
         captions.append(_caption(one, report_one, report_two))
-    return arrange(("photograph", "x_t", "x̂0, U-Net alone", "x̂0, with the ControlNet"), rows, captions)
+    return arrange(("photograph", "x_t", "x0 estimate before", "x0 estimate after"), rows, captions)
 
 
 def _caption(step: DiffusionStep, before: LossReport, after: LossReport) -> str:
     parts = [f"t = {step.timesteps.item():g}"]
     for name, term in before.terms.items():
-        parts.append(f"{name}: {term.raw[0].item():.3f} → {after.terms[name].raw[0].item():.3f}")
+        parts.append(f"{name}: {term.raw[0].item():.3f} -> {after.terms[name].raw[0].item():.3f}")
     return "     ".join(parts)
