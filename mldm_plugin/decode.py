@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from mldm_plugin.perceptual.frozen import Frozen
 class LatentDecoder:
     """Decodes latents as the denoiser sees them: x = decode(z / scaling_factor + shift_factor).
 
-    It keeps a float32 copy of the decoder half of `vae` and runs it with autocast off: the copy survives a host
-    that moves or deletes its VAE, and SDXL's half precision VAE would overflow. The result is not clamped to
-    [-1, 1], because clamping would take the gradient from every saturated pixel.
+    It keeps a float32 copy of `vae` and runs it with autocast off: the copy survives a host that moves or deletes its
+    VAE, and SDXL's half precision VAE would overflow. The encoder half is needed by the start-up check alone and
+    dropped after it. Pictures are not clamped to [-1, 1], because clamping would take the gradient from every
+    saturated pixel.
 
     Args:
         vae: an AutoencoderKL (or another autoencoder of diffusers with `.decode` and these config entries).
@@ -27,23 +29,50 @@ class LatentDecoder:
         self.scaling_factor = scaling_factor if scaling_factor is not None else config.scaling_factor
         self.shift_factor = config.get("shift_factor") or 0.0
         self.downscale = 2 ** (len(config.block_out_channels) - 1)
-        self._decode = Frozen(_Decoder(vae))
+        self._vae: Any = copy.deepcopy(vae)
+        self._decode = Frozen(_Call(self._vae, lambda vae, z: vae.decode(z, return_dict=False)[0]))
+        self._encode: Frozen | None = None
+        if hasattr(vae, "encode"):
+            self._encode = Frozen(_Call(self._vae, lambda vae, x: _mode(vae.encode(x, return_dict=False)[0])))
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Pictures of `latents` (N, C, h, w): float32 (N, 3, H, W), about [-1, 1], with gradient."""
         return self._decode(latents / self.scaling_factor + self.shift_factor)
+
+    @property
+    def can_encode(self) -> bool:
+        """Until `forget_encoder`, if the VAE has an encoder."""
+        return self._encode is not None
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The latents of `images` (N, 3, H, W) in [-1, 1], the mode of the posterior: float32 (N, C, h, w)."""
+        if self._encode is None:
+            raise RuntimeError("the encoder is gone")
+        return (self._encode(images) - self.shift_factor) * self.scaling_factor
+
+    def forget_encoder(self) -> None:
+        """Free the memory of the encoder half."""
+        self._encode = None
+        if hasattr(self._vae, "encoder"):
+            self._vae.encoder = nn.Identity()
 
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the pictures that `latents` (N, C, h, w) decode to."""
         return latents.shape[-2] * self.downscale, latents.shape[-1] * self.downscale
 
 
-class _Decoder(nn.Module):
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae = copy.deepcopy(vae)
-        self.vae.encoder = nn.Identity()
+def _mode(encoded: Any) -> Tensor:
+    """The latents of a posterior, or of an autoencoder that gives them directly."""
+    return encoded.mode() if hasattr(encoded, "mode") and not isinstance(encoded, Tensor) else encoded
 
-    def forward(self, latents: Tensor) -> Tensor:
-        vae: Any = self.vae
-        return vae.decode(latents, return_dict=False)[0]
+
+class _Call(nn.Module):
+    """One method of a module as a module of its own, so that `Frozen` takes it."""
+
+    def __init__(self, module: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return self.call(self.module, tensor)

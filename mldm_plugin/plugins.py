@@ -33,6 +33,7 @@ class Table:
     reserved: frozenset[str] = frozenset()
     entries: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    built_in: set[str] = field(default_factory=set)
 
     def registrar(self, origin: str) -> Callable[[str, Any], None]:
         """The `register` that one plugin is handed."""
@@ -51,6 +52,10 @@ class Table:
             self.origins[name] = origin
 
         return register
+
+    def of_users(self) -> list[str]:
+        """Names that no built-in plugin brought."""
+        return [name for name, origin in self.origins.items() if origin not in self.built_in]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.entries:
@@ -88,6 +93,7 @@ def load_plugins(names: Sequence[str] = ()) -> Plugins:
     hooks = importlib.import_module("mldm_plugin.hooks")
     for info in pkgutil.iter_modules(hooks.__path__):
         manager.register(importlib.import_module(f"mldm_plugin.hooks.{info.name}"), info.name)
+    built_in = {name for name, _ in manager.list_name_plugin()}
     for name in dict.fromkeys(names):
         if name != BUILT_IN:
             _register(manager, name)
@@ -97,6 +103,7 @@ def load_plugins(names: Sequence[str] = ()) -> Plugins:
         known = ", ".join(n for n, _ in inspect.getmembers(hookspecs) if hasattr(manager.hook, n))
         raise PluginError(f"{error} Known hooks: {known}.") from error
     plugins = Plugins(manager)
+    plugins.losses.built_in = built_in
     _fill(plugins)
     return plugins
 

@@ -102,12 +102,23 @@ def load_preset(
 def _read(name: str | Path, plugins: Any) -> tuple[dict[str, Any], str]:
     path = find_preset(name, plugins)
     try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        contents = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PresetError(f"preset {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(contents, dict):
         raise PresetError(f"preset {path} is a {type(contents).__name__}, expected keys such as losses: and training:.")
     return contents, str(path)
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """YAML in which a key given twice is a fault, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
 
 
 def find_preset(name: str | Path, plugins: Any = None) -> Path:
@@ -149,7 +160,7 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
         preset = Preset.model_validate(contents)
     except ValidationError as error:
         faults += describe_faults(error, _known_keys)
-    faults += _check_room(contents)
+    faults += _check_room(contents if preset is None else preset.model_dump())
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
     if faults or preset is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.step import DiffusionStep
+from mldm_plugin.term import Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class TermReport:
         gate: (N,) bool, whether it applied.
         gated: number of images it applied to.
         finite: False if the term was left out of this step because a value was NaN or infinite.
+        gradient_stopped: True if in the step before its gradient was NaN or infinite, and was not let through.
     """
 
     raw: Tensor
@@ -27,16 +29,17 @@ class TermReport:
     gate: Tensor
     gated: int
     finite: bool
+    gradient_stopped: bool
 
     @classmethod
-    def of(cls, weight: float, rows: list[int], values: Tensor | None, finite: bool, step: DiffusionStep) -> TermReport:
+    def of(cls, term: Term, rows: list[int], values: Tensor | None, finite: bool, step: DiffusionStep) -> TermReport:
         """The report of a term that gave `values` on the images `rows` of `step`."""
         raw = step.latents.new_full((len(step),), float("nan"), dtype=torch.float32)
         gate = raw.new_zeros(len(step), dtype=torch.bool)
         if values is not None:
             raw[rows] = values.detach()
             gate[rows] = True
-        return cls(raw, gate * (weight if finite else 0.0), gate, len(rows), finite)
+        return cls(raw, gate * (term.weight if finite else 0.0), gate, len(rows), finite, term.gradient_stopped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class LossReport:
 
     def logs(self) -> dict[str, float | None]:
         """Numbers for a log: `loss`, `ldm`, and for each term its mean over the images it applied to, or None
-        where it applied to none or was not finite, and under `<name>_gated` their count.
+        where it applied to none or was not finite, and under `<name>_gated` their count. `<name>_nonfinite` is 1 where
+        the term was left out, `<name>_nonfinite_gradient` where its gradient of the step before was.
 
         Synchronises with the device.
         """
@@ -65,4 +69,6 @@ class LossReport:
             result[f"{name}_gated"] = float(term.gated)
             if not term.finite:
                 result[f"{name}_nonfinite"] = 1.0
+            if term.gradient_stopped:
+                result[f"{name}_nonfinite_gradient"] = 1.0
         return result

@@ -150,6 +150,12 @@ class NoiseSchedule:
             sigma[:, None, None, None],
         )
 
+    def has(self, timesteps: Tensor) -> bool:
+        """Whether all of them, (N,), are timesteps of this schedule: whole numbers from 0 for a diffusion schedule."""
+        last = self.num_train_timesteps if self._table is None else self._table.shape[1] - 1
+        inside = bool(((timesteps >= 0) & (timesteps <= last)).all())
+        return inside and (self._table is None or bool((timesteps == timesteps.long()).all()))
+
     def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What the network should answer: ε, α ε − σ z₀, z₀ or ε − z₀; shapes as in `pred_latents`."""
         if self.prediction_type == "epsilon":

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin import proof
+from mldm_plugin import checks, proof
 from mldm_plugin.decode import LatentDecoder
-from mldm_plugin.errors import LossError, NonFiniteLossError
+from mldm_plugin.errors import DataError, LossError, NonFiniteLossError
 from mldm_plugin.plugins import Plugins, load_plugins
 from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.report import LossReport, TermReport
@@ -24,6 +24,7 @@ from mldm_plugin.term import Term
 log = logging.getLogger(__name__)
 
 MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
+CHECKED_STEPS = 20  # with a gated image; a wrong convention may hide at some timesteps, not at all of them. Chosen.
 
 
 class LossStack:
@@ -73,7 +74,7 @@ class LossStack:
         self.announce = announce
         self._after_loss = after_loss
         self._unproven = {t.name for t in self.terms}
-        self._first_step = True
+        self._checks_left = CHECKED_STEPS
 
     @classmethod
     def from_preset(
@@ -106,11 +107,12 @@ class LossStack:
         if not isinstance(plugins, Plugins):
             plugins = load_plugins(plugins)
         preset = load_preset(preset, overrides, plugins=plugins)
-        terms = [
-            Term(name, plugins.losses[name](**s.options), s.weight, s.max_timestep, s.detach)
-            for name, s in preset.losses.items()
-            if s.weight > 0
-        ]
+        terms = _build_terms(preset, plugins)
+        for name in sorted(set(plugins.losses.of_users()) - set(preset.losses)):
+            announce(
+                f"warning: plugin {plugins.losses.origins[name]} registers the loss {name!r}, but the preset gives it "
+                f"no weight, so it does nothing: --set losses.{name}.weight=0.1 would."
+            )
         weighting = preset.base.weighting
         hook = plugins.manager.hook.after_loss
         return cls(
@@ -136,9 +138,9 @@ class LossStack:
         for term in self.terms:
             term.settle()
         step = self._complete(step)
-        self._check(step)
-        base = self._base_loss(step)
         gates = self._gates(step)
+        self._check(step, gates)
+        base = self._base_loss(step)
         values = self._evaluate(step, gates)
         finite = _all_finite(values)
         correction = self._correction(step, {n: v for n, v in values.items() if finite[n]}, gates)
@@ -146,7 +148,7 @@ class LossStack:
             loss=base if correction is None else base + correction,
             ldm=base.detach(),
             terms={
-                t.name: TermReport.of(t.weight, gates[t.name], values.get(t.name), finite.get(t.name, True), step)
+                t.name: TermReport.of(t, gates[t.name], values.get(t.name), finite.get(t.name, True), step)
                 for t in self.terms
             },
         )
@@ -178,6 +180,13 @@ class LossStack:
         if self.decoder is None:
             raise LossError("a loss needs pictures, but no VAE was given: pass vae to LossStack.from_preset.")
         pred_images = self.decoder(step.pred_latents)
+        for name in ("pixel_values", "person_mask"):
+            given = getattr(step, name)
+            if given is not None and given.shape[-2:] != pred_images.shape[-2:]:
+                raise DataError(
+                    f"{name} is {tuple(given.shape[-2:])}, the latents decode to {tuple(pred_images.shape[-2:])}: "
+                    "pass what belongs to the picture that the latents were encoded from."
+                )
         if self.target == "image" and step.pixel_values is not None:
             target_images = step.pixel_values.detach().to(pred_images)
         else:
@@ -189,27 +198,28 @@ class LossStack:
         """Add ẑ₀, and clip the face boxes to the picture."""
         boxes = step.face_boxes
         if boxes is not None:
-            size = step.pixel_values.shape[-2:] if step.pixel_values is not None else self._image_size(step)
-            boxes = [clip_boxes(b, *size) for b in boxes]
+            boxes = [clip_boxes(b, *self._image_size(step)) for b in boxes]
         with torch.autocast(step.latents.device.type, enabled=False):
             return replace(step, pred_latents=self.schedule.pred_latents(step), face_boxes=boxes)
 
     def _image_size(self, step: DiffusionStep) -> tuple[int, int]:
-        if step.person_mask is not None:
-            return step.person_mask.shape[-2], step.person_mask.shape[-1]
-        if self.decoder is None:
-            raise LossError("face boxes were given without pictures, masks or a VAE: their picture's size is unknown.")
-        return self.decoder.image_size(step.latents)
+        if self.decoder is not None:
+            return self.decoder.image_size(step.latents)
+        for known in (step.pixel_values, step.person_mask):
+            if known is not None:
+                return known.shape[-2], known.shape[-1]
+        raise LossError("face boxes were given without pictures, masks or a VAE: their picture's size is unknown.")
 
-    def _check(self, step: DiffusionStep) -> None:
-        if self._first_step:
-            proof.check_host(self.terms, step)
-            proof.check_estimate(self.schedule, step)
+    def _check(self, step: DiffusionStep, gates: dict[str, list[int]]) -> None:
+        if self._checks_left == CHECKED_STEPS:
+            checks.check_host(self.schedule, self.terms, step)
             if step.base_weights is not None and self.base_weighting is not None:
                 log.warning("the trainer's own weighting and the preset's base weighting both apply.")
-            if step.base_loss is not None and self.base_weighting is None and self.terms:
-                proof.check_base_loss(step.base_loss, self._squared_error(step))
-            self._first_step = False
+        if self._checks_left:
+            checks.check_estimate(self.schedule, step)
+            if step.base_loss is not None and (self.terms or self.base_weighting is not None):
+                checks.check_base_loss(step.base_loss, self._host_error(step))
+            self._checks_left -= bool(not self.terms or any(gates.values()) or self._checks_left == CHECKED_STEPS)
         if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
             self.prove(step)
 
@@ -220,13 +230,16 @@ class LossStack:
 
     def _squared_error(self, step: DiffusionStep) -> Tensor:
         """The plain loss b_i of each image, (n,) float32, with the host's weights and the preset's weighting."""
-        error = ((step.model_pred.float() - step.target.float()) ** 2).flatten(1).mean(dim=1)
-        if step.base_weights is not None:
-            error = error * step.base_weights.flatten().to(error)
+        error = self._host_error(step)
         if self.base_weighting is not None:
-            snr = self.schedule.snr(step.timesteps, step.sigmas)
+            snr = self.schedule.snr(step.timesteps, step.sigmas).clamp(max=1e8)
             error = error * (self.base_weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
         return error
+
+    def _host_error(self, step: DiffusionStep) -> Tensor:
+        """The squared error of each image, (n,) float32, with the host's own weights."""
+        error = ((step.model_pred.float() - step.target.float()) ** 2).flatten(1).mean(dim=1)
+        return error if step.base_weights is None else error * step.base_weights.flatten().to(error)
 
     def _gates(self, step: DiffusionStep) -> dict[str, list[int]]:
         """Rows of the images that each term applies to. One synchronisation with the device."""
@@ -242,7 +255,8 @@ class LossStack:
         active = [t for t in self.terms if gates[t.name]]
         if not active:
             return {}
-        with torch.autocast(step.latents.device.type, enabled=False):
+        trains = torch.is_grad_enabled() and not all(t.detach for t in active)
+        with torch.autocast(step.latents.device.type, enabled=False), torch.set_grad_enabled(trains):
             rows = sorted({r for t in active if "pred_images" in t.needs for r in gates[t.name]})
             decoded = self.decode(step.select(rows)) if rows else step
             values = {}
@@ -270,7 +284,7 @@ class LossStack:
             if term.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
                 raise NonFiniteLossError(
                     f"loss {term.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "
-                    "learning rate or its weight, or use float32; the last checkpoint precedes it.",
+                    "learning rate or its weight, or use float32.",
                     report,
                 )
 
@@ -281,3 +295,16 @@ def _all_finite(values: dict[str, Tensor]) -> dict[str, bool]:
         return {}
     flags = torch.stack([torch.isfinite(v.detach()).all() for v in values.values()]).tolist()
     return dict(zip(values, flags, strict=True))
+
+
+def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:
+    """The losses of positive weight, each with a remark on what is random about it."""
+    terms = []
+    for name, settings in preset.losses.items():
+        if settings.weight > 0:
+            random = [f"{option}: random" for option, value in settings.options.items() if value == "random"]
+            loss = plugins.losses[name](**settings.options)
+            terms.append(
+                Term(name, loss, settings.weight, settings.max_timestep, settings.detach, remark=", ".join(random))
+            )
+    return terms

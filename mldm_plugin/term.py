@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mldm_plugin.errors import LossError, nearest
+from mldm_plugin.errors import LossError, MldmError, nearest
 from mldm_plugin.step import DiffusionStep
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Loss(Protocol):
 
 @dataclass
 class Term:
-    """A loss with its place in the mix: λ, T, and how it has fared.
+    """A loss with its place in the mix: λ, T, and how it has fared. `remark` is shown in the start-up table.
 
     Raises:
         LossError: the loss does not say what it needs, or needs something unknown.
@@ -42,8 +43,10 @@ class Term:
     weight: float
     max_timestep: int | None = 100
     detach: bool = False
+    remark: str = ""
     nonfinite_in_a_row: int = field(default=0, init=False)
     steps_without_effect: int = field(default=0, init=False)
+    gradient_stopped: bool = field(default=False, init=False)
     _gradient_finite: Tensor | None = field(default=None, init=False)
     _gradient_due: bool = field(default=False, init=False)
 
@@ -75,9 +78,17 @@ class Term:
         """The loss of each image, (n,) float32.
 
         Raises:
-            LossError: it is not a floating-point tensor of one value per image.
+            LossError: it fails, or is not a floating-point tensor of one value per image.
         """
-        values = self.loss(step)
+        try:
+            values = self.loss(step)
+        except MldmError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise LossError(
+                f"loss {self.name!r} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+            ) from error
         if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
             came = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise LossError(
@@ -90,15 +101,16 @@ class Term:
         """`step` through which a gradient of this loss that is not finite passes as 0, and is remembered.
 
         A finite value can have a NaN gradient (a root at 0). It is stopped in float32, before the network: what
-        overflows there in half precision is left to the host's loss scaling.
+        overflows there in half precision is left to the host's loss scaling. The weight has then been taken from the
+        plain loss already; that step trains with less.
         """
-        self._gradient_finite, self._gradient_due = None, not self.detach
         guarded = {}
-        for name in ("pred_latents", "pred_images"):
+        for name in ("model_pred", "pred_latents", "pred_images"):
             tensor = getattr(step, name)
-            if tensor is not None and tensor.requires_grad:
-                guarded[name] = tensor.view_as(tensor)
+            if tensor is not None and tensor.requires_grad and torch.is_grad_enabled() and not self.detach:
+                guarded[name] = tensor.float().view_as(tensor)
                 guarded[name].register_hook(self._stop)
+        self._gradient_finite, self._gradient_due = None, bool(guarded)
         return replace(step, **guarded)
 
     def _stop(self, gradient: Tensor) -> Tensor:
@@ -107,9 +119,11 @@ class Term:
         return torch.where(finite, gradient, 0)
 
     def settle(self) -> None:
-        """Judge the last step by the gradient it gave; to be called when the next one begins."""
-        if self._gradient_due:
-            finite = self._gradient_finite is None or bool(self._gradient_finite)
+        """Judge the last step by the gradient it gave, if it gave any; to be called when the next one begins."""
+        self.gradient_stopped = False
+        if self._gradient_due and self._gradient_finite is not None:
+            finite = bool(self._gradient_finite)
+            self.gradient_stopped = not finite
             self._record(finite, "gradient")
         self._gradient_finite, self._gradient_due = None, False
 
@@ -127,9 +141,11 @@ class Term:
                 )
             return
         self.steps_without_effect = 0
-        if not finite or not self._gradient_due:
+        if not finite:
             self._gradient_due = False
-            self._record(finite, "value")
+            self._record(False, "value")
+        elif not self._gradient_due and torch.is_grad_enabled():
+            self._record(True, "value")
 
     def _record(self, finite: bool, what: str) -> None:
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1

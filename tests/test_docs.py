@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,9 +85,9 @@ def title(page):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    from mldm_plugin.demo.pipeline import build_tiny_pipeline
+    from mldm_plugin.demo.pipeline import build_pipeline
 
-    return build_tiny_pipeline(tmp_path_factory.mktemp("model") / "tiny")
+    return build_pipeline(tmp_path_factory.mktemp("model") / "demo")
 
 
 @pytest.fixture
@@ -94,16 +95,24 @@ def a_training_loop(pipeline):
     """What a loop of diffusers' scripts has at hand when it has just computed its loss."""
     from diffusers import AutoencoderKL, DDPMScheduler
 
+    from mldm_plugin.demo.photos import photo
+
     vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae").requires_grad_(False)
     noise_scheduler = DDPMScheduler.from_pretrained(pipeline, subfolder="scheduler")
     generator = torch.Generator().manual_seed(0)
-    latents, noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
+    noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    pictures = [
+        np.asarray(photo("astronaut.png").resize((64, 64))),
+        np.asarray(photo("grace_hopper.jpg").resize((64, 64))),
+    ]
+    pixel_values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+    latents = vae.encode(pixel_values).latent_dist.mode() * vae.config.scaling_factor
     timesteps = torch.tensor([50, 700])
     model_pred = (noise + 0.3 * error).requires_grad_()
     person_mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
     person_mask[:, :, 16:60, 10:40] = 1
     batch = {
-        "pixel_values": vae.decode(latents / vae.config.scaling_factor).sample,
+        "pixel_values": pixel_values,
         "person_mask": person_mask,
         "face_boxes": [torch.tensor([[14.0, 18.0, 34.0, 42.0]]), torch.zeros(0, 4)],
     }

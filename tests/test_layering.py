@@ -20,9 +20,10 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").glob("*.py")])
 LAYERS = (
     {"errors"},
     {"step", "hookspecs"},
-    {"schedule", "perceptual", "report", "plugins", "data", "term"},
+    {"schedule", "perceptual", "plugins", "data", "term"},
+    {"report"},
     {"decode", "preset"},
-    {"proof"},
+    {"checks", "proof"},
     {"stack"},
     {"panel"},
     {"training", "attach", "evaluation"},

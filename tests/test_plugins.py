@@ -56,6 +56,22 @@ def test_a_file_is_a_plugin_and_its_loss_trains(tmp_path):
     assert step.model_pred.grad.abs().max() > 0
 
 
+def test_a_plugin_whose_loss_the_preset_does_not_use_is_named(tmp_path):
+    path = write(tmp_path, "brightness.py", GOOD)
+    said = []
+    LossStack.from_preset(
+        write(tmp_path, "p.yaml", "losses: {}"),
+        vae=None,
+        noise_scheduler=ddpm(),
+        plugins=[str(path)],
+        announce=said.append,
+    )
+    assert said == [
+        f"warning: plugin {path} registers the loss 'brightness', but the preset gives it no weight, so it does "
+        "nothing: --set losses.brightness.weight=0.1 would."
+    ]
+
+
 def test_a_module_and_a_repeated_name(tmp_path, monkeypatch):
     write(tmp_path, "brightness_module.py", GOOD)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -188,6 +188,18 @@ def test_options_out_of_range_are_refused_before_anything_is_built(plugins, over
         load_preset("mldm", [override], plugins=plugins)
 
 
+def test_yaml_that_reads_a_number_as_text_does_not_get_round_the_sum(tmp_path, plugins):
+    path = write(tmp_path, "losses: {face: {weight: 9e-1}, masked_lpips: {weight: 0.2}}")
+    with pytest.raises(PresetError, match="the weights sum to 1.1"):
+        load_preset(path, plugins=plugins)
+
+
+def test_a_key_given_twice_is_refused(tmp_path, plugins):
+    path = write(tmp_path, "losses: {face: {weight: 0.3}}\nlosses: {masked_lpips: {weight: 0.2}}")
+    with pytest.raises(PresetError, match="key 'losses' is given twice"):
+        load_preset(path, plugins=plugins)
+
+
 def test_a_preset_object_is_completed_and_overridden(plugins):
     bare = Preset.model_validate({"losses": {"masked_lpips": {"weight": 0.2, "weights": "random"}}})
     completed = load_preset(bare, ["losses.masked_lpips.weight=0.1"], plugins=plugins)

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from make_step import ddpm, flow, make_step, tiny_vae
 from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
 
 from mldm_plugin.decode import LatentDecoder
-from mldm_plugin.errors import CheckError
+from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.schedule import NoiseSchedule
 from mldm_plugin.stack import LossStack
 from mldm_plugin.term import Term
@@ -37,8 +38,7 @@ def test_a_loss_cut_off_from_the_network_stops_the_run_in_the_first_step(name):
 def test_a_decoder_under_no_grad_stops_the_run():
     """Defect 1, literally: decode_first_stage under torch.no_grad()."""
     stack = two_terms()
-    decoder = stack.decoder
-    stack.decoder = torch.no_grad()(lambda latents: decoder(latents))
+    stack.decoder._decode = torch.no_grad()(stack.decoder._decode)
     with pytest.raises(CheckError, match="loss 'picture' would train nothing"):
         stack(make_step((50, 50)))
 
@@ -73,6 +73,42 @@ def test_a_host_that_hands_over_a_detached_output_is_stopped():
 def test_a_host_that_never_hands_over_masks_or_boxes_is_stopped(need):
     with pytest.raises(CheckError, match=f"needs {need}, but the step has none: pass {need}"):
         two_terms()(replace(make_step((900,)), **{need: None}))
+
+
+def test_hosts_whose_pictures_masks_or_timesteps_are_in_another_range_are_stopped():
+    step = make_step((900, 5))
+    for wrong, message in (
+        ({"pixel_values": (step.pixel_values + 1) * 127.5}, r"pixel_values reach 25\d.*expected \[-1, 1\]"),
+        ({"person_mask": step.person_mask * 0.3}, "person_mask has fractional labels"),
+        ({"timesteps": torch.tensor([-1, 5])}, r"timesteps are \[-1, 5\], which the noise schedule does not have"),
+        ({"timesteps": torch.tensor([10.5, 5])}, r"timesteps are \[10.5"),
+    ):
+        with pytest.raises(CheckError, match=message):
+            two_terms()(replace(step, **wrong))
+
+
+def test_a_convention_that_is_wrong_only_at_some_timesteps_is_found_within_the_first_steps():
+    """A zero-terminal-SNR host is close to Stable Diffusion's schedule where there is little noise."""
+    host = ddpm(rescale_betas_zero_snr=True)
+    stack = two_terms()
+
+    def some_steps():
+        for t in range(5, 1000, 50):
+            stack(make_step((t,), scheduler=host))
+
+    with pytest.raises(CheckError, match="noise schedule is not the one given"):
+        some_steps()
+
+
+def test_pure_noise_is_no_fault():
+    """At α = 0 nothing can be estimated from ε."""
+    scheduler = ddpm(rescale_betas_zero_snr=True)
+    two_terms(scheduler=scheduler)(make_step((999,), scheduler=scheduler))
+
+
+def test_random_networks_are_named_in_the_table():
+    stack = make_stack(Term("picture", PictureLoss(), 0.2, remark="weights: random"))
+    assert "reaches the network; weights: random" in stack.prove(make_step((900,)))
 
 
 def test_the_table_shows_every_term():
@@ -142,7 +178,8 @@ def test_half_precision_latents_pass_and_wrong_ones_do_not(dtype):
         tensors = {n: getattr(step, n).to(dtype) for n in ("latents", "noise", "noisy_latents", "target", "model_pred")}
         return replace(step, **tensors)
 
-    two_terms()(half(make_step((999, 5), base_loss=False)))
+    for timesteps in ((999, 5), (0, 0), (1, 1)):
+        two_terms()(half(make_step(timesteps, base_loss=False)))
     with pytest.raises(CheckError, match="x̂0"):
         two_terms()(half(make_step((999, 5), scheduler=ddpm("v_prediction"), base_loss=False)))
 
@@ -152,40 +189,66 @@ class Enlarger(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        from diffusers.configuration_utils import FrozenDict
-
         self.config = FrozenDict(scaling_factor=1.0, block_out_channels=(1, 1, 1))
         self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def encode(self, pictures, return_dict):
+        shrunk = torch.nn.functional.avg_pool2d(pictures, 4)
+        return (torch.cat([shrunk, shrunk[:, :1]], dim=1),)
 
     def decode(self, latents, return_dict):
         return (torch.nn.functional.interpolate(latents[:, :3], scale_factor=4),)
 
 
-def picture_step():
+def picture_step(change=lambda pixels: pixels, scale=1.0):
+    """A host whose pictures are made of blocks that the `Enlarger` gives back exactly."""
     step = make_step((50, 50))
-    shrunk = torch.nn.functional.avg_pool2d(step.pixel_values, 4)
-    latents = torch.cat([shrunk, shrunk[:, :1]], dim=1) * 2
-    pixels = torch.nn.functional.interpolate(latents[:, :3], scale_factor=4)
+    pixels = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(step.pixel_values, 4), scale_factor=4) * 2
+    latents = Enlarger().encode(pixels, False)[0] * scale
     noisy = ddpm().add_noise(latents, step.noise, step.timesteps)
-    return replace(step, latents=latents, noisy_latents=noisy, pixel_values=pixels)
+    return replace(step, latents=latents, noisy_latents=noisy, pixel_values=change(pixels))
 
 
-def test_a_wrong_vae_scale_stops_the_run_and_the_right_one_passes():
-    def stack(scaling_factor, check="stop"):
-        return LossStack(
-            [Term("picture", PictureLoss(), 0.2)],
-            schedule=NoiseSchedule.from_scheduler(ddpm()),
-            decoder=LatentDecoder(Enlarger(), scaling_factor),
-            picture_check=check,
-            announce=lambda text: None,
-        )
+def enlarging(scaling_factor=1.0, check="stop"):
+    return LossStack(
+        [Term("picture", PictureLoss(), 0.2)],
+        schedule=NoiseSchedule.from_scheduler(ddpm()),
+        decoder=LatentDecoder(Enlarger(), scaling_factor),
+        picture_check=check,
+        announce=lambda text: None,
+    )
 
-    assert "resembles the picture: mean absolute error 0.000" in stack(1.0).prove(picture_step())
-    with pytest.raises(CheckError, match=r"does not resemble the picture.*times 0.7: wrong VAE or wrong scaling"):
-        stack(0.72).prove(picture_step())
-    with pytest.raises(CheckError, match="wrong scaling_factor"):
-        stack(1.4).prove(picture_step())
-    assert "warning: " in stack(1.4, "warn").prove(picture_step())
+
+def test_the_right_vae_passes_and_its_encoder_is_then_forgotten():
+    stack = enlarging()
+    assert "resembles the picture: mean absolute error 0.000" in stack.prove(picture_step())
+    assert not stack.decoder.can_encode
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 0.9, 1.1, 1.4])
+def test_a_wrong_vae_scale_stops_the_run(scale):
+    with pytest.raises(CheckError, match=rf"they are {scale:g} times as large\): wrong VAE, wrong scaling_factor"):
+        enlarging().prove(picture_step(scale=scale))
+    assert "warning: decode" in enlarging(check="warn").prove(picture_step(scale=scale))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda p: p.flip(1), lambda p: p.roll(4, dims=-1), lambda p: p / 2 + 0.5, lambda p: p.flip(-1)],
+    ids=["BGR", "shifted by a latent cell", "in [0, 1]", "mirrored"],
+)
+def test_pictures_that_are_not_those_of_the_latents_stop_the_run(change):
+    with pytest.raises(CheckError, match="the latents are not encode"):
+        enlarging().prove(picture_step(change))
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.2, 1.0, 3.0])
+def test_dark_flat_and_glaring_pictures_of_a_right_host_pass(gain):
+    step = picture_step()
+    latents = step.latents * gain
+    noisy = ddpm().add_noise(latents, step.noise, step.timesteps)
+    step = replace(step, latents=latents, noisy_latents=noisy, pixel_values=step.pixel_values * gain)
+    assert "resembles the picture" in enlarging().prove(step)
 
 
 def test_a_random_vae_stops_the_run_unless_the_preset_says_so():
@@ -198,5 +261,5 @@ def test_a_vae_of_another_factor_stops_the_run():
     stack.decoder = LatentDecoder(tiny_vae(downscale=2))
     stack.terms = stack.terms[:1] + [Term("p", loss(lambda s: s.pred_images.flatten(1).mean(1)), 0.1)]
     stack._unproven = {"p"}
-    with pytest.raises(CheckError, match=r"decodes the latents to \(1, 3, 16, 16\), the pictures are \(1, 3, 32, 32\)"):
+    with pytest.raises(DataError, match=r"pixel_values is \(32, 32\), the latents decode to \(16, 16\)"):
         stack(make_step((50, 50)))

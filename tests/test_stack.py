@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from make_step import ddpm, flow, make_step, people_mask, tiny_vae
 
 from mldm_plugin.decode import LatentDecoder
-from mldm_plugin.errors import CheckError, LossError, NonFiniteLossError
+from mldm_plugin.errors import CheckError, DataError, LossError, NonFiniteLossError
 from mldm_plugin.schedule import NoiseSchedule
 from mldm_plugin.stack import LossStack
 from mldm_plugin.term import Term
@@ -134,8 +134,8 @@ def test_above_the_gate_nothing_is_decoded():
     stack = two_terms()
     stack(make_step((50, 50)))  # the start-up proof decodes
     decoded = []
-    original = stack.decoder
-    stack.decoder = lambda latents: decoded.append(len(latents)) or original(latents)
+    original = stack.decoder._decode
+    stack.decoder._decode = lambda latents: decoded.append(len(latents)) or original(latents)
     step = make_step((101, 500, 999))
     assert stack(step).loss is step.base_loss
     assert decoded == []
@@ -147,8 +147,8 @@ def test_the_union_is_decoded_once_for_terms_with_different_gates():
     stack = make_stack(Term("picture", PictureLoss(), 0.2, 100), Term("face", FaceLoss(), 0.3, 600))
     stack(make_step((50, 50)))
     decoded = []
-    original = stack.decoder
-    stack.decoder = lambda latents: decoded.append(len(latents)) or original(latents)
+    original = stack.decoder._decode
+    stack.decoder._decode = lambda latents: decoded.append(len(latents)) or original(latents)
     step = make_step((500, 50, 900, 300))
     report = stack(step)
     assert decoded == [3]
@@ -245,6 +245,18 @@ def test_a_base_loss_that_is_not_the_mean_squared_error_stops_the_run():
     step = make_step((50, 50))
     with pytest.raises(CheckError, match="pass the trainer's own factor on each image"):
         two_terms()(replace(step, base_loss=step.base_loss * 3))
+    with pytest.raises(CheckError, match="pass the trainer's own factor on each image"):  # which would be dropped
+        make_stack(base_weighting=lambda snr: snr)(replace(step, base_loss=step.base_loss * 3))
+
+
+def test_a_hosts_weighting_that_is_1_in_the_first_step_is_found_in_a_later_one():
+    """Min-SNR is 1 wherever SNR <= 5, so a first step at high noise does not show it."""
+    stack = two_terms()
+    for _ in range(50):
+        stack(make_step((700,)))
+    step = make_step((20,))
+    with pytest.raises(CheckError, match="pass the trainer's own factor on each image"):
+        stack(replace(step, base_loss=step.base_loss * 0.02))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +341,45 @@ def test_a_gradient_that_is_not_finite_is_stopped_counted_and_after_ten_steps_st
         stack(make_step((50,)))
 
 
+def test_a_loss_on_the_networks_output_is_guarded_too():
+    class OnOutput:
+        needs = frozenset()
+        bad = False
+
+        def __call__(self, step):
+            size = (step.model_pred - step.target).square().flatten(1).sum(1)
+            return size + ((step.model_pred * 0).square().flatten(1).sum(1).sqrt() if self.bad else 0)
+
+    loss = OnOutput()
+    stack = make_stack(Term("bad", loss, 0.2))
+    stack(make_step((50,))).loss.backward()
+    loss.bad = True
+    step = make_step((50,))
+    stack(step).loss.backward()
+    assert torch.isfinite(step.model_pred.grad).all()
+    assert stack(make_step((50,))).logs()["bad_nonfinite_gradient"] == 1
+    assert stack.terms[0].nonfinite_in_a_row == 1
+    with torch.no_grad():  # a validation step in between neither counts nor resets
+        stack(make_step((50,)))
+    stack(make_step((900,)))
+    assert stack.terms[0].nonfinite_in_a_row == 1
+
+
+def test_a_loss_that_fails_is_named_with_its_place():
+    stack = make_stack(Term("mine", PictureLoss(), 0.2))
+    stack.terms[0].loss = type("Broken", (PictureLoss,), {"__call__": lambda self, step: 1 / 0})()
+    with pytest.raises(
+        LossError, match=r"loss 'mine' failed: ZeroDivisionError: division by zero \(.*test_stack.py, line"
+    ):
+        stack(make_step((50,)))
+
+
+def test_masks_of_another_size_than_the_decoded_latents_are_refused():
+    step = replace(make_step((50,)), pixel_values=None, person_mask=people_mask(1, 64))
+    with pytest.raises(DataError, match=r"person_mask is \(64, 64\), the latents decode to \(32, 32\)"):
+        two_terms()(step)
+
+
 def test_a_loss_must_say_what_it_needs():
     class Silent:
         def __call__(self, step):
@@ -389,6 +440,11 @@ def test_cut_off_faces_use_the_mask_when_pictures_are_cached():
     stack(step)
     assert seen["step"].face_boxes[0].tolist() == [[0, 0, 32, 20]]
     stack(replace(step, person_mask=None))
+    assert seen["step"].face_boxes[0].tolist() == [[0, 0, 32, 20]]
+    no_pictures = LossStack(
+        [], schedule=stack.schedule, after_loss=lambda step, report: seen.update(step=step), announce=lambda text: None
+    )
+    no_pictures(step)
     assert seen["step"].face_boxes[0].tolist() == [[0, 0, 32, 20]]
 
 

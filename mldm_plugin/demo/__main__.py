@@ -88,7 +88,10 @@ def report(out: Path, model: Path, data: Path) -> int:
         after, seen_after = measure(pipeline, ControlNetModel.from_pretrained(folder), stack, examples)
         measured.append((step or 0, after))
     plot_curves(metrics, measured, out / "curves.png")
-    save_panel(before_and_after(stack, seen_before, seen_after), out / "before_after.png")
+    save_panel(
+        before_and_after(stack, [e.pixel_values for e, _ in examples], seen_before, seen_after),
+        out / "before_after.png",
+    )
     say(f"   {'':<14} {'before':>8} {'after':>8}")
     for name in before:
         change = (after[name] / before[name] - 1) * 100

@@ -96,18 +96,20 @@ def _step(
 
 
 @torch.no_grad()
-def before_and_after(stack: LossStack, before: Sequence[Seen], after: Sequence[Seen]) -> Image.Image:
+def before_and_after(
+    stack: LossStack, pictures: Sequence[Tensor], before: Sequence[Seen], after: Sequence[Seen]
+) -> Image.Image:
     """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, and x̂0 with the trained ControlNet."""
 
     def decode(step: DiffusionStep, latents: Tensor) -> DiffusionStep:
         return stack.decode(replace(step, pred_latents=latents))
 
     rows, captions = [], []
-    for (one, report_one), (two, report_two) in zip(before, after, strict=True):
+    for picture, (one, report_one), (two, report_two) in zip(pictures, before, after, strict=True):
         first = decode(one, stack.schedule.pred_latents(one))
         second = decode(two, stack.schedule.pred_latents(two))
         noisy = decode(one, one.noisy_latents)
-        columns = (first.target_images, noisy.pred_images, first.pred_images, second.pred_images)
+        columns = (picture[None], noisy.pred_images, first.pred_images, second.pred_images)
         rows.append([as_bytes(images)[0] for images in columns])
         captions.append(_caption(one, report_one, report_two))
     return arrange(("photograph", "x_t", "x0 estimate before", "x0 estimate after"), rows, captions)
