@@ -1,0 +1,80 @@
+"""The plain trainer against a loop written out here, bit for bit: the order of its random draws and its mathematics.
+
+`test_training_parity.py` compares with diffusers' own script where one is at hand; this guards the same in every run.
+"""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from conftest import _forget_accelerate
+from datasets import load_dataset
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torchvision import transforms
+from transformers import AutoTokenizer, CLIPTextModel
+
+STEPS, BATCH, SEED = 5, 2, 3
+
+
+def reference(pipeline, data, empty_prompts):
+    """Plain ControlNet training as in diffusers' examples/controlnet/train_controlnet.py, told in a few lines."""
+    accelerator = Accelerator(cpu=True)
+    set_seed(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(pipeline, subfolder="tokenizer", use_fast=False)
+    schedule = DDPMScheduler.from_pretrained(pipeline, subfolder="scheduler")
+    text_encoder = CLIPTextModel.from_pretrained(pipeline, subfolder="text_encoder").requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae").requires_grad_(False)
+    unet = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet").requires_grad_(False)
+    controlnet = ControlNetModel.from_unet(unet).train()
+    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=5e-6, weight_decay=1e-2)
+    frame = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()])
+
+    def prepare(rows):
+        captions = []
+        for text in rows["text"]:
+            captions.append("" if random.random() < empty_prompts else text)
+        tokens = tokenizer(captions, max_length=tokenizer.model_max_length, padding="max_length", truncation=True)
+        return {
+            "pixels": [frame(image.convert("RGB")) * 2 - 1 for image in rows["image"]],
+            "hint": [frame(image.convert("RGB")) for image in rows["conditioning_image"]],
+            "tokens": [torch.tensor(t) for t in tokens.input_ids],
+        }
+
+    rows = load_dataset(str(data), split="train").with_transform(prepare)
+    loader = torch.utils.data.DataLoader(rows, shuffle=True, batch_size=BATCH)
+    controlnet, optimizer, loader = accelerator.prepare(controlnet, optimizer, loader)
+    done = 0
+    while done < STEPS:
+        for batch in loader:
+            latents = vae.encode(batch["pixels"]).latent_dist.sample() * vae.config.scaling_factor
+            noise = torch.randn_like(latents)
+            t = torch.randint(0, 1000, (len(latents),))
+            noisy = schedule.add_noise(latents, noise, t)
+            text = text_encoder(batch["tokens"])[0]
+            down, middle = controlnet(noisy, t, text, batch["hint"], return_dict=False)
+            prediction = unet(
+                noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+            ).sample
+            accelerator.backward(F.mse_loss(prediction, noise))
+            accelerator.clip_grad_norm_(controlnet.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            if done == STEPS:
+                break
+    return controlnet.state_dict()
+
+
+@pytest.mark.parametrize("empty_prompts", [0.0, 0.5])
+def test_the_plain_trainer_is_the_loop_written_out(train, tiny_pipeline, tiny_data, tmp_path, empty_prompts):
+    flags = ("--max_train_steps", STEPS, "--proportion_empty_prompts", empty_prompts)
+    assert train(tmp_path / "run", *flags) == 0
+    _forget_accelerate()
+    expected = reference(tiny_pipeline, tiny_data, empty_prompts)
+    trained = load_file(tmp_path / "run" / "diffusion_pytorch_model.safetensors")
+    different = [name for name in expected if not torch.equal(expected[name], trained[name])]
+    assert different == []
