@@ -99,5 +99,7 @@ def test_mask_and_box_of_one_square_stay_on_it():
     ],
 )
 def test_what_the_crop_leaves_of_a_box(box, left):
-    framed = Framing(40)(picture(160, 80), None, torch.tensor([box], dtype=torch.float32))
+    boxes = torch.tensor([box], dtype=torch.float32)
+    framed = Framing(40)(picture(160, 80), None, boxes)
     assert framed.boxes.tolist() == left
+    assert Framing(40).boxes(boxes, (160, 80))[1].tolist() == [bool(left)]

@@ -264,6 +264,58 @@ def test_a_loss_that_stays_nan_ends_the_run_with_a_checkpoint(train, tmp_path, c
     assert (run / "checkpoint-12").is_dir()
 
 
+BREAKING_PLUGIN = """
+from mldm_plugin import hookimpl
+steps = []
+@hookimpl
+def after_loss(step, report):
+    steps.append(step)
+    if len(steps) == 3:
+        step.model_pred.register_hook(lambda gradient: gradient * float("nan"))
+"""
+
+
+@pytest.mark.parametrize(("every", "last"), [(1, 2), (9, None)])
+def test_weights_that_are_not_finite_are_never_saved(train, tmp_path, capfd, every, last):
+    """The gradient of the third step is NaN, and so are the weights after it."""
+    breaker, run = tmp_path / "breaker.py", tmp_path / "run"
+    breaker.write_text(BREAKING_PLUGIN)
+    flags = ["--loss-plugin", breaker, *make_loss(tmp_path, "value"), "--checkpoints_total_limit", 1]
+    assert train(run, *flags, "--max_train_steps", 3, "--checkpointing_steps", every) == 1
+    error = the_error(capfd)
+    assert "NaN or infinite at step 3, so nothing was saved" in error
+    assert (f"checkpoint-{last}" if last else "there is no earlier checkpoint") in error
+    assert [p.name for p in run.glob("checkpoint-*")] == ([f"checkpoint-{last}"] if last else [])
+    assert not (run / WEIGHTS).exists()
+    assert not list(run.glob(".*"))
+
+
+def test_the_losses_look_through_a_decoder_that_was_never_rounded(train, tmp_path, random_preset, monkeypatch):
+    from mldm_plugin.training import run as module
+
+    seen = []
+    build, allow, prove = module.LossStack.from_preset, module.PluginObjective.allow_panels, module.prove
+    monkeypatch.setattr(
+        module.LossStack, "from_preset", lambda *a, vae, **o: seen.append(vae.dtype) or build(*a, vae=vae, **o)
+    )
+    monkeypatch.setattr(
+        module.PluginObjective, "allow_panels", lambda self, vae: seen.append(vae.dtype) or allow(self, vae)
+    )
+    monkeypatch.setattr(module, "prove", lambda *a: seen.append(a[2].vae.dtype) or prove(*a))
+    flags = ["--preset", random_preset, "--panel_steps", 5, "--mixed_precision", "bf16", "--max_train_steps", 1]
+    assert train(tmp_path / "run", *flags) == 0
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+
+
+def test_a_face_that_the_crop_cuts_off_is_told_once(train, tmp_path, random_preset, make_data, caplog):
+    wide = {i: {"face_boxes": [[0, 26, 14, 44]]} for i in (3, 4)}  # of 100x75 and 128x90, whose sides are cut
+    data = make_data(tmp_path / "data", 5, rows=wide)
+    assert train(tmp_path / "run", "--train_data_dir", data, "--preset", random_preset) == 0
+    (told,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert "2 of 5 pictures have a face box" in told
+    assert told.endswith("3.png.")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -58,6 +58,13 @@ def test_a_preset_of_somebody_else_is_not_overwritten(tmp_path):
         folder(tmp_path, preset=PRESET).check(resuming=False)
 
 
+def test_weights_of_somebody_else_are_not_overwritten(tmp_path):
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"theirs")
+    with pytest.raises(RunFolderError, match=r"diffusion_pytorch_model\.safetensors.*--controlnet_model_name_or_path"):
+        folder(tmp_path).check(resuming=False)
+    folder(tmp_path).check(resuming=True)
+
+
 def test_a_used_folder_is_refused_unless_resumed(used):
     with pytest.raises(RunFolderError, match="holds another run") as error:
         folder(used, preset=PRESET).check(resuming=False)
@@ -144,6 +151,14 @@ BAD_INPUT = {
     "no such column": (["--image_column", "picture"], "no column 'picture'"),
     "no mask column": ([*OWN, "--mask_column", "masks"], "needs person_mask, but the data set has no such column"),
     "no such checkpoint": (["--resume_from_checkpoint", "checkpoint-7"], "has no checkpoint 'checkpoint-7'"),
+    "a checkpoint of another folder": (
+        ["--resume_from_checkpoint", "{tmp}/elsewhere/checkpoint-1"],
+        "resumed in the folder of its checkpoints, with --output_dir {tmp}/elsewhere",
+    ),
+    "a hint that is no picture": (
+        ["--validation_prompt", "a person", "--validation_image", "{preset}"],
+        "--validation_image {preset} cannot be read as a picture",
+    ),
     "half precision on a CPU": (["--mixed_precision", "fp16"], "needs a GPU"),
     "an unknown tracker": (["--report_to", "paper"], "accelerate cannot start"),
     "a course that is unknown": (["--lr_scheduler", "zigzag"], "--lr_scheduler zigzag"),
@@ -157,7 +172,7 @@ def test_bad_flags_are_one_line_and_nothing_is_written(train, tmp_path, random_p
     assert train(tmp_path / "run", *flags) == 1
     err = capfd.readouterr().err
     assert "Traceback" not in err
-    assert words in err[err.index("error: ") :]
+    assert words.format(preset=random_preset, tmp=tmp_path) in err[err.index("error: ") :]
     assert not (tmp_path / "run").exists()
 
 
@@ -207,6 +222,23 @@ def test_the_folder_of_another_run_is_left_alone(train, tmp_path, capfd):
     assert train(run, "--resume_from_checkpoint", "latest", "--learning_rate", 1) == 1
     assert "--learning_rate was 5e-06, is 1.0" in one_line(capfd)
     assert train(run, "--resume_from_checkpoint", "latest", "--max_train_samples", 3) == 1
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "--mixed_precision was 'no', is 'bf16'"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "--gradient_accumulation_steps was 1, is 2"),
+    ],
+)
+def test_what_accelerate_is_told_elsewhere_counts_too(train, tmp_path, capfd, monkeypatch, variable, value, words):
+    run = tmp_path / "run"
+    assert train(run, "--max_train_steps", 1, "--checkpointing_steps", 1) == 0
+    before = snapshot(run)
+    monkeypatch.setenv(variable, value)
+    assert train(run, "--resume_from_checkpoint", "latest") == 1
+    assert words in one_line(capfd)
     assert snapshot(run) == before
 
 

@@ -237,6 +237,26 @@ def test_reads_pickles_of_numpy_arrays(cache, monkeypatch, protocol):
     assert read["scalar"].item() == 3
 
 
+def test_reads_arrays_of_every_shape_and_kind_of_number(cache, monkeypatch):
+    arrays = {
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 3), np.float32),
+        "point": np.array(7, np.int64),
+        "half": np.ones(2, np.float16),
+        "truth": np.array([True, False]),
+    }
+    place(monkeypatch, cache, "tiny.pkl").write_bytes(pickle.dumps(arrays, 4))
+    for key, tensor in load_state_dict("tiny").items():
+        np.testing.assert_array_equal(tensor.numpy(), arrays[key], strict=True)
+
+
+def test_reads_an_ordered_dict_of_pairs(cache, monkeypatch):
+    pickled = pickle.dumps([["a", np.zeros(2)]], 0)
+    pairs = b"ccollections\nOrderedDict\n(" + pickled[:-1] + b"tR."
+    place(monkeypatch, cache, "tiny.pkl").write_bytes(pairs)
+    assert list(load_state_dict("tiny")) == ["a"]
+
+
 def test_reads_a_pickle_that_python_2_wrote(cache, monkeypatch):
     data = np.array([[1.0, -2.0]], dtype="<f4").tobytes()
     python_2 = (
@@ -278,7 +298,17 @@ def test_a_file_runs_no_code(cache, monkeypatch, tmp_path, suffix):
         (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "codec 'rot13'"),
         (pickle.dumps([1, 2], 2), "a list, expected a dict"),
         (pickle.dumps({"a": "text"}, 2), "'a' is no array"),
-        (pickle.dumps({"a": np.array([None, {}], dtype=object)}, 2), "'a' is no array"),
+        (pickle.dumps({"a": np.array([None, {}], dtype=object)}, 2), "array of kind 'O8'"),
+        (pickle.dumps({"a": np.zeros(2, dtype=complex)}, 2), "array of kind 'c16'"),
+        (pickle.dumps({"a": np.zeros(2, dtype=[("x", "f4")])}, 2), "array of kind 'V4'"),
+        # An object array over raw bytes: whoever touches its element ends the interpreter.
+        (b"(dVa\ncnumpy\nndarray\n((I1\ntVO\nVAAAAAAAA\ntRs.", r"numpy\.ndarray over raw bytes"),
+        (b"\x80\x02cnumpy\nndarray\n)\x81.", "cannot be read"),
+        (b"(dVa\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntVb\ntRs.", "only numpy.ndarray is"),
+        (b"(dVa\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntRs.", "'a' is no array"),
+        (b"(dVa\ncnumpy.core.multiarray\nscalar\n(VO\nVAAAAAAAA\ntRs.", "array of kind 'O'"),
+        (b"ccollections\nOrderedDict\n(Vab\ntR.", "an OrderedDict of a str"),
+        (b"cnumpy\ndtype\n(dVx\nI1\nsb.", "it changes what"),
         (pickle.dumps({"a": np.zeros(9)}, 2)[:-20], "cannot be read"),
         (b"not a pickle", "cannot be read"),
     ],

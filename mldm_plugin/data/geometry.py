@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-LEAST_VISIBLE = 0.5  # of a box's area inside the stored picture; design.md
+# Of a box's area inside the stored picture. Chosen: a box that is mostly cut off would crop mostly padding.
+LEAST_VISIBLE = 0.5
 
 
 class LabelMap(tv_tensors.Mask):
@@ -45,6 +46,7 @@ class Framing:
     """Short side to `resolution` (bilinear), then the middle square: what diffusers' script does."""
 
     def __init__(self, resolution: int) -> None:
+        self._resolution = resolution
         self._transform = v2.Compose(
             [
                 v2.ClampBoundingBoxes(),
@@ -60,28 +62,28 @@ class Framing:
 
     def __call__(self, picture: PIL.Image.Image, mask: Tensor | None, boxes: Tensor) -> Framed:
         """A picture with its mask (1, H, W) and its boxes (K, 4), in pixels of that picture."""
-        width, height = picture.size
-        drawn = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
-        clipped = v2.functional.clamp_bounding_boxes(drawn)
-        labels = None if mask is None else LabelMap(mask)
-        cropped, cropped_labels, cropped_boxes = self._transform(picture, labels, drawn)
-        scale = _scale(width, height, cropped.size)
-        visible = _areas(cropped_boxes) / (_areas(clipped) * scale**2).clamp_min(torch.finfo(torch.float32).tiny)
-        kept = visible >= LEAST_VISIBLE
+        cropped, labels = self._transform(picture, None if mask is None else LabelMap(mask))
+        cropped_boxes, kept = self.boxes(boxes, picture.size)
         return Framed(
             picture=_to_tensor(cropped),
-            mask=None if cropped_labels is None else cropped_labels.as_subclass(Tensor),
-            boxes=cropped_boxes.as_subclass(Tensor)[kept],
+            mask=None if labels is None else labels.as_subclass(Tensor),
+            boxes=cropped_boxes[kept],
         )
+
+    def boxes(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """All boxes (K, 4) of a picture of `size` (width, height) as the crop clips them, and which (K,) are kept."""
+        width, height = size
+        drawn = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        clipped = v2.functional.clamp_bounding_boxes(drawn)
+        cropped = self._transform(drawn)
+        scale = self._resolution / min(width, height)
+        visible = _areas(cropped) / (_areas(clipped) * scale**2).clamp_min(torch.finfo(torch.float32).tiny)
+        return cropped.as_subclass(Tensor), visible >= LEAST_VISIBLE
 
 
 def _to_tensor(picture: PIL.Image.Image) -> Tensor:
     """Divides by 255, as diffusers' script does; v2.ToDtype multiplies by 1/255, which rounds differently."""
     return v2.functional.pil_to_tensor(picture).contiguous().float() / 255
-
-
-def _scale(width: int, height: int, cropped: tuple[int, int]) -> float:
-    return cropped[0] / min(width, height)
 
 
 def _areas(boxes: Tensor) -> Tensor:

@@ -154,8 +154,11 @@ class TrainingSet(Dataset[Any]):
         row = self._rows.select_columns([self.columns.picture, self.columns.boxes])[index]
         return parse_boxes(row[self.columns.boxes], name_of(row[self.columns.picture], index))
 
-    def check_row(self, index: int) -> None:
-        """What can be known of a row without decoding anything; raises DataError."""
+    def check_row(self, index: int) -> str | None:
+        """Check what can be known of a row without decoding anything; raises DataError.
+
+        Returns the picture's name if a face box of it is left out, less than half visible.
+        """
         row = self._rows[index]
         name = name_of(row[self.columns.picture], index)
         picture = read_header(row[self.columns.picture], name)
@@ -169,6 +172,8 @@ class TrainingSet(Dataset[Any]):
             header = read_header(mask, mask_name)
             check_mask_mode(header.mode, mask_name)
             check_mask_size(header.size, picture.size, mask_name, name)
+        left_out = len(boxes) > 0 and not self._framing.boxes(boxes, picture.size)[1].all()
+        return name if left_out else None
 
     def _annotation(self, row: dict[str, Any], index: int) -> tuple[Tensor | None, Tensor | None]:
         mask = read_mask(row[self.columns.mask], self._mask_name(row, index)) if self.columns.mask else None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from torch import nn
 
-from mldm_plugin.errors import RunFolderError
-from mldm_plugin.training.run_folder import checkpoints_in
+from mldm_plugin.errors import MldmError, RunFolderError
+from mldm_plugin.training.agreement import together
+from mldm_plugin.training.run_folder import checkpoints_in, step_of
 
 log = get_logger(__name__)
 
@@ -27,16 +30,25 @@ class Checkpoints:
         accelerator: with the model, optimizer, scheduler and loader prepared.
         folder: the run folder.
         limit: how many to keep; None keeps all.
+        trained: the parameters that must be finite to be saved.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, limit: int | None) -> None:
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, limit: int | None, trained: Sequence[nn.Parameter]
+    ) -> None:
         self._accelerator = accelerator
         self._folder = folder
         self._limit = limit
+        self._trained = trained
         self._register_model_format()
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
-        """Write `checkpoint-<step>`; every process calls this at the same step."""
+        """Write `checkpoint-<step>`; every process calls this at the same step.
+
+        Raises:
+            MldmError: as `require_finite`; then the checkpoints are as they were.
+        """
+        self.require_finite(step)
         accelerator = self._accelerator
         final = self._folder / f"checkpoint-{step}"
         partial = self._folder / f".{final.name}.partial"
@@ -56,16 +68,42 @@ class Checkpoints:
         log.info(f"saved {final}")
         return final
 
+    def require_finite(self, step: int) -> None:
+        """Refuse to go on to saving weights that are NaN or infinite. Every process calls this at the same step.
+
+        Raises:
+            MldmError: on every process alike, for all have the same weights.
+        """
+        with together(self._accelerator):
+            if torch.stack([torch.isfinite(p.detach()).all() for p in self._trained]).all():
+                return
+            good = [c for c in checkpoints_in(self._folder) if (step_of(c) or 0) < step]
+            last = (
+                f"the last good checkpoint is {good[-1]}, to start from with --controlnet_model_name_or_path "
+                f"{good[-1] / 'controlnet'}"
+                if good
+                else "there is no earlier checkpoint"
+            )
+            raise MldmError(
+                f"the trained weights are NaN or infinite at step {step}, so nothing was saved there; {last}. Lower "
+                "--learning_rate, or train in float32 (--mixed_precision no), in another --output_dir."
+            )
+
     def find(self, name: str) -> Path | None:
         """The checkpoint that `--resume_from_checkpoint` names; None if `latest` finds none.
 
         Raises:
-            RunFolderError: a checkpoint that the run folder does not have.
+            RunFolderError: a checkpoint that the run folder does not have, or a path into another folder.
         """
         existing = checkpoints_in(self._folder)
         if name == "latest":
             return existing[-1] if existing else None
-        wanted = Path(name).name
+        wanted, parent = Path(name).name, Path(name).parent
+        if parent != Path() and parent.resolve() != self._folder.resolve():
+            raise RunFolderError(
+                f"--resume_from_checkpoint {name} does not lie in the run folder {self._folder}: a run is resumed in "
+                f"the folder of its checkpoints, with --output_dir {parent}."
+            )
         for checkpoint in existing:
             if checkpoint.name == wanted:
                 return checkpoint

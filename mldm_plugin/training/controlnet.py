@@ -180,6 +180,8 @@ def finish(run: Run, stopped: bool) -> None:
     """Save the trained weights, sample them once more and upload them, unless the run was only interrupted."""
     accelerator, arguments = run.accelerator, run.arguments
     accelerator.wait_for_everyone()
+    if not stopped:
+        run.checkpoints.require_finite(run.step)
     if accelerator.is_main_process and not stopped:
         save_weights(accelerator.unwrap_model(run.model), run.folder)
         sampled = []

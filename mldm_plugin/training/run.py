@@ -31,6 +31,7 @@ from mldm_plugin.training.networks import Networks
 from mldm_plugin.training.objective import PlainObjective, PluginObjective, needs_of, prove
 from mldm_plugin.training.optimisation import Length, make_lr_scheduler, make_optimizer
 from mldm_plugin.training.run_folder import RunFolder
+from mldm_plugin.training.validation import pairs
 
 log = get_logger(__name__)
 
@@ -63,7 +64,8 @@ class Run:
     meter: StepMeter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checkpoints = Checkpoints(self.accelerator, self.folder, self.arguments.checkpoints_total_limit)
+        limit, trained = self.arguments.checkpoints_total_limit, self.networks.trainable()
+        self.checkpoints = Checkpoints(self.accelerator, self.folder, limit, trained)
         self.metrics = MetricsFile(self.folder)
         self.meter = StepMeter()
 
@@ -79,6 +81,8 @@ class Run:
             set_seed(arguments.seed)
         folder = claim_folder(arguments, preset, accelerator)
         with together(accelerator):
+            if accelerator.is_main_process:
+                pairs(arguments)  # a hint that cannot be read is found now
             networks = Networks.load(arguments)
             networks.prepare_for_training(arguments)
             optimizer = make_optimizer(arguments, networks.trainable(), accelerator.num_processes)
@@ -88,7 +92,9 @@ class Run:
             scheduler = make_lr_scheduler(arguments, optimizer, len(loader), accelerator.num_processes)
         model, optimizer, loader, scheduler = accelerator.prepare(networks.controlnet, optimizer, loader, scheduler)
         dtype = WEIGHT_DTYPES.get(accelerator.mixed_precision, torch.float32)
+        objective = make_objective(arguments, preset, plugins, training_set.columns, networks, accelerator)
         networks.move_frozen(accelerator.device, dtype)
+        prove_objective(objective, training_set, networks, accelerator)
         run = cls(
             arguments=arguments,
             accelerator=accelerator,
@@ -98,7 +104,7 @@ class Run:
             optimizer=optimizer,
             lr_scheduler=scheduler,
             batches=Batches(loader, training_set),
-            objective=make_objective(arguments, preset, plugins, training_set, networks, accelerator),
+            objective=objective,
             length=Length.of(arguments, len(loader)),
             folder=folder.path,
         )
@@ -146,7 +152,11 @@ class Run:
 
 
 def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
-    """The accelerator, and logging to standard error."""
+    """The accelerator, and logging to standard error.
+
+    `arguments` then say what is in effect: precision and accumulation may come from `accelerate config` or the
+    environment, and a run is resumed only with the same.
+    """
     folder = Path(arguments.output_dir)
     try:
         accelerator = Accelerator(
@@ -161,6 +171,8 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
         raise MldmError(f"accelerate cannot start: {error}") from error
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise MldmError("--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no.")
+    arguments.mixed_precision = accelerator.mixed_precision
+    arguments.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
     if torch.backends.mps.is_available():
         accelerator.native_amp = False
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
@@ -219,7 +231,12 @@ def open_training_set(
         )
         if annotated:
             log.info(f"checking the annotation of {len(rows)} pictures")
-            check_rows(training_set, range(accelerator.process_index, len(rows), accelerator.num_processes))
+            own = range(accelerator.process_index, len(rows), accelerator.num_processes)
+            if cut := check_rows(training_set, own):
+                log.warning(
+                    f"{len(cut)} of {len(own)} pictures have a face box that is left out, because the crop leaves less "
+                    f"than half of it visible; the first is {cut[0]}."
+                )
     return training_set
 
 
@@ -227,23 +244,37 @@ def make_objective(
     arguments: argparse.Namespace,
     preset: Preset | None,
     plugins: Plugins | None,
-    training_set: TrainingSet,
+    columns: Columns,
     networks: Networks,
     accelerator: Accelerator,
 ) -> PlainObjective | PluginObjective:
-    """The plain loss, or the preset's losses, shown to reach the network. Draws no random numbers."""
+    """The plain loss, or the preset's losses. Draws no random numbers.
+
+    Called before the VAE is rounded to half precision: the losses look through a float32 copy of it.
+    """
     if preset is None or plugins is None:
         return PlainObjective()
     with together(accelerator), generators.untouched():
         stack = LossStack.from_preset(
             preset, vae=networks.vae, noise_scheduler=networks.noise_scheduler, plugins=plugins
         )
-        _check_columns(needs_of(stack), training_set.columns)
-        prove(stack, training_set, networks, accelerator.device)
+        _check_columns(needs_of(stack), columns)
         objective = PluginObjective(stack)
         if arguments.panel_steps:
             objective.allow_panels(networks.vae)
     return objective
+
+
+def prove_objective(
+    objective: PlainObjective | PluginObjective,
+    training_set: TrainingSet,
+    networks: Networks,
+    accelerator: Accelerator,
+) -> None:
+    """Show that each loss reaches the network, once that is where and as it is trained. Draws no random numbers."""
+    if isinstance(objective, PluginObjective):
+        with together(accelerator), generators.untouched():
+            prove(objective.stack, training_set, networks, accelerator.device)
 
 
 def _open_rows(arguments: argparse.Namespace) -> Any:

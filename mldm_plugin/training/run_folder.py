@@ -57,7 +57,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--output_dir {self.path} is a file; choose a folder.")
-        trained = [p.name for p in (self.path / METRICS, *checkpoints_in(self.path)) if p.exists()]
+        trained = [p.name for p in (self.path / METRICS, *checkpoints_in(self.path), self.path / WEIGHTS) if p.exists()]
         if resuming and (differences := self._differences()):
             raise RunFolderError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. Resume it with its own, or "
@@ -66,9 +66,11 @@ class RunFolder:
         if not (self.path / ARGUMENTS).exists() and (self.path / PRESET).exists():
             trained.append(PRESET)  # not ours, or not from a run that we know; never overwritten
         if not resuming and trained:
+            way_on = "continue that run with --resume_from_checkpoint latest"
+            if trained[0] == WEIGHTS:  # nothing to resume, and whoever trained them wants them kept
+                way_on = f"start from those weights with --controlnet_model_name_or_path {self.path}"
             raise RunFolderError(
-                f"{self.path} holds another run ({trained[0]}); choose another --output_dir, or continue that run "
-                "with --resume_from_checkpoint latest."
+                f"{self.path} holds another run ({trained[0]}); choose another --output_dir, or {way_on}."
             )
 
     def write(self) -> None:

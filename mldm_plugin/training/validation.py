@@ -17,6 +17,7 @@ from accelerate.logging import get_logger
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UniPCMultistepScheduler
 
 from mldm_plugin.data.annotations import read_picture
+from mldm_plugin.errors import DataError
 from mldm_plugin.training import generators
 from mldm_plugin.training.networks import Networks
 
@@ -85,8 +86,18 @@ def pairs(arguments: argparse.Namespace) -> list[tuple[str, PIL.Image.Image]]:
     number = max(len(prompts), len(paths))
     prompts = prompts * number if len(prompts) == 1 else prompts
     paths = paths * number if len(paths) == 1 else paths
-    hints = [read_picture({"path": path, "bytes": None}, path).convert("RGB") for path in paths]
-    return list(zip(prompts, hints, strict=True))
+    return list(zip(prompts, map(_read_hint, paths), strict=True))
+
+
+def _read_hint(path: str) -> PIL.Image.Image:
+    try:
+        return read_picture({"path": path, "bytes": None}, path).convert("RGB")
+    except DataError as error:
+        reason = error.__cause__ or error
+        raise DataError(
+            f"--validation_image {path} cannot be read as a picture ({type(reason).__name__}: {reason}); give the "
+            "path of a picture."
+        ) from error
 
 
 def _make_pipeline(
