@@ -11,6 +11,7 @@ from PIL import Image
 
 from mldm_plugin.demo.__main__ import _make_room
 from mldm_plugin.demo.curves import plot_curves, read_metrics
+from mldm_plugin.demo.pipeline import FITTED
 from mldm_plugin.errors import DataError
 
 
@@ -39,7 +40,7 @@ def test_the_demo_trains_and_says_what_it_does(finished):
 def test_it_leaves_what_the_readme_says(finished):
     out, _ = finished
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == list(range(1, 21))
-    assert ControlNetModel.from_pretrained(out).config.block_out_channels == [64, 96, 96, 96]
+    assert tuple(ControlNetModel.from_pretrained(out).config.block_out_channels) == FITTED.unet_channels
     with Image.open(out / "panels" / "step-000020.png") as panel:
         assert panel.width > 4 * 256
     with Image.open(out / "before_after.png") as sheet:
