@@ -74,6 +74,7 @@ class LossStack:
         self.announce = announce
         self._after_loss = after_loss
         self._unproven = {t.name for t in self.terms}
+        self._first_step = True
         self._checks_left = CHECKED_STEPS
 
     @classmethod
@@ -137,6 +138,8 @@ class LossStack:
         """
         for term in self.terms:
             term.settle()
+        if self._first_step:  # before a timestep that the schedule does not have is looked up
+            checks.check_host(self.schedule, self.terms, step)
         step = self._complete(step)
         gates = self._gates(step)
         self._check(step, gates)
@@ -211,15 +214,14 @@ class LossStack:
         raise LossError("face boxes were given without pictures, masks or a VAE: their picture's size is unknown.")
 
     def _check(self, step: DiffusionStep, gates: dict[str, list[int]]) -> None:
-        if self._checks_left == CHECKED_STEPS:
-            checks.check_host(self.schedule, self.terms, step)
-            if step.base_weights is not None and self.base_weighting is not None:
-                log.warning("the trainer's own weighting and the preset's base weighting both apply.")
+        if self._first_step and step.base_weights is not None and self.base_weighting is not None:
+            log.warning("the trainer's own weighting and the preset's base weighting both apply.")
+        self._first_step = False
         if self._checks_left:
             checks.check_estimate(self.schedule, step)
             if step.base_loss is not None and (self.terms or self.base_weighting is not None):
                 checks.check_base_loss(step.base_loss, self._host_error(step))
-            self._checks_left -= bool(not self.terms or any(gates.values()) or self._checks_left == CHECKED_STEPS)
+            self._checks_left -= bool(not self.terms or any(gates.values()))
         if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
             self.prove(step)
 

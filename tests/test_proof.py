@@ -82,6 +82,7 @@ def test_hosts_whose_pictures_masks_or_timesteps_are_in_another_range_are_stoppe
         ({"person_mask": step.person_mask * 0.3}, "person_mask has fractional labels"),
         ({"timesteps": torch.tensor([-1, 5])}, r"timesteps are \[-1, 5\], which the noise schedule does not have"),
         ({"timesteps": torch.tensor([10.5, 5])}, r"timesteps are \[10.5"),
+        ({"timesteps": torch.tensor([1000, 5])}, r"timesteps are \[1000, 5\]"),
     ):
         with pytest.raises(CheckError, match=message):
             two_terms()(replace(step, **wrong))
