@@ -12,12 +12,15 @@ from typing import Any
 
 import click
 
+from mldm_plugin.attach.flags import FLAGS
 from mldm_plugin.cli import main
 from mldm_plugin.cli.describe import describe_options
 from mldm_plugin.cli.new_loss import render
 from mldm_plugin.cli.presets import summary
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
+from mldm_plugin.training.arguments import TABLES
+from mldm_plugin.training.flags import Flag
 
 ROOT = Path(__file__).parent.parent
 PART = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -98,11 +101,39 @@ def written_loss(name: str) -> str:
     return f"```python\n{render('template_loss.py', name)}```\n"
 
 
+def flags_table() -> str:
+    """The flags of all trainers, with the default of each; ours first."""
+    heads = [f"`{table.script}`" for table in TABLES]
+    rows = ["| flag | " + " | ".join(heads) + " | meaning |", "|---|" + "---|" * len(TABLES) + "---|"]
+    flags = {flag.name: flag for pick in ("ours", "theirs") for table in TABLES for flag in getattr(table, pick)}
+    for name, flag in flags.items():
+        defaults = [_default({f.name: f for f in table}.get(name)) for table in TABLES]
+        rows.append("| " + " | ".join((f"`--{name}`", *defaults, flag.help.replace("|", "\\|"))) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(flag: Flag | None) -> str:
+    if flag is None:
+        return "–"
+    if flag.kind is bool:
+        return "off"
+    return "unset" if flag.default is None else f"`{flag.default}`"
+
+
+def attach_flags() -> str:
+    """The plugin's flags beside a script's."""
+    rows = ["| flag | meaning |", "|---|---|"]
+    rows += [f"| `{name}` | {options['help']} |" for name, options in FLAGS.items()]
+    return "\n".join(rows) + "\n"
+
+
 MAKERS: dict[str, Callable[..., str]] = {
     "presets": presets_table,
     "options": options_table,
     "cli": command_line,
+    "flags": flags_table,
     "new-loss": written_loss,
+    "attach-flags": attach_flags,
 }
 
 

@@ -15,7 +15,7 @@ from mldm_plugin.term import Term
 # Root mean square error of ẑ₀(target), relative to the noisy latents, that rounding explains. float32 gives 1e-7;
 # bfloat16 up to 0.042, where 1 − ᾱ rounds to 0 at t = 0 and 1. A wrong schedule or prediction type stays below it
 # at some timesteps, so a single step proves little, and the check is repeated.
-_ESTIMATE_TOLERANCE = 0.05
+ESTIMATE_TOLERANCE = 0.05
 _LARGEST_PIXEL = 10.0  # resampling overshoots [-1, 1] a little; 0 to 255 is far outside
 
 
@@ -47,22 +47,29 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
         raise CheckError(f"timesteps are {step.timesteps.tolist()}, which the noise schedule does not have.")
 
 
-def check_estimate(schedule: NoiseSchedule, step: DiffusionStep) -> None:
+def estimate_errors(schedule: NoiseSchedule, step: DiffusionStep) -> tuple[float, float]:
+    """How far ẑ₀(target) is from the clean latents, and the noisy latents from α z₀ + σ ε.
+
+    Both are root mean squares relative to the noisy latents: at high noise ẑ₀ divides rounding, and at pure noise
+    everything, by a small α.
+    """
+    with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
+        alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(step.timesteps, step.sigmas))
+        latents, noisy = step.latents.float(), step.noisy_latents.float()
+        estimate = pred_latents(schedule.prediction_type, step.target.float(), noisy, alpha.clamp_min(1e-6), sigma)
+        errors = torch.stack([alpha * (estimate - latents), noisy - alpha * latents - sigma * step.noise.float()])
+        error, noise_error = (errors.square().mean(dim=(1, 2, 3, 4)) / noisy.square().mean()).sqrt().tolist()
+    return error, noise_error
+
+
+def check_estimate(schedule: NoiseSchedule, step: DiffusionStep, tolerance: float = ESTIMATE_TOLERANCE) -> None:
     """The host's target must give back its clean latents, and its noisy latents must be α z₀ + σ ε.
 
     Raises:
         CheckError: wrong prediction type, wrong noise schedule, wrong packing, or a base loss that is not the
             mean squared error of `model_pred` and `target`.
     """
-    with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
-        alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(step.timesteps, step.sigmas))
-        latents, noisy = step.latents.float(), step.noisy_latents.float()
-        # Measured in noisy latents: at high noise ẑ₀ divides rounding, and at pure noise everything, by a small α.
-        visible = alpha.clamp_min(1e-6)
-        estimate = pred_latents(schedule.prediction_type, step.target.float(), noisy, visible, sigma)
-        errors = torch.stack([alpha * (estimate - latents), noisy - alpha * latents - sigma * step.noise.float()])
-        error, noise_error = (errors.square().mean(dim=(1, 2, 3, 4)) / noisy.square().mean()).sqrt().tolist()
-    tolerance = _ESTIMATE_TOLERANCE
+    error, noise_error = estimate_errors(schedule, step)
     if not noise_error <= tolerance:
         raise CheckError(
             f"the noisy latents are not α·latents + σ·noise (relative error {noise_error:.2g}, expected at most "
@@ -77,13 +84,14 @@ def check_estimate(schedule: NoiseSchedule, step: DiffusionStep) -> None:
         )
 
 
-def check_base_loss(base_loss: Tensor, squared_error: Tensor) -> None:
-    """The host's scalar must be the mean of what the stack takes as the plain loss of each image.
+def check_base_loss(base_loss: Tensor, squared_error: Tensor, other_loss: Tensor | None = None) -> None:
+    """The host's scalar must be the mean of what the stack takes as the plain loss of each image, and `other_loss`.
 
     Raises:
         CheckError: they differ; the mix of eq. 3 would subtract something that was never there.
     """
-    given, own = base_loss.detach().float().item(), squared_error.detach().mean().item()
+    own = squared_error.detach().mean().item()
+    given = base_loss.detach().float().item() - (0.0 if other_loss is None else other_loss.detach().float().item())
     if not abs(given - own) <= 1e-2 * abs(own) + 1e-6:
         raise CheckError(
             f"base_loss is {given:.5g}, but the mean squared error of model_pred and target is {own:.5g}: pass the "

@@ -18,6 +18,7 @@ _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#
 # Plain letters: the font that Pillow carries has no combining marks, arrows or multiplication sign.
 _TITLES = ("picture", "people and faces", "x_t", "x0 estimate")
 _MARGIN, _GAP, _LINE = 8, 4, 18
+_LEAST_WIDTH = 128  # smaller pictures are enlarged by a whole number, so that titles and captions fit
 
 
 def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_rows: int = 4) -> Image.Image:
@@ -87,7 +88,8 @@ def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:
 
 def arrange(titles: Sequence[str], rows: Sequence[Sequence[Tensor]], captions: Sequence[str]) -> Image.Image:
     """A sheet of pictures, all uint8 (3, H, W): a title over each column, a caption under each row."""
-    height, width = rows[0][0].shape[-2:]
+    scale = -(-_LEAST_WIDTH // rows[0][0].shape[-1])
+    height, width = (side * scale for side in rows[0][0].shape[-2:])
     font = ImageFont.load_default(size=13)
     n_columns = len(titles)
     sheet_width = 2 * _MARGIN + n_columns * width + (n_columns - 1) * _GAP
@@ -98,7 +100,7 @@ def arrange(titles: Sequence[str], rows: Sequence[Sequence[Tensor]], captions: S
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         top = _MARGIN + _LINE + i * (height + _LINE + _GAP)
         for column, picture in enumerate(row):
-            tile = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            tile = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (_MARGIN + column * (width + _GAP), top))
         draw.text((_MARGIN, top + height + 1), caption, fill="black", font=font)
     return sheet

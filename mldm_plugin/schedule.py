@@ -1,7 +1,7 @@
 """Noise schedules: the one-step clean estimate, the signal-to-noise ratio, and the gate.
 
 Every schedule is written as z_t = α_t z₀ + σ_t ε. With ᾱ the cumulative product of a diffusion schedule,
-α = √ᾱ and σ = √(1−ᾱ); for flow matching α = 1−σ. SNR = α²/σ².
+α = √ᾱ and σ = √(1−ᾱ); for flow matching α = 1−σ; for EDM, whose variance grows without bound, α = 1. SNR = α²/σ².
 """
 
 from __future__ import annotations
@@ -79,12 +79,19 @@ class NoiseSchedule:
 
     Args:
         prediction_type: what the network's output is.
-        alphas_cumprod: (T,) ᾱ of a diffusion schedule; None means flow matching.
+        alphas_cumprod: (T,) ᾱ of a diffusion schedule; None means flow matching, or EDM.
         num_train_timesteps: for flow matching, the timestep that stands for σ = 1.
+        edm: z_t = z₀ + σ ε (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"), with
+            the σ of each image in the step's `sigmas`. The network's output is taken after preconditioning.
     """
 
     def __init__(
-        self, prediction_type: str, alphas_cumprod: Tensor | None = None, num_train_timesteps: int = 1000
+        self,
+        prediction_type: str,
+        alphas_cumprod: Tensor | None = None,
+        num_train_timesteps: int = 1000,
+        *,
+        edm: bool = False,
     ) -> None:
         if prediction_type not in get_args(PredictionType):
             raise CheckError(
@@ -93,20 +100,24 @@ class NoiseSchedule:
             )
         self.prediction_type = prediction_type
         self.num_train_timesteps = num_train_timesteps
-        self._table = None if alphas_cumprod is None else _tabulate(alphas_cumprod)
+        self.edm = edm
+        self._table = None if alphas_cumprod is None or edm else _tabulate(alphas_cumprod)
 
     @classmethod
     def from_scheduler(cls, noise_scheduler: Any, prediction_type: str | None = None) -> NoiseSchedule:
         """The schedule of a diffusers noise scheduler; `prediction_type` overrides what its config says."""
         config = noise_scheduler.config
+        name = type(noise_scheduler).__name__
         alphas_cumprod = getattr(noise_scheduler, "alphas_cumprod", None)
+        if name.startswith(("EDM", "Euler")):  # their add_noise is z₀ + σ ε
+            return cls(prediction_type or config.get("prediction_type", "epsilon"), edm=True)
         if alphas_cumprod is not None:
             return cls(prediction_type or config.get("prediction_type", "epsilon"), alphas_cumprod)
-        if "FlowMatch" in type(noise_scheduler).__name__:
+        if "FlowMatch" in name:
             return cls(prediction_type or "flow_prediction", None, config["num_train_timesteps"])
         raise CheckError(
-            f"the noise scheduler {type(noise_scheduler).__name__} has neither alphas_cumprod nor flow matching: "
-            "pass the DDPMScheduler or FlowMatchEulerDiscreteScheduler that the trainer adds noise with."
+            f"the noise scheduler {name} has neither alphas_cumprod nor flow matching: pass the DDPMScheduler, "
+            "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler that the trainer adds noise with."
         )
 
     def coefficients(self, timesteps: Tensor, sigmas: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -114,8 +125,12 @@ class NoiseSchedule:
 
         Args:
             timesteps: (N,) as given to the network.
-            sigmas: (N,) or any shape of N elements; flow matching only, where known exactly.
+            sigmas: (N,) or any shape of N elements; for flow matching where known exactly, for EDM always: without
+                them its timesteps are taken for σ itself.
         """
+        if self.edm:
+            sigma = (timesteps if sigmas is None else sigmas.flatten()).float()
+            return torch.ones_like(sigma), sigma
         if self._table is None:
             sigma = timesteps.float() / self.num_train_timesteps if sigmas is None else sigmas.flatten().float()
             return 1 - sigma, sigma
@@ -151,7 +166,12 @@ class NoiseSchedule:
         )
 
     def has(self, timesteps: Tensor) -> bool:
-        """Whether all of them, (N,), are timesteps of this schedule: whole numbers from 0 for a diffusion schedule."""
+        """Whether all of them, (N,), are timesteps of this schedule: whole numbers from 0 for a diffusion schedule.
+
+        EDM's are functions of σ that differ between implementations and are not looked at.
+        """
+        if self.edm:
+            return bool(torch.isfinite(timesteps).all())
         last = self.num_train_timesteps if self._table is None else self._table.shape[1] - 1
         inside = bool(((timesteps >= 0) & (timesteps <= last)).all())
         return inside and (self._table is None or bool((timesteps == timesteps.long()).all()))
@@ -167,7 +187,9 @@ class NoiseSchedule:
         return noise - latents
 
     def timestep_at(self, snr: float) -> float:
-        """The timestep whose SNR is nearest to `snr`: an index of the schedule, or σ times its length."""
+        """The timestep whose SNR is nearest to `snr`: an index of the schedule, σ times its length, or for EDM σ."""
+        if self.edm:
+            return snr**-0.5
         if self._table is None:
             return self.num_train_timesteps / (1 + snr**0.5)
         return int((self._table[2].clamp_min(1e-12).log() - torch.tensor(snr).log()).abs().argmin())

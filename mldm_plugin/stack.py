@@ -47,6 +47,7 @@ class LossStack:
         target: compare with the `image`, or with the `decoded` clean latents.
         base_weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
         picture_check: what to do when decode(clean latents) does not resemble the picture.
+        estimate_tolerance: relative error of ẑ₀(target) that is let pass; more for a trainer that perturbs its input.
         after_loss: called with each step and report.
         announce: where the start-up table goes; the default is standard error, on the first process only.
     """
@@ -61,6 +62,7 @@ class LossStack:
         target: Literal["image", "decoded"] = "image",
         base_weighting: Callable[[Tensor], Tensor] | None = None,
         picture_check: Literal["stop", "warn"] = "stop",
+        estimate_tolerance: float = checks.ESTIMATE_TOLERANCE,
         after_loss: Callable[..., Any] | None = None,
         announce: Callable[[str], None] = proof.announce,
     ) -> None:
@@ -71,6 +73,7 @@ class LossStack:
         self.target = target
         self.base_weighting = base_weighting
         self.picture_check = picture_check
+        self.estimate_tolerance = estimate_tolerance
         self.announce = announce
         self._after_loss = after_loss
         self._unproven = {t.name for t in self.terms}
@@ -88,6 +91,9 @@ class LossStack:
         overrides: Sequence[str] = (),
         prediction_type: str | None = None,
         scaling_factor: float | None = None,
+        latents_mean: Sequence[float] | Tensor | None = None,
+        latents_std: Sequence[float] | Tensor | None = None,
+        estimate_tolerance: float = checks.ESTIMATE_TOLERANCE,
         announce: Callable[[str], None] = proof.announce,
     ) -> LossStack:
         """The stack that a preset describes.
@@ -99,7 +105,8 @@ class LossStack:
             plugins: names as for `--loss-plugin`, or loaded plugins.
             overrides: as for `--set`.
             prediction_type: what the network's output is, where the scheduler's config does not say it.
-            scaling_factor: as for `LatentDecoder`.
+            scaling_factor, latents_mean, latents_std: as for `LatentDecoder`.
+            estimate_tolerance: as above.
             announce: as above.
 
         Raises:
@@ -119,11 +126,14 @@ class LossStack:
         return cls(
             terms,
             schedule=NoiseSchedule.from_scheduler(noise_scheduler, prediction_type),
-            decoder=LatentDecoder(vae, scaling_factor) if vae is not None and terms else None,
+            decoder=LatentDecoder(vae, scaling_factor, latents_mean, latents_std)
+            if vae is not None and terms
+            else None,
             combine=preset.combine,
             target=preset.target,
             base_weighting=None if weighting == "none" else plugins.base_weightings[weighting](**preset.base.options),
             picture_check=preset.checks.picture,
+            estimate_tolerance=estimate_tolerance,
             after_loss=hook if hook.get_hookimpls() else None,
             announce=announce,
         )
@@ -218,9 +228,9 @@ class LossStack:
             log.warning("the trainer's own weighting and the preset's base weighting both apply.")
         self._first_step = False
         if self._checks_left:
-            checks.check_estimate(self.schedule, step)
+            checks.check_estimate(self.schedule, step, self.estimate_tolerance)
             if step.base_loss is not None and (self.terms or self.base_weighting is not None):
-                checks.check_base_loss(step.base_loss, self._host_error(step))
+                checks.check_base_loss(step.base_loss, self._host_error(step), step.other_loss)
             self._checks_left -= bool(not self.terms or any(gates.values()))
         if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
             self.prove(step)
@@ -228,7 +238,8 @@ class LossStack:
     def _base_loss(self, step: DiffusionStep) -> Tensor:
         if step.base_loss is not None and self.base_weighting is None:
             return step.base_loss
-        return self._squared_error(step).mean()
+        own = self._squared_error(step).mean()
+        return own if step.other_loss is None else own + step.other_loss
 
     def _squared_error(self, step: DiffusionStep) -> Tensor:
         """The plain loss b_i of each image, (n,) float32, with the host's weights and the preset's weighting."""

@@ -13,6 +13,7 @@ from mldm_plugin.errors import DataError
 
 # The fields that start as None but are there when a loss that needs them is called are typed as the loss sees them.
 _ABSENT: Any = None
+_OF_THE_BATCH = ("base_loss", "other_loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,8 @@ class DiffusionStep:
         model_pred: network output, (N, C, h, w), with gradient.
         target: what the loop compares `model_pred` with, (N, C, h, w).
         base_loss: the loop's own loss, a scalar; None lets the stack compute the mean squared error.
+        other_loss: the part of `base_loss` that is not the squared error of these images (prior preservation), a
+            scalar. It stays in the loss as it is.
         base_weights: (N,) the loop's own factor on each image's squared error (its SNR weighting); None is 1.
         sigmas: (N,) noise levels; needed for flow matching only where `timesteps` do not tell them.
         pixel_values: the pictures, float (N, 3, H, W) in [-1, 1]; None when latents were cached.
@@ -51,6 +54,7 @@ class DiffusionStep:
     model_pred: Tensor
     target: Tensor
     base_loss: Tensor | None = None
+    other_loss: Tensor | None = None
     base_weights: Tensor | None = None
     sigmas: Tensor | None = None
     pixel_values: Tensor | None = None
@@ -82,7 +86,7 @@ class DiffusionStep:
         return self.latents.shape[0]
 
     def select(self, rows: Sequence[int]) -> DiffusionStep:
-        """The same step for the images `rows` alone. `base_loss` is of the whole batch and is left out."""
+        """The same step for the images `rows` alone. The losses of the whole batch are left out."""
         if list(rows) == list(range(len(self))):
             return self
         index = torch.as_tensor(rows, dtype=torch.long, device=self.latents.device)
@@ -94,8 +98,8 @@ class DiffusionStep:
                 return value.index_select(0, index.to(value.device))
             return [value[i] for i in rows]
 
-        picked = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name != "base_loss"}
-        return replace(self, **picked, base_loss=None)  # type: ignore[arg-type]
+        picked = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in _OF_THE_BATCH}
+        return replace(self, **picked, base_loss=None, other_loss=None)  # type: ignore[arg-type]
 
 
 def _check_pictures(pixel_values: Tensor) -> None:

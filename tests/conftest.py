@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 # Processes of their own, to be killed or to train in pairs, without the seconds that the imports take.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mldm_plugin.training.controlnet"])
+PROCESSES.set_forkserver_preload(["mldm_plugin.training.controlnet", "mldm_plugin.training.text_to_image_lora"])
 SIZES = [(80, 96), (70, 64), (64, 64), (100, 75), (128, 90)]
 
 
@@ -94,21 +95,35 @@ def random_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(tiny_pipeline: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`train(output, "--flag", value, …)` runs the trainer in this process and returns its exit status.
+def train(in_this_process: Any) -> Any:
+    """`train(output, "--flag", value, …)` runs the ControlNet trainer and returns its exit status."""
+    from mldm_plugin.training.controlnet import main
+
+    return partial(in_this_process, main)
+
+
+@pytest.fixture
+def train_lora(in_this_process: Any) -> Any:
+    """`train_lora(output, "--flag", value, …)` runs the LoRA trainer and returns its exit status."""
+    from mldm_plugin.training.text_to_image_lora import main
+
+    return partial(in_this_process, main)
+
+
+@pytest.fixture
+def in_this_process(tiny_pipeline: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`in_this_process(main, output, "--flag", value, …)`: a trainer's exit status.
 
     The tiny pipeline and data set, resolution 64, seed 3 and no tracker are given unless the flags say otherwise.
     """
     import torch
-
-    from mldm_plugin.training.controlnet import main
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def run(output: Path, *flags: Any) -> int:
+    def run(main: Callable[[list[str]], int], output: Path, *flags: Any) -> int:
         _forget_accelerate()
         return main(command(output, tiny_pipeline, tiny_data, *flags))
 

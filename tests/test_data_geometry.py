@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from mldm_plugin.data.geometry import Framing
+from mldm_plugin.data.geometry import Cut, Framing
 
 sizes = st.tuples(st.integers(8, 90), st.integers(8, 90))
 
@@ -103,3 +103,75 @@ def test_what_the_crop_leaves_of_a_box(box, left):
     framed = Framing(40)(picture(160, 80), None, boxes)
     assert framed.boxes.tolist() == left
     assert Framing(40).boxes(boxes, (160, 80))[1].tolist() == [bool(left)]
+
+
+MODES = ["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+
+@given(
+    size=sizes,
+    resolution=st.sampled_from([8, 32, 64]),
+    crop=st.booleans(),
+    flip=st.booleans(),
+    mode=st.sampled_from(MODES),
+)
+@settings(deadline=None, max_examples=60)
+def test_what_is_drawn_and_cut_is_that_of_torchvisions_transforms(size, resolution, crop, flip, mode):
+    """Three pictures in a row: each picture to the bit, and the generator left where they leave it."""
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(resolution, interpolation=transforms.InterpolationMode[mode.upper()]),
+            transforms.RandomCrop(resolution) if crop else transforms.CenterCrop(resolution),
+            transforms.RandomHorizontalFlip() if flip else transforms.Lambda(lambda x: x),
+            transforms.ToTensor(),
+        ]
+    )
+    own = Framing(resolution, interpolation=mode, random_crop=crop, random_flip=flip)
+    pictures = [picture(*size, seed=seed) for seed in range(3)]
+    torch.manual_seed(size[0])
+    expected, after = [theirs(p) for p in pictures], torch.get_rng_state()
+    torch.manual_seed(size[0])
+    cuts = [own.draw(p.size) for p in pictures]
+    assert after.equal(torch.get_rng_state())
+    for p, cut, wanted in zip(pictures, cuts, expected, strict=True):
+        assert own(p, None, torch.zeros(0, 4), cut).picture.equal(wanted)
+
+
+@given(
+    size=st.tuples(st.integers(70, 200), st.integers(70, 200)),
+    seed=st.integers(0, 1000),
+    mode=st.sampled_from(["bilinear", "lanczos", "nearest"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_mask_and_boxes_follow_crop_and_flip(size, seed, mode):
+    """The picture is painted from its annotation: people by the red channel, the face by the green one."""
+    width, height = size
+    x0, y0, x1, y1 = width // 8, height // 8, width - width // 6, height - height // 7
+    labels = np.zeros((height, width), np.uint8)
+    labels[y0:y1, x0:x1] = 2
+    face = (width // 3, height // 3, width // 3 + 24, height // 3 + 20)
+    painted = np.zeros((height, width, 3), np.uint8)
+    painted[..., 0] = 255 * (labels > 0)
+    painted[face[1] : face[3], face[0] : face[2], 1] = 255
+    framing = Framing(64, interpolation=mode, random_crop=True, random_flip=True)
+    torch.manual_seed(seed)
+    cut = framing.draw(size)
+    boxes = torch.tensor([face], dtype=torch.float32)
+    framed = framing(Image.fromarray(painted), torch.from_numpy(labels)[None], boxes, cut)
+
+    seen, told = framed.picture[0] > 0.5, framed.mask[0] == 2
+    assert (seen & told).sum() / (seen | told).sum() >= 0.95
+    assert framed.mask.unique().tolist() in ([0, 2], [2])
+    rows, columns = torch.nonzero(framed.picture[1] > 0.5, as_tuple=True)
+    if len(framed.boxes):
+        edges = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert (framed.boxes[0] - edges).abs().max() <= 1
+    else:
+        scale = (64 / min(size)) ** 2
+        assert len(rows) < 0.6 * 24 * 20 * scale
+
+
+def test_a_mirrored_box_by_hand():
+    """Of 160x80 at 40: half the size, then the 40 pixels from 30, mirrored."""
+    framed = Framing(40)(picture(160, 80), None, torch.tensor([[70.0, 10.0, 90.0, 30.0]]), Cut(0, 30, mirrored=True))
+    assert framed.boxes.tolist() == [[25, 5, 35, 15]]

@@ -31,7 +31,8 @@ def tokenizer(tiny_pipeline):
 @pytest.fixture
 def open_set(tokenizer):
     def open_set(folder: Path, columns: Columns = ALL, **options) -> TrainingSet:
-        return TrainingSet(open_rows(None, folder=str(folder)), columns, resolution=64, tokenizer=tokenizer, **options)
+        options = {"resolution": 64, "tokenizer": tokenizer, **options}
+        return TrainingSet(open_rows(None, folder=str(folder)), columns, **options)
 
     return open_set
 
@@ -90,8 +91,86 @@ def test_a_skipped_batch_draws_its_captions_and_decodes_nothing(open_set, make_d
     assert all(a.input_ids.equal(b.input_ids) for a, b in zip(parts[2], whole[2], strict=True))
 
 
-def test_looking_draws_nothing(open_set, tiny_data):
-    data = open_set(tiny_data)
+AUGMENTED = {"random_crop": True, "random_flip": True, "interpolation": "lanczos"}
+
+
+def test_the_mask_lies_on_the_person_whatever_is_drawn(open_set, tmp_path):
+    """Pictures whose pixels are white where the mask is: IoU of both at least 0.98 in every crop."""
+    folder, random_numbers = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    rows = []
+    for i, (width, height) in enumerate([(400, 260), (240, 380), (300, 300)]):
+        y, x = np.mgrid[:height, :width]
+        mask = ((x / width - 0.45) ** 2 + (y / height - 0.55) ** 2 < 0.16).astype(np.uint8)
+        shade = random_numbers.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(np.where(mask[..., None], 255 - shade, shade)).save(folder / f"{i}.png")
+        Image.fromarray(mask).save(folder / f"{i}_mask.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": "a", "mask_file_name": f"{i}_mask.png"}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(rows))
+    data = open_set(folder, Columns(conditioning=None, mask="mask"), resolution=128, framing=AUGMENTED)
+    torch.manual_seed(0)
+    examples = [data[i] for i in (0, 1, 2) * 8]
+    assert len({e.person_mask.numpy().tobytes() for e in examples}) > 12
+    for example in examples:
+        seen, told = example.pixel_values.mean(dim=0) > 0, example.person_mask[0] > 0
+        assert (seen & told).sum() / (seen | told).sum() >= 0.98
+
+
+def test_pictures_are_drawn_before_captions_as_diffusers_draws_them(open_set, make_data, tmp_path):
+    """torch's numbers for each picture, Python's for each caption of a list, and none for empty ones."""
+    captions = ["a person", "somebody", "people"]
+    data = open_set(make_data(tmp_path / "data", 5, captions=captions), framing=AUGMENTED)
+    torch.manual_seed(5)
+    random.seed(5)
+    drawn = data.__getitems__(range(5))
+    after = torch.get_rng_state(), random.getstate()
+    torch.manual_seed(5)
+    random.seed(5)
+    cuts = [data._framing.draw(size) for size in ((80, 96), (70, 64), (64, 64), (100, 75), (128, 90))]
+    texts = [random.choice(captions) for _ in range(5)]
+    assert (after[0].equal(torch.get_rng_state()), after[1]) == (True, random.getstate())
+    assert [e.input_ids.tolist() for e in drawn] == [data._tokenize([text])[0].tolist() for text in texts]
+    assert len({(cut.top, cut.left, cut.mirrored) for cut in cuts}) > 2
+
+
+def test_what_a_skipped_batch_draws_is_known_from_headers(open_set, make_data, tmp_path, monkeypatch):
+    """A picture that is stored turned is drawn for as it is seen."""
+    folder = make_data(tmp_path / "data", 6, annotated=False)
+    turn_picture(folder)
+    data = open_set(folder, Columns(conditioning=None), framing=AUGMENTED)
+    torch.manual_seed(5)
+    whole = [data.__getitems__([i, i + 1]) for i in (0, 2, 4)]
+    load = data._load
+    monkeypatch.setattr(data, "_load", lambda i, place: pytest.fail("decoded") if i < 4 else load(i, place))
+    torch.manual_seed(5)
+    data.skip_batches(2)
+    parts = [data.__getitems__([i, i + 1]) for i in (0, 2, 4)]
+    assert parts[:2] == [[], []]
+    assert all(a.pixel_values.equal(b.pixel_values) for a, b in zip(parts[2], whole[2], strict=True))
+
+
+def test_the_batch_after_those_skipped_is_drawn_from_where_it_was(open_set, tiny_data):
+    """Something else drew from the same generators between two batches."""
+    data = open_set(tiny_data, framing=AUGMENTED)
+    data.__getitems__([0, 1])
+    torch.rand(7)
+    random.random()
+    expected, state = data.__getitems__([4, 3]), data.before_last_batch
+    data.skip_batches(1, state)
+    assert data.__getitems__([0, 1]) == []
+    again = data.__getitems__([4, 3])
+    assert all(a.pixel_values.equal(b.pixel_values) for a, b in zip(again, expected, strict=True))
+
+
+def test_no_box_is_lost_for_good_where_crops_are_drawn(open_set, make_data, tmp_path):
+    folder = make_data(tmp_path / "data", 4, rows={3: {"face_boxes": [[0, 26, 14, 44]]}})  # of 100x75
+    assert check_rows(open_set(folder), range(4)) == [str(folder / "3.png")]
+    assert check_rows(open_set(folder, framing=AUGMENTED), range(4)) == []
+
+
+@pytest.mark.parametrize("framing", [{}, AUGMENTED])
+def test_looking_draws_nothing(open_set, tiny_data, framing):
+    data = open_set(tiny_data, framing=framing)
     before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
     find_examples(data, person=True, face=True)
     check_rows(data, range(len(data)))
@@ -261,6 +340,19 @@ def test_data_sets_that_cannot_be_opened(make_data, tmp_path):
     folder = make_data(tmp_path / "data" / "validation", 2)
     with pytest.raises(DataError, match="no split 'train', only validation"):
         open_rows(None, folder=str(folder.parent))
+
+
+def test_every_file_of_a_folder_is_one_split(make_data, tmp_path):
+    """As diffusers' LoRA script reads; the same rows as of a plain folder."""
+    folder = make_data(tmp_path / "data" / "validation", 2)
+    assert open_rows(None, folder=str(folder.parent), every_file=True)["text"] == [
+        "a person number 0",
+        "a person number 1",
+    ]
+    assert (
+        open_rows(None, folder=str(folder), every_file=True).features
+        == open_rows(None, folder=str(make_data(tmp_path / "same", 2))).features
+    )
 
 
 def test_a_subset_is_drawn_by_the_seed(make_data, tmp_path):

@@ -29,10 +29,11 @@ import yaml
 from click.testing import CliRunner
 
 from mldm_plugin import hookspecs
+from mldm_plugin.attach.codemod import splice
 from mldm_plugin.cli import main
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
-from mldm_plugin.training.arguments import check, name_the_plugin, parse_given, resolve
+from mldm_plugin.training.arguments import TABLES, name_the_plugin, of_other_trainers
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -209,9 +210,12 @@ def check_commands(block):
     """What cannot be run can still be parsed: the trainer's flags and preset, our commands, make's targets."""
     for command, _ in commands_of(block):
         words = shlex.split(command, comments=True)
-        if "train_controlnet.py" in words and "--pretrained_model_name_or_path" in words:
-            given = name_the_plugin(parse_given(words[words.index("train_controlnet.py") + 1 :]))
-            check(resolve(given, load_preset(given["preset"]).training if "preset" in given else None))
+        trainer = next((t for t in TABLES if t.script in words), None)
+        if trainer is not None and "--pretrained_model_name_or_path" in words:
+            given = name_the_plugin(trainer.parse(words[words.index(trainer.script) + 1 :]))
+            training = load_preset(given["preset"]).training if "preset" in given else {}
+            others = of_other_trainers(trainer, training)
+            trainer.resolve(given, {name: value for name, value in training.items() if name not in others})
         elif words[0] == "mldm":
             find_command(words[1:])
         elif words[0] == "make":
@@ -235,7 +239,20 @@ def run_yaml(block, namespace, where):
     assert load_preset(preset, plugins=plugins) != Preset(), f"{where}: a preset that says nothing"
 
 
+def run_diff(block, namespace, where):
+    """The added lines are what splicing makes of the removed ones, in a script that has them in their places."""
+    removed, added = ([line[1:] for line in block.text.splitlines() if line[0] == sign] for sign in "-+")
+    script = [
+        *(removed[0], "vae = noise_scheduler = latents = noise = noisy_latents = timesteps = model_pred = None"),
+        *("train_dataloader = DataLoader(", "        dataset,", removed[1], ")"),
+        *("for batch in train_dataloader:", "        with accelerator.accumulate():", removed[2]),
+    ]
+    spliced = splice("\n".join(script), where).split("\n")
+    assert [line for line in spliced if line not in script] == added, where
+
+
 RUNNERS = {
+    "diff": run_diff,
     "python": run_python,
     "pycon": run_session,
     "console": run_console,
@@ -257,7 +274,7 @@ def test_the_generated_parts_are_there():
     def parts(name):
         return {m[2] for m in generate.PART.finditer((DOCS / name).read_text(encoding="utf-8"))}
 
-    assert parts("cli.md") == {"cli"}
+    assert parts("cli.md") == {"cli", "flags"}
     assert parts("presets.md") == {"presets"}
     plugins = load_plugins()
     for name in (*plugins.losses.entries, *plugins.base_weightings.entries):

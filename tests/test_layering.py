@@ -18,9 +18,9 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").glob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (
-    {"errors"},
+    {"errors", "files"},
     {"step", "hookspecs"},
-    {"schedule", "perceptual", "plugins", "data", "term"},
+    {"schedule", "perceptual", "plugins", "data", "term", "metrics"},
     {"report"},
     {"decode", "preset"},
     {"checks", "proof"},
@@ -28,7 +28,7 @@ LAYERS = (
     {"panel"},
     {"training", "attach", "evaluation"},
     {"demo"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOOKS_MAY_IMPORT = {"", "hookspecs", "step", "errors", "perceptual"}

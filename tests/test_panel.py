@@ -15,9 +15,10 @@ from mldm_plugin.panel import _caption, draw_panel, save_panel
 def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
     stack, step = two_terms(), make_step((50, 900))
     panel = draw_panel(stack, step, stack(step))
-    assert panel.size == (2 * 8 + 4 * 32 + 3 * 4, 2 * 8 + 18 + 2 * (32 + 18 + 4))
-    tiles = np.asarray(panel)[26 : 26 + 32]
-    picture, annotated = tiles[:, 8:40].astype(int), tiles[:, 44:76].astype(int)
+    side = 128  # pictures of 32 pixels are shown four times as large
+    assert panel.size == (2 * 8 + 4 * side + 3 * 4, 2 * 8 + 18 + 2 * (side + 18 + 4))
+    tiles = np.asarray(panel)[26 : 26 + side : 4]
+    picture, annotated = (tiles[:, left : left + side : 4].astype(int) for left in (8, 12 + side))
     expected = ((step.pixel_values[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
     assert np.array_equal(picture, expected)
     changed = (picture != annotated).any(axis=-1)

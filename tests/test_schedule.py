@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from make_step import ddpm, flow, make_step
@@ -125,3 +125,26 @@ def test_unknown_prediction_type_and_scheduler_are_refused():
 
     with pytest.raises(CheckError, match="neither alphas_cumprod nor flow matching"):
         NoiseSchedule.from_scheduler(Strange())
+
+
+@pytest.mark.parametrize("make", [EDMEulerScheduler, EulerDiscreteScheduler])
+def test_edm_schedules_add_sigma_times_noise(make):
+    scheduler = make()
+    schedule = NoiseSchedule.from_scheduler(scheduler, "sample")
+    index = torch.tensor([0, 500, 999])
+    timesteps, sigmas = scheduler.timesteps[index], scheduler.sigmas[index]
+    latents, noise = torch.randn(2, 3, 4, 8, 8)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps, sigmas[:, None]))
+    assert torch.allclose(alpha * latents + sigma * noise, noisy)
+    assert torch.allclose(schedule.snr(timesteps, sigmas), sigmas**-2)
+    assert schedule.has(timesteps)
+    assert not schedule.has(torch.tensor([float("nan")]))
+
+
+def test_edm_gates_at_the_same_signal_to_noise_ratio():
+    schedule = NoiseSchedule("sample", edm=True)
+    limit = stable_diffusion_snr()[100].item()
+    snr = schedule.snr(torch.zeros(2), torch.tensor([limit**-0.5 * 0.99, limit**-0.5 * 1.01]))
+    assert schedule.gate(snr, 100).tolist() == [True, False]
+    assert schedule.timestep_at(limit) == pytest.approx(limit**-0.5)

@@ -338,3 +338,24 @@ def test_hosts_own_vae_is_untouched_and_survives_being_moved():
 
 def test_people_of_several_labels_are_one_person_each():
     assert people_mask(1, 32, 3).unique().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("combine", ["convex", "additive"])
+def test_what_else_the_host_minimises_stays_as_it_is(combine):
+    step = make_step((50, 950))
+    prior = torch.tensor(0.7)
+    with_prior = replace(step, base_loss=step.base_loss + prior, other_loss=prior)
+    one, other = two_terms(combine=combine)(step).loss, two_terms(combine=combine)(with_prior).loss
+    assert other.item() == pytest.approx(one.item() + 0.7, rel=1e-6)
+    weighted = make_stack(base_weighting=lambda snr: 0.5 * torch.ones_like(snr))
+    assert weighted(with_prior).loss.item() == pytest.approx(0.5 * step.base_loss.item() + 0.7, rel=1e-5)
+    with pytest.raises(CheckError, match="base_loss"):
+        two_terms()(replace(with_prior, other_loss=None))
+
+
+def test_a_trainer_that_perturbs_its_input_may_be_further_off():
+    step = make_step((50, 950))
+    perturbed = replace(step, target=step.target + 0.1 * torch.randn(step.target.shape), base_loss=None)
+    with pytest.raises(CheckError, match="x̂0 computed from the target"):
+        two_terms()(perturbed)
+    two_terms(estimate_tolerance=0.2)(perturbed)

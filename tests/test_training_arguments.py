@@ -7,15 +7,9 @@ import pytest
 
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.preset import built_in_presets, load_preset
-from mldm_plugin.training.arguments import (
-    DIFFUSERS_FLAGS,
-    FLAGS,
-    build_parser,
-    convert_training,
-    name_the_plugin,
-    parse_given,
-    resolve,
-)
+from mldm_plugin.training import lora_flags
+from mldm_plugin.training.arguments import TABLES, convert_training, name_the_plugin, of_other_trainers
+from mldm_plugin.training.controlnet_flags import FLAGS
 
 NEEDED = ["--pretrained_model_name_or_path", "sd", "--train_data_dir", "data"]
 
@@ -52,17 +46,17 @@ DEFAULTS = {
 
 
 def arguments(*argv: str, training: dict | None = None):
-    return resolve(name_the_plugin(parse_given([*NEEDED, *argv])), training)
+    return FLAGS.resolve(name_the_plugin(FLAGS.parse([*NEEDED, *argv])), training)
 
 
 def test_the_defaults_are_those_of_diffusers():
-    assert {f.name: f.default for f in DIFFUSERS_FLAGS if f.default not in (None, False) or f.default == 0} == {
+    assert {f.name: f.default for f in FLAGS.theirs if f.default not in (None, False) or f.default == 0} == {
         **DEFAULTS,
-        **{f.name: False for f in DIFFUSERS_FLAGS if f.kind is bool},
+        **{f.name: False for f in FLAGS.theirs if f.kind is bool},
     }
     resolved = vars(arguments())
     assert resolved == {
-        **{f.name: f.default for f in FLAGS.values()},
+        **{f.name: f.default for f in FLAGS},
         **dict(zip(("pretrained_model_name_or_path", "train_data_dir"), NEEDED[1::2], strict=True)),
     }
 
@@ -79,6 +73,29 @@ def test_a_preset_may_set_switches_and_lists():
     values = convert_training({"gradient_checkpointing": True, "validation_prompt": ["a", "b"], "seed": None})
     assert values == {"gradient_checkpointing": True, "validation_prompt": ["a", "b"], "seed": None}
     assert convert_training({"validation_prompt": "a"}) == {"validation_prompt": ["a"]}
+
+
+def test_a_section_is_checked_for_any_trainer_and_used_by_one():
+    section = {"conditioning": "none", "rank": 8, "validation_prompt": "a person", "resolution": 256}
+    assert convert_training(section)["rank"] == 8
+    assert of_other_trainers(FLAGS, section) == ["rank"]
+    assert of_other_trainers(lora_flags.FLAGS, section) == ["conditioning"]
+    assert lora_flags.FLAGS.convert({"validation_prompt": "a person"}) == {"validation_prompt": "a person"}
+    with pytest.raises(PresetError, match=r"unknown flag; did you mean 'rank'"):
+        lora_flags.FLAGS.convert({"rnak": 8})
+
+
+def test_what_a_script_has_no_flag_for_is_what_it_does():
+    resolved = lora_flags.FLAGS.resolve(lora_flags.FLAGS.parse(NEEDED))
+    assert (resolved.lr_num_cycles, resolved.lr_power, resolved.tokenizer_name) == (1, 1.0, None)
+    assert (resolved.output_dir, resolved.train_batch_size, resolved.num_train_epochs, resolved.learning_rate) == (
+        "sd-model-finetuned-lora",
+        16,
+        100,
+        1e-4,
+    )
+    with pytest.raises(SystemExit):
+        lora_flags.FLAGS.parse([*NEEDED, "--lr_power", "2"])
 
 
 def test_every_fault_of_a_training_section_is_named():
@@ -115,7 +132,7 @@ def test_plugin_and_preset_imply_each_other():
 
 
 def test_both_spellings_and_repetition():
-    given = parse_given([*NEEDED, "--loss-plugin", "mldm", "--loss_plugin", "x.py", "--set", "a=1", "--set", "b=2"])
+    given = FLAGS.parse([*NEEDED, "--loss-plugin", "mldm", "--loss_plugin", "x.py", "--set", "a=1", "--set", "b=2"])
     assert given["loss_plugin"] == ["mldm", "x.py"]
     assert given["set"] == ["a=1", "b=2"]
 
@@ -145,9 +162,9 @@ def test_flags_that_do_not_belong_together(argv, words):
 
 def test_model_and_data_are_required():
     with pytest.raises(MldmError, match="--pretrained_model_name_or_path is missing"):
-        resolve(parse_given([]))
+        FLAGS.resolve(FLAGS.parse([]))
     with pytest.raises(MldmError, match="no data set"):
-        resolve(parse_given(NEEDED[:2]))
+        FLAGS.resolve(FLAGS.parse(NEEDED[:2]))
 
 
 def test_validation_without_a_hint_needs_no_picture():
@@ -155,6 +172,6 @@ def test_validation_without_a_hint_needs_no_picture():
 
 
 def test_help_names_every_flag_and_imports_no_torch():
-    assert all(f"--{name}" in build_parser().format_help() for name in FLAGS)
+    assert all(f"--{flag.name}" in table.parser().format_help() for table in TABLES for flag in table)
     code = "import sys, mldm_plugin.training.arguments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

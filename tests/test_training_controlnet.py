@@ -172,20 +172,20 @@ def test_validation_pictures_are_saved_and_change_nothing(train, plain_run, tmp_
 @old_numpy
 def test_unseeded_validation_leaves_the_generators_alone(train, tmp_path, tiny_data):
     from mldm_plugin.training import generators
-    from mldm_plugin.training.arguments import resolve
     from mldm_plugin.training.validation import validate
 
     seen = []
 
-    def spy(arguments, *rest, **options):
+    def spy(run, **options):
         before = generators.capture()
-        validate(resolve({**vars(arguments), "seed": None}), *rest, **options)
+        run.arguments.seed = None
+        validate(run, **options)
         after = generators.capture()
         seen.append(before["python"] == after["python"] and before["torch"].equal(after["torch"]))
         return []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mldm_plugin.training.controlnet.validate", spy)
+        patch.setattr("mldm_plugin.training.loop.validate", spy)
         flags = ["--validation_prompt", "a", "--validation_image", tiny_data / "2_hint.png", "--validation_steps", 1]
         assert train(tmp_path / "run", *flags, "--num_validation_images", 1) == 0
     assert seen == [True, True, True]

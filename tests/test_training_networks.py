@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.training.arguments import resolve
-from mldm_plugin.training.networks import Networks, remove_hint
+from mldm_plugin.training import controlnet_flags, controlnet_networks
+from mldm_plugin.training.controlnet_networks import remove_hint
+from mldm_plugin.training.networks import Networks
 
 
 def load(pipeline, **changes) -> Networks:
-    flags = resolve({"pretrained_model_name_or_path": str(pipeline), "train_data_dir": "data", **changes})
-    networks = Networks.load(flags)
-    networks.prepare_for_training(flags)
-    return networks
+    given = {"pretrained_model_name_or_path": str(pipeline), "train_data_dir": "data", **changes}
+    flags = controlnet_flags.FLAGS.resolve(given)
+    return controlnet_networks.load_networks(flags, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
@@ -34,31 +34,31 @@ def changed(tiny_pipeline, tmp_path):
 
 def test_only_the_controlnet_is_trained(tiny_pipeline):
     networks = load(tiny_pipeline)
-    assert networks.controlnet.training
+    assert networks.trained.training
     assert not any(n.training for n in (networks.vae, networks.unet, networks.text_encoder))
     frozen = (networks.vae, networks.unet, networks.text_encoder)
     assert not any(p.requires_grad for n in frozen for p in n.parameters())
     ids = [id(p) for p in networks.trainable()]
-    assert ids == [id(p) for p in networks.controlnet.parameters()]
+    assert ids == [id(p) for p in networks.trained.parameters()]
 
 
 def test_without_a_hint_the_embedding_is_zero_and_not_trained(tiny_pipeline):
     networks = load(tiny_pipeline, conditioning="none")
-    embedding = networks.controlnet.controlnet_cond_embedding
+    embedding = networks.trained.controlnet_cond_embedding
     assert not embedding(torch.rand(1, 3, 32, 32) * 1e6).any()
     number = len(list(embedding.parameters()))
-    assert len(networks.trainable()) == len(list(networks.controlnet.parameters())) - number
+    assert len(networks.trainable()) == len(list(networks.trained.parameters())) - number
     before = [p.clone() for p in networks.trainable()]
-    remove_hint(networks.controlnet)
+    remove_hint(networks.trained)
     assert all(a.equal(b) for a, b in zip(before, networks.trainable(), strict=True))
 
 
 def test_starts_from_a_trained_controlnet(tiny_pipeline, tmp_path):
-    first = load(tiny_pipeline).controlnet
+    first = load(tiny_pipeline).trained
     with torch.no_grad():
         first.controlnet_mid_block.weight.fill_(0.25)
     first.save_pretrained(tmp_path / "controlnet")
-    second = load(tiny_pipeline, controlnet_model_name_or_path=str(tmp_path / "controlnet")).controlnet
+    second = load(tiny_pipeline, controlnet_model_name_or_path=str(tmp_path / "controlnet")).trained
     assert (second.controlnet_mid_block.weight == 0.25).all()
 
 

@@ -1,4 +1,4 @@
-"""Without a plugin the trainer is diffusers' script, flag by flag and bit by bit.
+"""Without a plugin a trainer is diffusers' script, flag by flag and bit by bit.
 
 The comparison needs that script: set MLDM_DIFFUSERS_EXAMPLES to the examples/ folder of a checkout of diffusers.
 """
@@ -17,11 +17,12 @@ import pytest
 from conftest import command
 from safetensors.torch import load_file
 
-from mldm_plugin.training.arguments import DIFFUSERS_FLAGS
+from mldm_plugin.training import controlnet_flags, lora_flags
 
 EXAMPLES = os.environ.get("MLDM_DIFFUSERS_EXAMPLES")
-THEIRS = Path(EXAMPLES or ".") / "controlnet" / "train_controlnet.py"
-OURS = Path(__file__).parent.parent / "train_controlnet.py"
+ROOT = Path(__file__).parent.parent
+CONTROLNET = ("controlnet/train_controlnet.py", "diffusion_pytorch_model.safetensors")
+LORA = ("text_to_image/train_text_to_image_lora.py", "pytorch_lora_weights.safetensors")
 with_diffusers = pytest.mark.skipif(
     EXAMPLES is None, reason="MLDM_DIFFUSERS_EXAMPLES is not set to diffusers' examples/ folder"
 )
@@ -29,60 +30,107 @@ with_diffusers = pytest.mark.skipif(
 
 @with_diffusers
 @pytest.mark.filterwarnings("ignore")
-def test_flags_names_types_and_defaults(monkeypatch):
-    spec = spec_from_file_location("diffusers_train_controlnet", THEIRS)
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
+@pytest.mark.parametrize(
+    ("script", "table"),
+    [(CONTROLNET[0], controlnet_flags.FLAGS), (LORA[0], lora_flags.FLAGS)],
+    ids=["controlnet", "lora"],
+)
+def test_flags_names_types_and_defaults(monkeypatch, script, table):
+    spec = spec_from_file_location("script_of_diffusers", Path(EXAMPLES) / script)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     parsers = []
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *a: parsers.append(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        script.parse_args([])
+        module.parse_args()
     theirs = {
         a.dest: (a.type or bool, a.default, tuple(a.choices or ()), a.nargs == "+")
         for a in parsers[0]._actions
         if a.dest != "help"
     }
-    ours = {f.name: (f.kind, f.default, f.choices or (), f.many) for f in DIFFUSERS_FLAGS}
+    ours = {f.name: (f.kind, f.default, f.choices or (), f.many) for f in table.theirs}
     assert ours == theirs
     assert {k: type(v[1]) for k, v in ours.items()} == {k: type(v[1]) for k, v in theirs.items()}
 
 
-CASES = {
+SHARED = {
     "plain": [],
     "accumulation": ["--gradient_accumulation_steps", 2, "--lr_scheduler", "cosine", "--lr_warmup_steps", 1],
-    "captions": ["--proportion_empty_prompts", 0.5, "--max_train_steps", 5],
     "v-prediction": [],
-    "gradient checkpointing": ["--gradient_checkpointing", "--scale_lr", "--set_grads_to_none"],
-    "workers": ["--dataloader_num_workers", 2, "--proportion_empty_prompts", 0.5, "--max_train_steps", 5],
     "subset": ["--max_train_samples", 5, "--num_train_epochs", 2],
     "bf16": ["--mixed_precision", "bf16"],
+}
+OF_CONTROLNET = {
+    "captions": ["--proportion_empty_prompts", 0.5, "--max_train_steps", 5],
+    "gradient checkpointing": ["--gradient_checkpointing", "--scale_lr", "--set_grads_to_none"],
+    "workers": ["--dataloader_num_workers", 2, "--proportion_empty_prompts", 0.5, "--max_train_steps", 5],
     "validation": ["--validation_steps", 1, "--num_validation_images", 1, "--checkpointing_steps", 1],
 }
+FLIPPED = ["--random_flip", "--snr_gamma", 5]
+OF_LORA = {
+    "captions": ["--max_train_steps", 5, *FLIPPED],
+    "centre crop": ["--center_crop", "--image_interpolation_mode", "bicubic", "--rank", 3],
+    "centre crop, flips, offset": ["--center_crop", "--random_flip", "--noise_offset", 0.3],
+    "v-prediction asked for": ["--prediction_type", "v_prediction", *FLIPPED],
+    "norm": ["--max_grad_norm", 1e-12, "--learning_rate", 0.1],
+    "gradient checkpointing": ["--gradient_checkpointing", "--scale_lr", *FLIPPED],
+    "bf16, all at once": ["--mixed_precision", "bf16", "--noise_offset", 0.3, *FLIPPED],
+    "workers": ["--dataloader_num_workers", 2, "--max_train_steps", 9, *FLIPPED],
+    "validation": ["--num_validation_images", 1, "--checkpointing_steps", 1, "--max_train_steps", 5, "--random_flip"],
+}
+CASES = [(CONTROLNET, case, flags) for case, flags in (SHARED | OF_CONTROLNET).items()]
+CASES += [(LORA, case, flags) for case, flags in (SHARED | OF_LORA).items()]
 
 
 @with_diffusers
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_same_weights_to_the_bit(case, tiny_pipeline, make_data, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer", "case", "flags"), CASES, ids=[f"{Path(t[0]).stem}: {case}" for t, case, _ in CASES]
+)
+def test_same_weights_to_the_bit(trainer, case, flags, tiny_pipeline, make_data, tmp_path):
+    script, weights = trainer
     captions = ["a person", "somebody", "a face"] if case in ("captions", "workers") else None
     data = make_data(tmp_path / "data", 7, captions=captions, annotated=False)
-    flags = ["--max_train_steps", 3, *CASES[case]]
+    flags = ["--max_train_steps", 3, *flags]
     if case == "validation":
-        flags += ["--validation_prompt", "a person", "--validation_image", data / "2_hint.png"]
+        flags += ["--validation_prompt", "a person"]
+        flags += ["--validation_image", data / "2_hint.png"] if trainer is CONTROLNET else []
     if case == "v-prediction":
         _set_prediction_type(tiny_pipeline, "v_prediction")
     try:
-        for script, output in ((THEIRS, "theirs"), (OURS, "ours")):
-            launch(script, command(tmp_path / output, tiny_pipeline, data, *flags, "--report_to", "tensorboard"))
+        for path, output in ((Path(EXAMPLES) / script, "theirs"), (ROOT / Path(script).name, "ours")):
+            launch(path, command(tmp_path / output, tiny_pipeline, data, *flags, "--report_to", "tensorboard"))
     finally:
         _set_prediction_type(tiny_pipeline, "epsilon")
-    theirs, ours = (load_file(tmp_path / o / "diffusion_pytorch_model.safetensors") for o in ("theirs", "ours"))
+    theirs, ours = (load_file(tmp_path / o / weights) for o in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     assert [k for k in theirs if not theirs[k].equal(ours[k])] == []
-    assert (tmp_path / "theirs" / "config.json").read_text() == (tmp_path / "ours" / "config.json").read_text()
+    assert {k: v.dtype for k, v in theirs.items()} == {k: v.dtype for k, v in ours.items()}
+    if trainer is CONTROLNET:
+        assert (tmp_path / "theirs" / "config.json").read_text() == (tmp_path / "ours" / "config.json").read_text()
+
+
+@with_diffusers
+@pytest.mark.slow
+def test_a_lora_checkpoint_of_either_goes_on_in_the_other(tiny_pipeline, make_data, tmp_path):
+    """At the end of a pass, where the script itself resumes as if it had not stopped."""
+    data = make_data(tmp_path / "data", 6, annotated=False)
+    flags = ["--max_train_steps", 3, "--checkpointing_steps", 3]
+    scripts = {"theirs": Path(EXAMPLES) / LORA[0], "ours": ROOT / Path(LORA[0]).name}
+    more = ["--max_train_steps", 6, "--resume_from_checkpoint", "latest"]
+    for name, script in scripts.items():
+        launch(script, command(tmp_path / name, tiny_pipeline, data, *flags))
+    for ours in ("metrics.jsonl", "arguments.json", "checkpoint-3/position_0.pt"):
+        (tmp_path / "ours" / ours).unlink()
+    for name, script in zip(scripts, reversed(scripts.values()), strict=True):
+        launch(script, command(tmp_path / name, tiny_pipeline, data, *more))
+    one, other = (load_file(tmp_path / name / LORA[1]) for name in scripts)
+    assert [k for k in one if not one[k].equal(other[k])] == []
 
 
 def launch(script: Path, argv: list[str]) -> None:
+    if "none" in argv:  # the scripts of diffusers do not know it
+        argv = [*argv, "--report_to", "tensorboard"]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     accelerate += ["--num_cpu_threads_per_process", "1"]

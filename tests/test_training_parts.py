@@ -17,14 +17,15 @@ from PIL import Image
 
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.training import agreement, generators, hub, validation
-from mldm_plugin.training.arguments import resolve
+from mldm_plugin.training.controlnet import prompts
+from mldm_plugin.training.controlnet_flags import FLAGS
 from mldm_plugin.training.optimisation import Length, make_lr_scheduler, make_optimizer
 from mldm_plugin.training.stop import StopRequest, leave_to_parent
-from mldm_plugin.training.validation import Sampled, pairs
+from mldm_plugin.training.validation import Sampled
 
 
 def arguments(**changes):
-    return resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", **changes})
+    return FLAGS.resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", **changes})
 
 
 def draw() -> tuple:
@@ -103,22 +104,23 @@ def test_8_bit_adam_says_what_to_install(monkeypatch):
         make_optimizer(arguments(use_8bit_adam=True), [torch.nn.Parameter(torch.zeros(1))], processes=1)
 
 
-@pytest.mark.parametrize(("prompts", "hints", "number"), [(2, 2, 2), (1, 3, 3), (3, 1, 3)])
-def test_prompts_and_hints_are_paired(tmp_path, prompts, hints, number):
+@pytest.mark.parametrize(("texts", "hints", "number"), [(2, 2, 2), (1, 3, 3), (3, 1, 3)])
+def test_prompts_and_hints_are_paired(tmp_path, texts, hints, number):
     paths = []
     for i in range(hints):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.new("RGB", (8, 8), (i, 0, 0)).save(paths[-1])
-    flags = {"validation_prompt": [f"p{i}" for i in range(prompts)], "validation_image": paths}
-    got = [(prompt, hint.getpixel((0, 0))[0]) for prompt, hint in pairs(arguments(**flags))]
-    assert got == [(f"p{i % prompts}", i % hints) for i in range(number)]
+    flags = {"validation_prompt": [f"p{i}" for i in range(texts)], "validation_image": paths}
+    got = [(p.text, p.hint.getpixel((0, 0))[0]) for p in prompts(arguments(**flags))]
+    assert got == [(f"p{i % texts}", i % hints) for i in range(number)]
 
 
 def no_such_repository(*_, **__):
     raise EntryNotFoundError("no card yet")
 
 
-def test_the_model_card_shows_what_was_sampled(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("what", "hint", "width"), [("ControlNet", Image.new("RGB", (8, 8)), 48), ("LoRA", None, 32)])
+def test_the_model_card_shows_what_was_sampled(tmp_path, monkeypatch, what, hint, width):
     uploads = []
     monkeypatch.setattr(hub, "create_repo", lambda **options: type("Repository", (), {"repo_id": "me/run"}))
     monkeypatch.setattr(hub, "upload_folder", lambda **options: uploads.append(options))
@@ -126,13 +128,15 @@ def test_the_model_card_shows_what_was_sampled(tmp_path, monkeypatch):
     flags = arguments(output_dir=str(tmp_path), preset="mldm", push_to_hub=True)
     picture = Image.new("RGB", (16, 16), (200, 0, 0))
     name = hub.make_repository(flags)
-    hub.upload(flags, name, [Sampled("a person", Image.new("RGB", (8, 8)), [picture, picture])])
+    hub.upload(what, flags, name, [Sampled("a person", hint, [picture, picture])])
     card = (tmp_path / "README.md").read_text()
     assert "me/run" in card
+    assert f"A {what} for sd" in card
+    assert f"- {what.lower()}\n" in card
     assert "preset mldm" in card
     assert "a person" in card
     with Image.open(tmp_path / "images_0.png") as row:
-        assert row.size == (48, 16)
+        assert row.size == (width, 16)
     assert uploads[0]["repo_id"] == "me/run"
 
 
@@ -146,9 +150,9 @@ def test_trackers_get_the_sampled_pictures(monkeypatch, caplog):
         SimpleNamespace(name="paper"),
     ]
     picture = Image.new("RGB", (8, 8))
-    sampled = [Sampled("a person", picture, [picture, picture])]
+    sampled = [Sampled("a person", picture, [picture, picture]), Sampled("a face", None, [picture])]
     validation._hand_to_trackers(sampled, SimpleNamespace(trackers=trackers), 7, "validation")
-    assert logged == [({"validation": ["hint", "a person", "a person"]}, 7)]
+    assert logged == [({"validation": ["hint", "a person", "a person", "a face"]}, 7)]
     assert "not sent to paper" in caplog.text
 
 

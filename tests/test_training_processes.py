@@ -17,7 +17,7 @@ import atexit, json, os
 from pathlib import Path
 import torch
 from mldm_plugin import hookimpl
-from mldm_plugin.training import controlnet
+from mldm_plugin.training import loop
 folder, gates = Path(__file__).parent, []
 rank = os.environ["RANK"]
 
@@ -34,13 +34,13 @@ def register_losses(register):
 def after_loss(step, report):
     gates.append(report.terms["brightness"].gated)
 
-original = controlnet.finish
+original = loop.finish
 def finish(run, stopped):
-    weights = torch.cat([p.detach().flatten() for p in run.networks.controlnet.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in run.networks.trainable()])
     torch.save(weights, folder / f"weights-{rank}.pt")
     (folder / f"gates-{rank}.json").write_text(json.dumps(gates))
     original(run, stopped)
-controlnet.finish = finish
+loop.finish = finish
 """
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from safetensors.torch import load_file
 CAPTIONS = ["a person", "somebody", "a face", "people"]
 
 
-def run_and_kill(argv: list[str], step: int | None, during_save: bool) -> None:
+def run_and_kill(trainer: str, argv: list[str], step: int | None, during_save: bool) -> None:
     """Train in this process; SIGKILL it as soon as `step` is logged, or within the saving of its checkpoint."""
     import torch
 
-    from mldm_plugin.training import checkpoints, metrics
-    from mldm_plugin.training.controlnet import main
+    from mldm_plugin import metrics
+    from mldm_plugin.training import checkpoints
 
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a run from the shell
@@ -41,11 +42,13 @@ def run_and_kill(argv: list[str], step: int | None, during_save: bool) -> None:
     metrics.MetricsFile.write = write_and_die
     if during_save:
         checkpoints._flush = flush_and_die
-    sys.exit(main(argv))
+    sys.exit(import_module(f"mldm_plugin.training.{trainer}").main(argv))
 
 
-def start(argv: list[str], step: int | None = None, during_save: bool = False) -> int | None:
-    process = PROCESSES.Process(target=run_and_kill, args=(argv, step, during_save))
+def start(
+    argv: list[str], step: int | None = None, during_save: bool = False, trainer: str = "controlnet"
+) -> int | None:
+    process = PROCESSES.Process(target=run_and_kill, args=(trainer, argv, step, during_save))
     process.start()
     process.join(200)
     return process.exitcode
@@ -81,6 +84,29 @@ def test_killed_and_resumed_is_uninterrupted(case, tiny_pipeline, make_data, tmp
     one, other = (load_file(f / "diffusion_pytorch_model.safetensors") for f in (whole, killed))
     assert all(one[k].equal(other[k]) for k in one)
     assert not list(killed.glob(".*"))
+
+
+LORA_CASES = {
+    "crops and flips": [],
+    "workers": ["--dataloader_num_workers", 2],
+}
+
+
+@pytest.mark.parametrize("case", LORA_CASES)
+def test_crops_and_flips_of_a_killed_run_are_drawn_again(case, tiny_pipeline, make_data, tmp_path, monkeypatch):
+    """Where this process loads the pictures itself, its training steps draw from the same generator in between."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    data = make_data(tmp_path / "data", 7, captions=CAPTIONS, annotated=False)
+    flags = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--random_flip", *LORA_CASES[case]]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(command(whole, tiny_pipeline, data, *flags), trainer="text_to_image_lora") == 0
+
+    argv = command(killed, tiny_pipeline, data, *flags, "--resume_from_checkpoint", "latest")
+    assert start(argv, 3, trainer="text_to_image_lora") == -signal.SIGKILL
+    assert start(argv, trainer="text_to_image_lora") == 0
+    assert lines(killed) == lines(whole)
+    one, other = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole, killed))
+    assert all(one[k].equal(other[k]) for k in one)
 
 
 def test_captions_of_a_killed_run_are_drawn_again(tiny_pipeline, make_data, tmp_path, monkeypatch):

@@ -11,16 +11,17 @@ import pytest
 from PIL import Image
 
 from mldm_plugin.errors import RunFolderError
-from mldm_plugin.training.arguments import resolve
+from mldm_plugin.training.controlnet_flags import FLAGS
+from mldm_plugin.training.controlnet_networks import WEIGHTS
 from mldm_plugin.training.run_folder import RunFolder, checkpoints_in, step_of
 
 
 def arguments(**changes) -> argparse.Namespace:
-    return resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", "seed": 1, **changes})
+    return FLAGS.resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", "seed": 1, **changes})
 
 
 def folder(path: Path, preset: str | None = None, processes: int = 1, **changes) -> RunFolder:
-    return RunFolder(path, arguments(**changes), processes, preset)
+    return RunFolder(path, arguments(**changes), processes, WEIGHTS, preset)
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

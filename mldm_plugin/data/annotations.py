@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Image
 from PIL.ExifTags import Base as Exif
 from torch import Tensor
 
@@ -34,6 +33,8 @@ def read_picture(value: Any, name: str) -> PIL.Image.Image:
     """
     if not isinstance(value, Mapping):
         raise DataError(f"{name}: the picture is missing; add the file or remove the row.")
+    from datasets import Image  # not at the top: kohya's environment has no datasets, and no need of this function
+
     content, path = value.get("bytes"), value.get("path") or ""
     try:
         if content is None and Path(path).is_file():

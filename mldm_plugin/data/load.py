@@ -21,8 +21,11 @@ def open_rows(
     cache: str | None = None,
     at_most: int | None = None,
     seed: int | None = None,
+    every_file: bool = False,
 ) -> datasets.Dataset:
     """The rows of split `train` of a Hub data set, or of a folder; at most `at_most`, shuffled by `seed`.
+
+    With `every_file` a folder of pictures is one split, whatever its subfolders are called.
 
     Raises:
         DataError: it cannot be opened, or has no such split.
@@ -30,6 +33,8 @@ def open_rows(
     try:
         if name is not None:
             splits: Any = load_dataset(name, config, cache_dir=cache, data_dir=folder)
+        elif every_file:
+            splits = load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
         else:
             splits = load_dataset(folder, cache_dir=cache)
     except Exception as error:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mldm_plugin.data.batch import checked, collate
-from mldm_plugin.data.training_set import TrainingSet
+from mldm_plugin.data.training_set import GeneratorState, TrainingSet
 from mldm_plugin.training import generators
 from mldm_plugin.training.stop import leave_to_parent
 
@@ -30,10 +30,12 @@ class Batches:
     """Passes over the prepared loader.
 
     A pass is fixed by the state of the generators when it starts: the shuffle, the seeds of the workers, and the
-    captions in the order in which they are loaded. So a checkpoint holds that state and the number of batches
-    used. To resume, the state is put back, the pass started anew, the used batches let by without loading
+    crops and captions in the order in which they are loaded. So a checkpoint holds that state and the number of
+    batches used. To resume, the state is put back, the pass started anew, the used batches let by without loading
     them, and then the generators set to their state at the checkpoint. accelerate loads one batch ahead; when
-    the used ones have gone by it has loaded the next, as it had when the checkpoint was written.
+    the used ones have gone by it has loaded the next, as it had when the checkpoint was written. Where pictures are
+    loaded in this process, the training steps drew from the same generators in between, so a checkpoint also holds
+    the state that this next batch was drawn from.
     """
 
     def __init__(self, loader: Any, training_set: TrainingSet) -> None:
@@ -42,6 +44,7 @@ class Batches:
         self._start: generators.State | None = None
         self._sampler_start: torch.Tensor | None = None
         self._resume_at: generators.State | None = None
+        self._drawn_from: GeneratorState | None = None
         self.epoch = 0
         self.used = 0
 
@@ -65,6 +68,7 @@ class Batches:
             "used": 0 if over else self.used,
             "start": self._start,
             "sampler": sampler.get_state() if over and sampler is not None else self._sampler_start,
+            "drawn_from": self._training_set.before_last_batch,
             "now": generators.capture(),
         }
 
@@ -73,6 +77,7 @@ class Batches:
         self.epoch, self.used = state["epoch"], state["used"]
         self._start, self._sampler_start = state["start"], state["sampler"]
         self._resume_at = state["now"]
+        self._drawn_from = state.get("drawn_from")  # checkpoints of before this was kept drew captions only
 
     def _new_pass(self) -> Iterator[dict[str, Any]]:
         if self._resume_at is not None:
@@ -90,7 +95,7 @@ class Batches:
             raise RuntimeError("a pass can be taken up only from a saved state")
         generators.restore(self._start)
         self._restore_sampler()
-        self._training_set.skip_batches(self.used)
+        self._training_set.skip_batches(self.used, self._drawn_from)
         iterator = iter(self._loader)
         for _ in range(self.used):
             next(iterator)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from mldm_plugin.errors import MldmError, RunFolderError
 from mldm_plugin.training.agreement import together
 from mldm_plugin.training.run_folder import checkpoints_in, step_of
+from mldm_plugin.training.weights_format import WeightsFormat
 
 log = get_logger(__name__)
 
@@ -23,23 +23,30 @@ log = get_logger(__name__)
 class Checkpoints:
     """The `checkpoint-N` folders of a run.
 
-    Each holds what diffusers' script writes (`controlnet/`, optimizer, learning rate, generators) and
+    Each holds what diffusers' script writes (trained weights, optimizer, learning rate, generators) and
     `position_R.pt`, where process R stands in its pass over the data.
 
     Args:
         accelerator: with the model, optimizer, scheduler and loader prepared.
         folder: the run folder.
         limit: how many to keep; None keeps all.
-        trained: the parameters that must be finite to be saved.
+        trained: the network whose trainable weights must be finite to be saved.
+        weights: how it is stored.
     """
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, limit: int | None, trained: Sequence[nn.Parameter]
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        limit: int | None,
+        trained: nn.Module,
+        weights: WeightsFormat,
     ) -> None:
         self._accelerator = accelerator
         self._folder = folder
         self._limit = limit
         self._trained = trained
+        self._weights = weights
         self._register_model_format()
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
@@ -75,15 +82,14 @@ class Checkpoints:
             MldmError: on every process alike, for all have the same weights.
         """
         with together(self._accelerator):
-            if torch.stack([torch.isfinite(p.detach()).all() for p in self._trained]).all():
+            if torch.stack(
+                [torch.isfinite(p.detach()).all() for p in self._trained.parameters() if p.requires_grad]
+            ).all():
                 return
             good = [c for c in checkpoints_in(self._folder) if (step_of(c) or 0) < step]
-            last = (
-                f"the last good checkpoint is {good[-1]}, to start from with --controlnet_model_name_or_path "
-                f"{good[-1] / 'controlnet'}"
-                if good
-                else "there is no earlier checkpoint"
-            )
+            last = f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
+            if good and self._weights.start_flag:
+                last += f", to start from with {self._weights.start_flag} {good[-1] / self._weights.in_checkpoint}"
             raise MldmError(
                 f"the trained weights are NaN or infinite at step {step}, so nothing was saved there; {last}. Lower "
                 "--learning_rate, or train in float32 (--mixed_precision no), in another --output_dir."
@@ -123,24 +129,20 @@ class Checkpoints:
         return f"position_{self._accelerator.process_index}.pt"
 
     def _register_model_format(self) -> None:
-        """Store the ControlNet as diffusers does, readable by `from_pretrained`."""
-        from diffusers import ControlNetModel
-
-        accelerator = self._accelerator
+        """Store the trained weights as diffusers does, in the place of accelerate's own file."""
+        place = self._weights.in_checkpoint
 
         def save(models: list[Any], weights: list[Any], folder: str) -> None:
             weights.clear()  # tells accelerate that the models are taken care of
-            if accelerator.is_main_process:
-                for model in models:
-                    accelerator.unwrap_model(model).save_pretrained(Path(folder) / "controlnet")
+            if self._accelerator.is_main_process:
+                self._weights.save(self._trained, Path(folder) / place)
 
         def load(models: list[Any], folder: str) -> None:
-            while models:
-                stored = ControlNetModel.from_pretrained(folder, subfolder="controlnet")
-                accelerator.unwrap_model(models.pop()).load_state_dict(stored.state_dict())
+            models.clear()
+            self._weights.load(self._trained, Path(folder) / place)
 
-        accelerator.register_save_state_pre_hook(save)
-        accelerator.register_load_state_pre_hook(load)
+        self._accelerator.register_save_state_pre_hook(save)
+        self._accelerator.register_load_state_pre_hook(load)
 
     def _put_in_place(self, partial: Path, final: Path) -> None:
         replaced = self._folder / f".{final.name}.replaced"

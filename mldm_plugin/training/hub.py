@@ -12,10 +12,7 @@ from huggingface_hub import create_repo, upload_folder
 
 from mldm_plugin.training.validation import Sampled
 
-TAGS = [
-    *("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "controlnet"),
-    "diffusers-training",
-]
+TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "diffusers-training")
 
 
 def make_repository(arguments: argparse.Namespace) -> str:
@@ -24,30 +21,33 @@ def make_repository(arguments: argparse.Namespace) -> str:
     return create_repo(repo_id=name, exist_ok=True, token=arguments.hub_token).repo_id
 
 
-def upload(arguments: argparse.Namespace, repository: str, sampled: Sequence[Sampled]) -> None:
+def upload(what: str, arguments: argparse.Namespace, repository: str, sampled: Sequence[Sampled]) -> None:
     """Write a model card and upload the run folder, without its checkpoints' unfinished parts."""
     folder = Path(arguments.output_dir)
-    write_model_card(arguments, repository, folder, sampled)
+    write_model_card(what, arguments, repository, folder, sampled)
     upload_folder(
         repo_id=repository,
         folder_path=folder,
-        commit_message="Trained ControlNet",
+        commit_message=f"Trained {what}",
         ignore_patterns=["step_*", "epoch_*", ".*"],
         token=arguments.hub_token,
     )
 
 
-def write_model_card(arguments: argparse.Namespace, repository: str, folder: Path, sampled: Sequence[Sampled]) -> None:
+def write_model_card(
+    what: str, arguments: argparse.Namespace, repository: str, folder: Path, sampled: Sequence[Sampled]
+) -> None:
     """README.md with what was trained on what, and the last validation pictures."""
     base, preset = arguments.pretrained_model_name_or_path, arguments.preset
     text = [
         f"# {repository}",
-        f"A ControlNet for {base}, trained with mldm-plugin" + (f" and the preset {preset}." if preset else "."),
+        f"A {what} for {base}, trained with mldm-plugin" + (f" and the preset {preset}." if preset else "."),
     ]
     for i, one in enumerate(sampled):
         name = f"images_{i}.png"
-        side_by_side([one.hint, *one.pictures]).save(folder / name)
-        text.append(f"{one.prompt}\n\n![the hint and what was sampled]({name})")
+        side_by_side(one.shown).save(folder / name)
+        label = "what was sampled" if one.hint is None else "the hint and what was sampled"
+        text.append(f"{one.prompt}\n\n![{label}]({name})")
     card = load_or_create_model_card(
         repo_id_or_path=repository,
         from_training=True,
@@ -56,7 +56,7 @@ def write_model_card(arguments: argparse.Namespace, repository: str, folder: Pat
         model_description="\n\n".join(text),
         inference=True,
     )
-    populate_model_card(card, tags=TAGS).save(folder / "README.md")
+    populate_model_card(card, tags=[*TAGS, what.lower()]).save(folder / "README.md")
 
 
 def side_by_side(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:

@@ -1,13 +1,15 @@
-"""The networks of a run: Stable Diffusion frozen, the ControlNet in training."""
+"""The networks of a run: Stable Diffusion frozen, and what is trained."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils.import_utils import is_xformers_available
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, PretrainedConfig
@@ -17,90 +19,83 @@ from mldm_plugin.errors import MldmError
 
 @dataclass
 class Networks:
-    """What a training step computes with. Only `controlnet` is trained."""
+    """What a training step computes with.
+
+    `trained` is what accelerate prepares: a ControlNet beside the frozen U-Net, or the U-Net itself, of which only
+    the LoRA has gradients.
+    """
 
     tokenizer: Any
     noise_scheduler: DDPMScheduler
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-    controlnet: ControlNetModel
-
-    @classmethod
-    def load(cls, arguments: argparse.Namespace) -> Networks:
-        """Load the pipeline, and make or load the ControlNet, in the order of diffusers' script.
-
-        The order matters: a ControlNet made from the U-Net draws its first weights from the global generator.
-
-        Raises:
-            MldmError: the pipeline is not there or is not one of Stable Diffusion 1.x.
-        """
-        name = arguments.pretrained_model_name_or_path
-        place = {"revision": arguments.revision, "variant": arguments.variant}
-        try:
-            tokenizer = _load_tokenizer(arguments)
-            _check_text_encoder(name, arguments.revision)
-            scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-            text_encoder = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", **place)
-            vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **place)
-            unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **place)
-            own = arguments.controlnet_model_name_or_path
-            controlnet = ControlNetModel.from_pretrained(own) if own else ControlNetModel.from_unet(unet)
-        except (OSError, ValueError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise MldmError(
-                f"the pipeline {name} cannot be loaded: {first_line} Expected a Stable Diffusion 1.x pipeline in "
-                "diffusers' format, a folder or a Hub name."
-            ) from error
-        return cls(tokenizer, scheduler, text_encoder, vae, unet, controlnet)
-
-    def prepare_for_training(self, arguments: argparse.Namespace) -> None:
-        """Freeze all but the ControlNet, and set what the flags ask of the networks."""
-        for frozen in (self.vae, self.unet, self.text_encoder):
-            frozen.requires_grad_(False)
-        self.controlnet.train()
-        if arguments.conditioning == "none":
-            remove_hint(self.controlnet)
-        if arguments.enable_xformers_memory_efficient_attention:
-            if not is_xformers_available():
-                raise MldmError("xformers is not installed; `pip install xformers`, or leave the flag out.")
-            self.unet.enable_xformers_memory_efficient_attention()
-            self.controlnet.enable_xformers_memory_efficient_attention()
-        if arguments.gradient_checkpointing:
-            self.controlnet.enable_gradient_checkpointing()
-        if self.controlnet.dtype != torch.float32:
-            raise MldmError(
-                f"the ControlNet's weights are {self.controlnet.dtype}, expected float32: mixed precision keeps "
-                "float32 weights too; convert them first."
-            )
-        if self.noise_scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise MldmError(
-                f"the pipeline predicts {self.noise_scheduler.config.prediction_type!r}, expected epsilon or "
-                "v_prediction."
-            )
+    trained: nn.Module
 
     def move_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Put the frozen networks where and in what precision they are used."""
+        """Put the networks that are only used where and in what precision they are used."""
         for frozen in (self.vae, self.unet, self.text_encoder):
+            if frozen is self.trained:
+                continue
             frozen.to(device)
             if frozen.dtype != dtype:
                 frozen.to(dtype)
 
     def trainable(self) -> list[nn.Parameter]:
-        """What the optimizer gets, in the order of the ControlNet's parameters."""
-        return [p for p in self.controlnet.parameters() if p.requires_grad]
+        """What the optimizer gets, in the order of the network's parameters."""
+        return [p for p in self.trained.parameters() if p.requires_grad]
 
 
-def remove_hint(controlnet: ControlNetModel) -> None:
-    """Make the conditioning embedding exactly zero, for good.
+@contextlib.contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Raises MldmError where the pipeline `name` is not there or is not one of Stable Diffusion 1.x."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MldmError(
+            f"the pipeline {name} cannot be loaded: {first_line} Expected a Stable Diffusion 1.x pipeline in "
+            "diffusers' format, a folder or a Hub name."
+        ) from error
 
-    "Improving Latent Diffusion with Perceptual Mask-Aware Loss", section 3: the control branch sees no
-    conditioning image. With all weights zero the embedding is 0 for any hint, so the saved ControlNet still loads
-    anywhere and gives the same output whatever picture it is handed.
+
+def load_frozen(arguments: argparse.Namespace, *, text_encoder_variant: str | None) -> Networks:
+    """The pipeline with all its networks frozen, and the U-Net in the place of what is trained.
+
+    Draws no random numbers.
+
+    Raises:
+        MldmError: the pipeline is not there or is not one of Stable Diffusion 1.x.
     """
-    for parameter in controlnet.controlnet_cond_embedding.parameters():
-        parameter.data.zero_()
-        parameter.requires_grad_(False)
+    name, revision = arguments.pretrained_model_name_or_path, arguments.revision
+    place = {"revision": revision, "variant": arguments.variant}
+    with loading(name):
+        tokenizer = _load_tokenizer(arguments)
+        _check_text_encoder(name, revision)
+        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+        text_encoder = CLIPTextModel.from_pretrained(
+            name, subfolder="text_encoder", revision=revision, variant=text_encoder_variant
+        )
+        vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **place)
+        unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **place)
+    for frozen in (vae, unet, text_encoder):
+        frozen.requires_grad_(False)
+    return Networks(tokenizer, scheduler, text_encoder, vae, unet, trained=unet)
+
+
+def check_prediction_type(networks: Networks) -> None:
+    """Refuse a pipeline that predicts something else than the scripts can train."""
+    prediction_type = networks.noise_scheduler.config.prediction_type
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise MldmError(f"the pipeline predicts {prediction_type!r}, expected epsilon or v_prediction.")
+
+
+def use_xformers(*networks: Any) -> None:
+    """Attention by xformers in these networks."""
+    if not is_xformers_available():
+        raise MldmError("xformers is not installed; `pip install xformers`, or leave the flag out.")
+    for network in networks:
+        network.enable_xformers_memory_efficient_attention()
 
 
 def _load_tokenizer(arguments: argparse.Namespace) -> Any:

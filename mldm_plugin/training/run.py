@@ -18,6 +18,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from mldm_plugin.data.load import check_rows, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.errors import DataError, MldmError, RunFolderError
+from mldm_plugin.metrics import MetricsFile, StepMeter
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
 from mldm_plugin.stack import LossStack
@@ -26,12 +27,11 @@ from mldm_plugin.training.agreement import together
 from mldm_plugin.training.batches import Batches, make_dataloader
 from mldm_plugin.training.checkpoints import Checkpoints
 from mldm_plugin.training.hub import make_repository
-from mldm_plugin.training.metrics import MetricsFile, StepMeter
 from mldm_plugin.training.networks import Networks
 from mldm_plugin.training.objective import PlainObjective, PluginObjective, needs_of, prove
 from mldm_plugin.training.optimisation import Length, make_lr_scheduler, make_optimizer
 from mldm_plugin.training.run_folder import RunFolder
-from mldm_plugin.training.validation import pairs
+from mldm_plugin.training.trainer import Reading, Trainer
 
 log = get_logger(__name__)
 
@@ -42,10 +42,11 @@ WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class Run:
     """A run, ready for its next step.
 
-    `model` is the ControlNet as accelerate prepared it, `networks.controlnet` the same one bare. `step` counts
-    optimizer steps that are done.
+    `model` is what is trained as accelerate prepared it, `networks.trained` the same bare. `step` counts optimizer
+    steps that are done.
     """
 
+    trainer: Trainer
     arguments: argparse.Namespace
     accelerator: Accelerator
     networks: Networks
@@ -64,13 +65,15 @@ class Run:
     meter: StepMeter = field(init=False)
 
     def __post_init__(self) -> None:
-        limit, trained = self.arguments.checkpoints_total_limit, self.networks.trainable()
-        self.checkpoints = Checkpoints(self.accelerator, self.folder, limit, trained)
+        limit, trained = self.arguments.checkpoints_total_limit, self.networks.trained
+        self.checkpoints = Checkpoints(self.accelerator, self.folder, limit, trained, self.trainer.weights)
         self.metrics = MetricsFile(self.folder)
         self.meter = StepMeter()
 
     @classmethod
-    def assemble(cls, arguments: argparse.Namespace, preset: Preset | None, plugins: Plugins | None) -> Run:
+    def assemble(
+        cls, trainer: Trainer, arguments: argparse.Namespace, preset: Preset | None, plugins: Plugins | None
+    ) -> Run:
         """Load, check, prove and, if asked, resume. Nothing is written until all of it has succeeded.
 
         Raises:
@@ -79,23 +82,24 @@ class Run:
         accelerator = make_accelerator(arguments)
         if arguments.seed is not None:
             set_seed(arguments.seed)
-        folder = claim_folder(arguments, preset, accelerator)
+        dtype = WEIGHT_DTYPES.get(accelerator.mixed_precision, torch.float32)
+        folder = claim_folder(trainer, arguments, preset, accelerator)
         with together(accelerator):
             if accelerator.is_main_process:
-                pairs(arguments)  # a hint that cannot be read is found now
-            networks = Networks.load(arguments)
-            networks.prepare_for_training(arguments)
+                trainer.prompts(arguments)  # a hint that cannot be read is found now
+            networks = trainer.load_networks(arguments, accelerator.device, dtype)
             optimizer = make_optimizer(arguments, networks.trainable(), accelerator.num_processes)
-        training_set = open_training_set(arguments, accelerator, networks.tokenizer, annotated=preset is not None)
+        reading = trainer.read(arguments)
+        training_set = open_training_set(reading, arguments, accelerator, networks.tokenizer, preset is not None)
         loader = make_dataloader(training_set, arguments.train_batch_size, arguments.dataloader_num_workers)
         with together(accelerator):
             scheduler = make_lr_scheduler(arguments, optimizer, len(loader), accelerator.num_processes)
-        model, optimizer, loader, scheduler = accelerator.prepare(networks.controlnet, optimizer, loader, scheduler)
-        dtype = WEIGHT_DTYPES.get(accelerator.mixed_precision, torch.float32)
+        model, optimizer, loader, scheduler = accelerator.prepare(networks.trained, optimizer, loader, scheduler)
         objective = make_objective(arguments, preset, plugins, training_set.columns, networks, accelerator)
         networks.move_frozen(accelerator.device, dtype)
         prove_objective(objective, training_set, networks, accelerator)
         run = cls(
+            trainer=trainer,
             arguments=arguments,
             accelerator=accelerator,
             networks=networks,
@@ -189,11 +193,13 @@ def make_accelerator(arguments: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def claim_folder(arguments: argparse.Namespace, preset: Preset | None, accelerator: Accelerator) -> RunFolder:
+def claim_folder(
+    trainer: Trainer, arguments: argparse.Namespace, preset: Preset | None, accelerator: Accelerator
+) -> RunFolder:
     """The run folder, unless it is another run's, or a resume in it could not be exact. Writes nothing."""
     resuming = arguments.resume_from_checkpoint is not None
     path, text = Path(arguments.output_dir), None if preset is None else preset.dump()
-    folder = RunFolder(path, arguments, accelerator.num_processes, text)
+    folder = RunFolder(path, arguments, accelerator.num_processes, trainer.weights, text)
     with together(accelerator):
         if accelerator.is_main_process:
             folder.check(resuming=resuming)
@@ -206,19 +212,19 @@ def claim_folder(arguments: argparse.Namespace, preset: Preset | None, accelerat
 
 
 def open_training_set(
-    arguments: argparse.Namespace, accelerator: Accelerator, tokenizer: Any, *, annotated: bool
+    reading: Reading, arguments: argparse.Namespace, accelerator: Accelerator, tokenizer: Any, annotated: bool
 ) -> TrainingSet:
     """The training set; with a plugin its annotation is checked, each process looking over its share of rows."""
     if accelerator.num_processes > 1:  # one process downloads and converts, the others find it done
         with together(accelerator):
             if accelerator.is_local_main_process:
-                _open_rows(arguments)
+                _open_rows(arguments, reading)
     with together(accelerator):
-        rows = _open_rows(arguments)
+        rows = _open_rows(arguments, reading)
         columns = Columns(
             picture=arguments.image_column,
             caption=arguments.caption_column,
-            conditioning=arguments.conditioning_image_column if arguments.conditioning == "image" else None,
+            conditioning=reading.conditioning,
             mask=_if_present(arguments.mask_column, rows, annotated),
             boxes=_if_present(arguments.face_boxes_column, rows, annotated),
         )
@@ -227,7 +233,8 @@ def open_training_set(
             columns,
             resolution=arguments.resolution,
             tokenizer=tokenizer,
-            empty_prompts=arguments.proportion_empty_prompts,
+            empty_prompts=reading.empty_prompts,
+            framing=reading.framing,
         )
         if annotated:
             log.info(f"checking the annotation of {len(rows)} pictures")
@@ -277,7 +284,7 @@ def prove_objective(
             prove(objective.stack, training_set, networks, accelerator.device)
 
 
-def _open_rows(arguments: argparse.Namespace) -> Any:
+def _open_rows(arguments: argparse.Namespace, reading: Reading) -> Any:
     return open_rows(
         arguments.dataset_name,
         config=arguments.dataset_config_name,
@@ -285,6 +292,7 @@ def _open_rows(arguments: argparse.Namespace) -> Any:
         cache=arguments.cache_dir,
         at_most=arguments.max_train_samples,
         seed=arguments.seed,
+        every_file=reading.every_file,
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from mldm_plugin.errors import RunFolderError
-from mldm_plugin.training.metrics import FILE_NAME as METRICS
+from mldm_plugin.files import write_text
+from mldm_plugin.metrics import FILE_NAME as METRICS
+from mldm_plugin.training.weights_format import WeightsFormat
 
 ARGUMENTS = "arguments.json"
 PRESET = "preset.yaml"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 # Flags that may change when a run is resumed: they alter no number of the steps that both runs have in common.
 FREE_ON_RESUME = frozenset(
@@ -23,6 +24,7 @@ FREE_ON_RESUME = frozenset(
         *("cache_dir", "output_dir", "logging_dir", "resume_from_checkpoint", "loss_plugin", "preset", "set"),
         *("checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing", "set_grads_to_none"),
         *("validation_prompt", "validation_image", "validation_steps", "num_validation_images", "panel_steps"),
+        *("validation_epochs", "local_rank"),
         *("report_to", "tracker_project_name", "push_to_hub", "hub_model_id", "hub_token"),
     }
 )
@@ -38,14 +40,23 @@ class RunFolder:
         path: the folder; it need not exist.
         arguments: the resolved flags.
         processes: number of processes that train.
+        weights: how what is trained is stored in it.
         preset: the resolved preset as YAML, None without a plugin.
     """
 
-    def __init__(self, path: Path, arguments: argparse.Namespace, processes: int, preset: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        arguments: argparse.Namespace,
+        processes: int,
+        weights: WeightsFormat,
+        preset: str | None = None,
+    ) -> None:
         self.path = path
+        self._weights = weights
         self._preset = preset
         flags = {k: v for k, v in vars(arguments).items() if k != "hub_token"}
-        flags |= {k: str(Path(flags[k]).resolve()) for k in PLACES if flags[k] and Path(flags[k]).exists()}
+        flags |= {k: str(Path(flags[k]).resolve()) for k in PLACES if flags.get(k) and Path(flags[k]).exists()}
         self._arguments = {**flags, "num_processes": processes}
 
     def check(self, *, resuming: bool) -> None:
@@ -57,7 +68,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--output_dir {self.path} is a file; choose a folder.")
-        trained = [p.name for p in (self.path / METRICS, *checkpoints_in(self.path), self.path / WEIGHTS) if p.exists()]
+        weights = self.path / self._weights.file
+        trained = [p.name for p in (self.path / METRICS, *checkpoints_in(self.path), weights) if p.exists()]
         if resuming and (differences := self._differences()):
             raise RunFolderError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. Resume it with its own, or "
@@ -66,12 +78,11 @@ class RunFolder:
         if not (self.path / ARGUMENTS).exists() and (self.path / PRESET).exists():
             trained.append(PRESET)  # not ours, or not from a run that we know; never overwritten
         if not resuming and trained:
-            way_on = "continue that run with --resume_from_checkpoint latest"
-            if trained[0] == WEIGHTS:  # nothing to resume, and whoever trained them wants them kept
-                way_on = f"start from those weights with --controlnet_model_name_or_path {self.path}"
-            raise RunFolderError(
-                f"{self.path} holds another run ({trained[0]}); choose another --output_dir, or {way_on}."
-            )
+            way_on = ", or continue that run with --resume_from_checkpoint latest"
+            if trained[0] == weights.name:  # nothing to resume, and whoever trained them wants them kept
+                flag = self._weights.start_flag
+                way_on = f", or start from those weights with {flag} {self.path}" if flag else ""
+            raise RunFolderError(f"{self.path} holds another run ({trained[0]}); choose another --output_dir{way_on}.")
 
     def write(self) -> None:
         """Record the flags and the preset, before the first step."""
@@ -117,22 +128,6 @@ def step_of(checkpoint: Path) -> int | None:
     """The step in a checkpoint's name; None if it is not named like one."""
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """`model.save_pretrained(folder)`, each file whole or not there, the configuration last."""
-    partial = folder / ".weights.partial"
-    model.save_pretrained(partial)
-    for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
-        file.replace(folder / file.name)
-    partial.rmdir()
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,69 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UniPCMultistepScheduler
 
-from mldm_plugin.data.annotations import read_picture
-from mldm_plugin.errors import DataError
 from mldm_plugin.training import generators
-from mldm_plugin.training.networks import Networks
+
+if TYPE_CHECKING:
+    from mldm_plugin.training.run import Run
 
 log = get_logger(__name__)
-
-INFERENCE_STEPS = 20  # as in diffusers' script, so that its pictures and ours compare
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The pictures for one prompt and hint."""
+    """The pictures for one prompt, and its hint where the trainer has hints."""
 
     prompt: str
-    hint: PIL.Image.Image
+    hint: PIL.Image.Image | None
     pictures: list[PIL.Image.Image]
 
+    @property
+    def shown(self) -> list[PIL.Image.Image]:
+        """The hint and the pictures, all of one size."""
+        size = self.pictures[0].size
+        return [*([] if self.hint is None else [self.hint.resize(size)]), *self.pictures]
 
-def validate(
-    arguments: argparse.Namespace,
-    accelerator: Accelerator,
-    networks: Networks,
-    controlnet: ControlNetModel,
-    step: int,
-    *,
-    final: bool = False,
-) -> list[Sampled]:
+
+def validate(run: Run, *, final: bool = False) -> list[Sampled]:
     """Sample every validation prompt; save the pictures under `validation/` and hand them to the trackers.
 
-    With a seed the sampling has a generator of its own. Without one it draws from the global generators, which
-    are put back, so that training goes on as if nothing had been sampled.
+    At the end of a run the weights are those that were stored. With a seed the sampling has a generator of its own.
+    Without one it draws from the global generators, which are put back, so that training goes on as if nothing had
+    been sampled.
     """
+    arguments, device = run.arguments, run.accelerator.device
     keep = generators.untouched() if arguments.seed is None else contextlib.nullcontext()
     with keep:
-        pipeline = _make_pipeline(arguments, accelerator, networks, controlnet)
-        generator = None
+        pipeline = run.trainer.make_pipeline(run, run.folder if final else None).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        if arguments.enable_xformers_memory_efficient_attention:
+            pipeline.enable_xformers_memory_efficient_attention()
+        options: dict[str, Any] = {"num_inference_steps": run.trainer.inference_steps}
         if arguments.seed is not None:
-            generator = torch.Generator(device=accelerator.device).manual_seed(arguments.seed)
+            options["generator"] = torch.Generator(device=device).manual_seed(arguments.seed)
         sampled = []
-        for prompt, hint in pairs(arguments):
+        for prompt in run.trainer.prompts(arguments):
+            given = (prompt.text,) if prompt.hint is None else (prompt.text, prompt.hint)
             pictures = []
             for _ in range(arguments.num_validation_images):
-                with _precision(accelerator.device, networks.unet.dtype, final):
-                    result = pipeline(prompt, hint, num_inference_steps=INFERENCE_STEPS, generator=generator)
-                pictures.append(result.images[0])
-            sampled.append(Sampled(prompt, hint, pictures))
-    _save(sampled, Path(arguments.output_dir) / "validation", step)
-    _hand_to_trackers(sampled, accelerator, step, "test" if final else "validation")
+                with _precision(device, run.dtype, final):
+                    pictures.append(pipeline(*given, **options).images[0])
+            sampled.append(Sampled(prompt.text, prompt.hint, pictures))
+    _save(sampled, run.folder / "validation", run.step)
+    _hand_to_trackers(sampled, run.accelerator, run.step, "test" if final else "validation")
     del pipeline
     gc.collect()
     if torch.cuda.is_available():
@@ -72,58 +71,22 @@ def validate(
     return sampled
 
 
-def pairs(arguments: argparse.Namespace) -> list[tuple[str, PIL.Image.Image]]:
-    """Prompts with their hints; a single one of either goes with all of the other.
-
-    Raises:
-        DataError: a hint that cannot be read.
-    """
-    prompts = list(arguments.validation_prompt or [])
-    if arguments.conditioning == "none":
-        blank = PIL.Image.new("RGB", (arguments.resolution, arguments.resolution))
-        return [(prompt, blank) for prompt in prompts]
-    paths = list(arguments.validation_image or [])
-    number = max(len(prompts), len(paths))
-    prompts = prompts * number if len(prompts) == 1 else prompts
-    paths = paths * number if len(paths) == 1 else paths
-    return list(zip(prompts, map(_read_hint, paths), strict=True))
-
-
-def _read_hint(path: str) -> PIL.Image.Image:
-    try:
-        return read_picture({"path": path, "bytes": None}, path).convert("RGB")
-    except DataError as error:
-        reason = error.__cause__ or error
-        raise DataError(
-            f"--validation_image {path} cannot be read as a picture ({type(reason).__name__}: {reason}); give the "
-            "path of a picture."
-        ) from error
-
-
-def _make_pipeline(
-    arguments: argparse.Namespace, accelerator: Accelerator, networks: Networks, controlnet: ControlNetModel
-) -> Any:
-    sampler = StableDiffusionControlNetPipeline.from_pretrained(
+def load_pipeline(kind: Any, run: Run, **parts: Any) -> Any:
+    """A pipeline of a class of diffusers around the frozen networks of a run and `parts`, the rest from its files."""
+    networks, arguments = run.networks, run.arguments
+    return kind.from_pretrained(
         arguments.pretrained_model_name_or_path,
         vae=networks.vae,
         text_encoder=networks.text_encoder,
         tokenizer=networks.tokenizer,
-        unet=networks.unet,
-        controlnet=controlnet,
-        safety_checker=None,
         revision=arguments.revision,
         variant=arguments.variant,
+        **parts,
     )
-    sampler.scheduler = UniPCMultistepScheduler.from_config(sampler.scheduler.config)
-    sampler = sampler.to(accelerator.device)
-    sampler.set_progress_bar_config(disable=True)
-    if arguments.enable_xformers_memory_efficient_attention:
-        sampler.enable_xformers_memory_efficient_attention()
-    return sampler
 
 
 def _precision(device: torch.device, dtype: torch.dtype, final: bool) -> Any:
-    """Autocast while the ControlNet has float32 weights beside half-precision networks."""
+    """Autocast while the weights in training are float32 beside half-precision networks."""
     if final:
         return contextlib.nullcontext()
     if device.type == "cuda":
@@ -145,15 +108,15 @@ def _hand_to_trackers(sampled: list[Sampled], accelerator: Accelerator, step: in
         match tracker.name:
             case "tensorboard":
                 for one in sampled:
-                    size = one.pictures[0].size
-                    rows = np.stack([np.asarray(p) for p in (one.hint.resize(size), *one.pictures)])
+                    rows = np.stack([np.asarray(p) for p in one.shown])
                     tracker.writer.add_images(one.prompt, rows, step, dataformats="NHWC")
             case "wandb":
                 import wandb
 
                 images = []
                 for one in sampled:
-                    images.append(wandb.Image(one.hint, caption="hint"))
+                    if one.hint is not None:
+                        images.append(wandb.Image(one.hint, caption="hint"))
                     images += [wandb.Image(p, caption=one.prompt) for p in one.pictures]
                 tracker.log({key: images}, step=step)
             case other:

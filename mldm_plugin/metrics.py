@@ -6,9 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+
+from mldm_plugin.files import write_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FILE_NAME = "metrics.jsonl"
 _COUNTS = ("_gated", "_nonfinite")
@@ -79,6 +84,4 @@ class MetricsFile:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # the last line of a run that was killed while it wrote
-        partial = self.path.with_name(f".{FILE_NAME}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(kept))

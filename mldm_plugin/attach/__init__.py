@@ -1,0 +1,77 @@
+"""Other people's training scripts, unedited: `accelerate launch -m mldm_plugin train_x.py … --loss-plugin mldm`.
+
+The functions here are what a spliced script calls. One process runs one script, so there is one attachment in it.
+The way of a step: `collate` puts masks and boxes into the script's batch, `loss` reads the step out of the loop's
+variables, hands it to a `LossStack` and gives its loss back to `accelerator.backward`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mldm_plugin.attach.flags import Settings, take
+from mldm_plugin.errors import MldmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mldm_plugin.attach.attachment import Attachment
+
+_attachment: Attachment | None = None
+
+
+def start(settings: Settings | None = None) -> Attachment:
+    """Begin: take the plugin's flags off `sys.argv`, unless the launcher has, and follow pictures from now on."""
+    global _attachment
+    if _attachment is None:
+        from mldm_plugin.attach.attachment import Attachment
+
+        if settings is None:
+            sys.excepthook = _explain
+            settings, sys.argv[1:] = take(sys.argv[1:])
+            _attachment = Attachment(settings)
+            atexit.register(_finish, _attachment)
+        else:
+            _attachment = Attachment(settings)
+    return _attachment
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """A patched script that runs by itself tells our errors in a line, as the launcher does."""
+    if isinstance(error, MldmError):
+        sys.stderr.write(f"\nerror: {error}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _finish(attachment: Attachment) -> None:
+    if sys.exc_info()[0] is None and attachment.steps:
+        attachment.finish()
+
+
+def collate(collate_fn: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """The script's collate function, or torch's own, with masks and boxes added to its batches."""
+    return start().collate(collate_fn)
+
+
+def cache(latents: Any, variables: dict[str, Any]) -> Any:
+    """The latents that a script keeps for later, with the annotation of their pictures."""
+    return start().cache(latents, variables)
+
+
+def note(value: Any, variables: dict[str, Any]) -> Any:
+    """What a method of kohya's trainer classes returns, as it is; its variables are kept for this step's `loss`."""
+    return start().note(value, variables)
+
+
+def factor(value: float) -> float:
+    """The number that kohya's scripts multiply latents by, as it is."""
+    return start().factor(value)
+
+
+def loss(value: Tensor, variables: dict[str, Any]) -> Tensor:
+    """The loss to train with, in place of the script's own."""
+    return start().loss(value, variables)

@@ -1,0 +1,304 @@
+"""Masks and boxes for the pictures of a batch, put where the script's transforms put the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from mldm_plugin.attach.frame import Frame, check_frame
+from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.attach.placement import Placement, check_placement
+from mldm_plugin.data.annotations import (
+    check_boxes_inside,
+    check_mask_mode,
+    check_mask_size,
+    parse_boxes,
+)
+from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.errors import DataError
+
+KEY = "mldm"  # of the annotation in the script's batch
+# Under what name the scripts keep an example's training picture; the class pictures of prior preservation come after.
+PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "image", "images")
+IN_BATCH = ("pixel_values", "edited_pixel_values", "images", "image")
+_UPRIGHT = (0, 1)
+CHECKED_BATCHES = 8  # in each process that loads data; reading pictures twice costs as much again. Chosen.
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The annotation of a batch, of its first len(self) pictures.
+
+    Args:
+        names: of the pictures.
+        person_mask: (N, 1, H, W) uint8 labels in the frame of the pictures; None if there are no masks at all.
+        face_boxes: of each picture (K, 4); None if there are no boxes at all.
+        unmasked: names of the pictures without a mask.
+        placements: how well pictures agree with their sources, where that was looked at.
+        pictures: (N, 3, H, W) uint8, where the batch itself holds their latents alone.
+    """
+
+    names: tuple[str, ...]
+    person_mask: Tensor | None
+    face_boxes: FaceBoxes | None
+    unmasked: tuple[str, ...]
+    placements: tuple[Placement, ...] = ()
+    pictures: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is on record of one picture, in the frame of its source: mask uint8 (1, H, W) or None, boxes (K, 4)."""
+
+    mask: Tensor | None
+    boxes: Tensor | None
+
+
+class Columns:
+    """Annotation that the script's data set keeps in columns of its own."""
+
+    def __init__(self, mask: str, boxes: str) -> None:
+        self._mask, self._boxes = mask, boxes
+
+    def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
+        mask = example.get(self._mask)
+        if mask is not None and not isinstance(mask, PIL.Image.Image):
+            raise DataError(f"{name}: column {self._mask!r} holds {type(mask).__name__}, expected a label picture.")
+        labels = None
+        if mask is not None:
+            cut = frame_of(mask)
+            if cut is not None and cut.size != cut.source_size:
+                raise DataError(f"{name}: the script has cropped the mask itself; leave column {self._mask!r} alone.")
+            labels = _labels(mask, name)
+        boxes = example.get(self._boxes)
+        return Stored(labels, None if self._boxes not in example else parse_boxes(boxes, name))
+
+    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Whether there are masks, and boxes, for pictures like this one."""
+        return self._mask in example, self._boxes in example
+
+
+class SideFolder:
+    """A folder with `<stem>.png`, a label picture, and `<stem>.json`, {"face_boxes": [[x0, y0, x1, y1], …]}.
+
+    Raises:
+        DataError: there is no such folder, or nothing of the kind in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"--mldm-mask-dir {folder} is not a folder.")
+        self._masks = {p.stem: p for p in sorted(folder.glob("*.png"))}
+        self._boxes = {p.stem: p for p in sorted(folder.glob("*.json"))}
+        if not self._masks and not self._boxes:
+            raise DataError(
+                f"--mldm-mask-dir {folder} holds neither NAME.png nor NAME.json: give the folder with the label masks, "
+                "each named like its picture."
+            )
+
+    def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
+        if frame is None or not frame.source:
+            check_frame(frame, (0, 0) if frame is None else frame.size, name)
+            raise DataError(
+                f"{name}: the picture's file name is not known (it was read from memory), so its mask cannot be found "
+                "in --mldm-mask-dir; keep masks in a column of the data set."
+            )
+        path = Path(frame.source)
+        mask = boxes = None
+        if path.stem in self._masks:
+            mask = _read_labels(self._masks[path.stem])
+        if self._boxes:
+            boxes = _read_boxes(self._boxes[path.stem]) if path.stem in self._boxes else torch.zeros(0, 4)
+        return Stored(mask, boxes)
+
+    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Whether there are masks, and boxes, for pictures like this one."""
+        return bool(self._masks), bool(self._boxes)
+
+    @property
+    def stems(self) -> set[str]:
+        """Names, without suffix, of the pictures that something is on record of."""
+        return {*self._masks, *self._boxes}
+
+
+def annotate(
+    examples: Sequence[Any],
+    batch: Any,
+    stored_of: Columns | SideFolder,
+    *,
+    check: bool = False,
+) -> Annotation:
+    """The annotation of a batch that the script's collate function made from `examples`.
+
+    With `check`, annotated pictures are compared with their sources.
+
+    Raises:
+        DataError: what is stored cannot be read, or cannot be put where the pictures are.
+    """
+    key, pictures = _pictures_in(batch)
+    own = _name_of_pictures(examples)
+    has_masks, has_boxes = stored_of.offers(examples[0])
+    found = [
+        _place(example, example[own], pictures[row], stored_of, (key, row), check=check)
+        for row, example in enumerate(examples)
+    ]
+    return Annotation(
+        names=tuple(p.name for p in found),
+        person_mask=torch.stack([p.mask for p in found]) if has_masks else None,
+        face_boxes=FaceBoxes([p.boxes for p in found]) if has_boxes else None,
+        unmasked=tuple(p.name for p in found if not p.has_mask) if has_masks else (),
+        placements=tuple(p.placement for p in found if p.placement is not None),
+    )
+
+
+def _name_of_pictures(examples: Sequence[Any]) -> str:
+    if not examples or not all(isinstance(e, Mapping) for e in examples):
+        raise DataError("the examples of the data set are not dictionaries; use the library form (docs/attach.md).")
+    for name in PICTURES:
+        if name in examples[0]:
+            return name
+    raise DataError(
+        f"no picture was found in the examples of the data set, which have {', '.join(map(str, examples[0]))}: "
+        "expected pixel_values or instance_images. The script may have replaced its pictures by latents; use the "
+        "library form (docs/attach.md)."
+    )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """One picture's annotation in its own frame: mask (1, h, w), boxes (K, 4)."""
+
+    name: str
+    mask: Tensor
+    boxes: Tensor
+    has_mask: bool
+    placement: Placement | None
+
+
+def _place(
+    example: Mapping[str, Any],
+    picture: Any,
+    row: Tensor,
+    stored_of: Columns | SideFolder,
+    place: tuple[str, int],
+    *,
+    check: bool,
+) -> _Placed:
+    """The annotation of `picture`, which the batch has as `row` at `place`."""
+    frame = frame_of(picture)
+    name = frame.source if frame is not None and frame.source else f"picture {place[1]} of a batch"
+    _check_is_row(picture, row, place[0], name)
+    stored = stored_of(example, frame, name)
+    mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
+    annotated = bool(mask.any()) or len(boxes) > 0
+    placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
+    return _Placed(name, mask, boxes, stored.mask is not None, placement)
+
+
+def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
+    """Mask (1, h, w) and boxes (K, 4) in the frame of the picture."""
+    nobody, none = torch.zeros(1, size[1], size[0], dtype=torch.uint8), torch.zeros(0, 4)
+    if stored.mask is None and (stored.boxes is None or len(stored.boxes) == 0):
+        return nobody, none
+    known = check_frame(frame, size, name)
+    if known.orientation not in _UPRIGHT:
+        raise DataError(
+            f"{name} has a mask or boxes and is stored turned (EXIF orientation {known.orientation}), so their frame "
+            "is ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
+        )
+    mask, boxes = nobody, none
+    if stored.mask is not None:
+        check_mask_size((stored.mask.shape[2], stored.mask.shape[1]), known.source_size, f"of {name}", name)
+        mask = known.warp_labels(stored.mask)
+    if stored.boxes is not None:
+        check_boxes_inside(stored.boxes, known.source_size, name)
+        boxes = known.warp_boxes(stored.boxes)
+    return mask, boxes
+
+
+def _pictures_in(batch: Any) -> tuple[str, Tensor]:
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"the script's batch is a {type(batch).__name__}, expected a dictionary with pixel_values; use the library "
+            "form (docs/attach.md)."
+        )
+    for key in IN_BATCH:
+        value = batch.get(key)
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
+            return key, value
+    raise DataError(
+        f"no pictures were found in the script's batch, which has {', '.join(map(str, batch))}: expected pixel_values "
+        "(N, 3, H, W). The script may have replaced its pictures by latents; use the library form (docs/attach.md)."
+    )
+
+
+def _check_is_row(picture: Any, row: Tensor, key: str, name: str) -> None:
+    """The collate function must put example i in row i, as it is."""
+    thin = (slice(None), slice(None, None, 16), slice(None, None, 16))
+    if (
+        not isinstance(picture, Tensor)
+        or picture.shape != row.shape
+        or not torch.equal(picture[thin].to(row), row[thin])
+    ):
+        raise DataError(
+            f"{name} is not in its place in the batch's {key!r}: the script's collate function changes its pictures, "
+            "so masks would not fit. Use the library form (docs/attach.md)."
+        )
+
+
+def _labels(mask: PIL.Image.Image, name: str) -> Tensor:
+    check_mask_mode(mask.mode, name)
+    return torch.from_numpy(np.array(mask, dtype=np.uint8)).unsqueeze(0)
+
+
+def _read_labels(path: Path) -> Tensor:
+    try:
+        with PIL.Image.open(path) as mask:
+            return _labels(mask, str(path))
+    except OSError as error:
+        raise DataError(f"mask {path} cannot be read ({error}); replace it.") from error
+
+
+def _read_boxes(path: Path) -> Tensor:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(record, dict) or "face_boxes" not in record:
+        raise DataError(f'{path} has no "face_boxes"; expected {{"face_boxes": [[x0, y0, x1, y1], …]}}.')
+    return parse_boxes(record["face_boxes"], str(path))
+
+
+class Collate:
+    """The script's collate function, and the annotation of its batch under `KEY`.
+
+    A fault is kept in the batch instead of being raised, for it may have come up in a worker process.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], stored_of: Columns | SideFolder) -> None:
+        self._collate = collate
+        self._stored_of = stored_of
+        self._checks_left = CHECKED_BATCHES
+
+    def __call__(self, examples: Any) -> Any:
+        batch = self._collate(examples)
+        try:
+            placed: Annotation | DataError = annotate(examples, batch, self._stored_of, check=self._checks_left > 0)
+            self._checks_left -= 1
+        except DataError as error:
+            placed = error
+        if not isinstance(batch, Mapping):
+            raise DataError(str(placed))
+        batch[KEY] = placed  # type: ignore[index]
+        return batch

@@ -1,0 +1,269 @@
+"""A script's run with our losses: what the spliced script calls, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldm_plugin import proof
+from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate, Columns, SideFolder
+from mldm_plugin.attach.coverage import Coverage
+from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.names import NAMES
+from mldm_plugin.attach.placement import Placement
+from mldm_plugin.attach.records import Records
+from mldm_plugin.attach.scope import (
+    Scope,
+    annotation_in,
+    pictures_of,
+    prediction_type_of,
+    read,
+    tolerance_of,
+)
+from mldm_plugin.checks import estimate_errors
+from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.preset import load_preset
+from mldm_plugin.report import LossReport
+from mldm_plugin.stack import LossStack
+from mldm_plugin.step import DiffusionStep
+
+
+@dataclass
+class CachedLatents:
+    """A latent distribution that a script keeps, with the annotation of the pictures it was encoded from.
+
+    Reading it, `.sample()` or `.mode()`, tells the attachment whose annotation belongs to the step.
+    """
+
+    latents: Any
+    annotation: Annotation
+    pixel_values: Tensor | None
+    on_read: Callable[[CachedLatents], None]
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        self.on_read(self)
+        return self.latents.sample(*args, **kwargs)
+
+    def mode(self) -> Any:
+        self.on_read(self)
+        return self.latents.mode()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.latents, name)
+
+
+class Attachment:
+    """One script, one preset.
+
+    Args:
+        settings: the plugin's own flags, already taken off the command line.
+
+    Raises:
+        PresetError, PluginError, DataError: the preset, a plugin or the folder of masks cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.plugins = load_plugins(settings.loss_plugin)
+        self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
+        self.settings = settings
+        if self.preset.training:
+            proof.announce(
+                f"the training: section of preset {settings.preset} is not used; the script has its own flags."
+            )
+        self.stored_of: Columns | SideFolder = (
+            SideFolder(Path(settings.mask_dir))
+            if settings.mask_dir is not None
+            else Columns(settings.mask_column, settings.face_boxes_column)
+        )
+        self.steps = 0
+        self._coverage = Coverage(by_stem=settings.mask_dir is not None)
+        self._records: Records | None = None
+        self._stack: LossStack | None = None
+        self._vae: Any = None
+        self._cached: CachedLatents | None = None
+        self._placements: tuple[Placement, ...] = ()
+        self._notes = kohya_loop.Notes()
+        self._kohya = False
+        ledger.install()
+
+    def collate(self, collate: Callable[[Any], Any] | None = None) -> Collate | kohya_masks.KohyaCollate:
+        """The script's collate function, or torch's own, with masks and boxes added to its batches."""
+        if isinstance(collate, Collate):
+            return collate
+        if collate is not None and kohya_masks.is_collator(collate):
+            self._kohya = True
+            folder = self.stored_of if isinstance(self.stored_of, SideFolder) else kohya_masks.NoFolder()
+            return kohya_masks.KohyaCollate(collate, folder)
+        return Collate(collate or torch.utils.data.default_collate, self.stored_of)
+
+    def note(self, value: Any, variables: dict[str, Any]) -> Any:
+        """What a method of kohya's trainer classes returns; its variables are kept for this step's `loss`."""
+        self._notes.add(variables)
+        self._forget(variables)
+        return value
+
+    def factor(self, value: float) -> float:
+        """The number that kohya's scripts multiply latents by."""
+        self._notes.factor = value
+        return value
+
+    def cache(self, latents: Any, variables: dict[str, Any]) -> Any:
+        """A latent distribution that the script is about to keep; the annotation of its batch goes with it."""
+        if isinstance(latents, Tensor):  # nobody can tell when it is read: the first step is refused
+            return latents
+        scope = Scope(variables)
+        self._vae = self._vae or scope.get("vae")
+        annotation, pictures = annotation_in(scope.batch), pictures_of(scope.batch)
+        self._forget(variables)
+        if pictures is not None:  # exact for what ToTensor made of 8-bit pictures, at a quarter of the memory
+            pictures = ((pictures.detach().float().cpu() + 1) * 127.5).round().to(torch.uint8)
+        return CachedLatents(latents, annotation, pictures, self._note_cached)
+
+    def loss(self, loss: Tensor, variables: dict[str, Any]) -> Tensor:
+        """The loss to train with, in place of the script's own `loss`.
+
+        Args:
+            loss: the script's scalar.
+            variables: the local variables of its loop; cleared, so that they do not outlive the step.
+
+        Raises:
+            MldmError: what is wrong with the script, its data or a loss.
+        """
+        scope = Scope(self._notes.take(variables))
+        if self._stack is None:
+            self._stack = self._build(scope)
+        step = self._read(loss, scope, self._stack)
+        try:
+            report = self._stack(step)
+        except CheckError as error:
+            raise CheckError(f"{error} {scope.account()}") from error
+        self._announce(step, self._stack)
+        self.steps += 1
+        self._record(scope, self._stack, step, report)
+        self._forget(variables)
+        return report.loss
+
+    def finish(self) -> None:
+        """The script has ended.
+
+        Raises:
+            CheckError: no step of it came by, so nothing of the preset was trained.
+        """
+        self._coverage.conclude()
+        if not self.steps:
+            raise CheckError(
+                "the script has ended, and not one training step came by: its loop does not call accelerator.backward "
+                "where it was expected. Use the library form (docs/attach.md)."
+            )
+        if self._stack is not None and self._stack.unproven and self.steps:
+            names = ", ".join(sorted(self._stack.unproven))
+            proof.announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
+
+    def _announce(self, step: DiffusionStep, stack: LossStack) -> None:
+        """What the first step has shown, once the checks have passed."""
+        if self.steps:
+            return
+        error, _ = estimate_errors(stack.schedule, step)
+        proof.announce(f"  x̂0 from the target gives the clean latents back: relative error {error:.2g}")
+        if placements := self._placements:
+            distance = sum(p.distance for p in placements) / len(placements)
+            proof.announce(
+                f"  masks follow the pictures: {len(placements)} compared with their source, mean difference "
+                f"{distance:.3f} of 2"
+            )
+        elif stack.terms:
+            proof.announce("  no picture of the first step could be compared with its source, or none is annotated")
+
+    def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> DiffusionStep:
+        annotation, pictures = self._annotation(scope, stack)
+        if pictures is not None and pictures.dtype == torch.uint8:
+            pictures = pictures.to(loss.device).float() / 127.5 - 1
+        if annotation is not None:
+            self._placements = annotation.placements
+            if not self._kohya:  # whose pictures are all known beforehand, see kohya_masks
+                self._coverage.add(annotation)
+        step = read(loss, scope, annotation, pictures, stack.schedule)
+        if not self.steps:
+            stack.schedule.prediction_type = prediction_type_of(step, stack.schedule)
+        if not self._kohya:
+            return step
+        return kohya_loop.turned(kohya_loop.weighted(step, scope) if stack.terms else step)
+
+    def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
+        """The annotation and the pictures of this step; none if no loss looks at people or faces."""
+        if self._cached is not None:
+            self._check_offered(self._cached.annotation, stack)
+            return self._cached.annotation, self._cached.pixel_values
+        if KEY not in scope.batch and not any(t.needs & {"person_mask", "face_boxes"} for t in stack.terms):
+            return None, pictures_of(scope.get("batch") or {})
+        if stack.terms and scope.option("cache_latents") and not self._kohya:
+            raise DataError(
+                "the script keeps latents in a way that cannot be followed, so whose picture belongs to which is not "
+                "known: leave --cache_latents out."
+            )
+        annotation = annotation_in(scope.batch)
+        self._check_offered(annotation, stack)
+        return annotation, pictures_of(scope.batch) if annotation.pictures is None else annotation.pictures
+
+    def _check_offered(self, annotation: Annotation, stack: LossStack) -> None:
+        """The data must have what the losses look at, be it empty for some pictures."""
+        settings = self.settings
+        for need, given, column, what in (
+            ("person_mask", annotation.person_mask, settings.mask_column, "NAME.png"),
+            ("face_boxes", annotation.face_boxes, settings.face_boxes_column, "NAME.json"),
+        ):
+            names = [t.name for t in stack.terms if need in t.needs]
+            if names and given is None:
+                place = f"--mldm-mask-dir has no {what}" if settings.mask_dir else f"the data have no column {column!r}"
+                raise DataError(
+                    f"loss {names[0]!r} needs {need}, but {place}: add the column (docs/attach.md), give "
+                    f"--mldm-mask-dir a folder with {what} for each picture, or set the loss's weight to 0."
+                )
+
+    def _build(self, scope: Scope) -> LossStack:
+        vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
+        scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
+        mean, std = scope.get("latents_mean"), scope.get("latents_std")
+        stack = LossStack.from_preset(
+            self.preset,
+            vae=None if scaling_factor is None else vae,
+            noise_scheduler=scope.need("noise_scheduler"),
+            plugins=self.plugins,
+            prediction_type="v_prediction" if scope.option("v_parameterization") else None,
+            scaling_factor=factor,
+            latents_mean=mean,
+            latents_std=std,
+            estimate_tolerance=tolerance_of(scope),
+        )
+        if stack.decoder is None and any("pred_images" in t.needs for t in stack.terms):
+            came = "no autoencoder was found in the training loop" if vae is None else f"it is a {type(vae).__name__}"
+            raise CheckError(
+                "the losses need an autoencoder of diffusers with a scaling_factor to decode the clean estimate with; "
+                f"{came}. Use the library form with a VAE of your own (docs/attach.md)."
+            )
+        if self.settings.panel_steps and stack.decoder is None and scaling_factor is not None:
+            stack.decoder = LatentDecoder(vae, factor, mean, std)
+        self._vae = None
+        return stack
+
+    def _record(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
+        if self._records is None:
+            self._records = Records.open(self.settings, self.preset, scope)
+        self._records.add(scope, stack, step, report)
+
+    def _note_cached(self, cached: CachedLatents) -> None:
+        self._cached = cached
+
+    @staticmethod
+    def _forget(variables: dict[str, Any]) -> None:
+        """Up to Python 3.12 `locals()` lives as long as its frame, and its tensors with it. A module's is not ours."""
+        if isinstance(variables, dict) and "__name__" not in variables:
+            variables.clear()

@@ -1,0 +1,142 @@
+"""The plugin's flags on a script's command line: taken off it, so that the script's parser never sees them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mldm_plugin.errors import MldmError, PresetError, nearest
+
+PANEL_STEPS = 500  # chosen: as rare as the checkpoints of diffusers' scripts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the plugin was asked to do."""
+
+    loss_plugin: tuple[str, ...]
+    preset: str
+    set: tuple[str, ...] = ()
+    mask_dir: str | None = None
+    mask_column: str = "mask"
+    face_boxes_column: str = "face_boxes"
+    output_dir: str | None = None
+    panel_steps: int = PANEL_STEPS
+    by_frame: bool = False
+
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "--loss-plugin": {
+        "action": "append",
+        "metavar": "NAME",
+        "help": "Losses to train with: mldm (the built-in ones), an installed plugin, a dotted module or a .py file. "
+        "May be repeated.",
+    },
+    "--preset": {
+        "metavar": "NAME",
+        "help": "What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is mldm. Its "
+        "training: section is not used: the script has its own flags.",
+    },
+    "--set": {
+        "action": "append",
+        "metavar": "KEY=VALUE",
+        "help": "Override one value of the preset, for example losses.face.weight=0.3. May be repeated.",
+    },
+    "--mldm-mask-dir": {
+        "dest": "mask_dir",
+        "metavar": "DIR",
+        "help": 'Folder with NAME.png, a label mask, and NAME.json, {"face_boxes": [[x0, y0, x1, y1], …]}, for each '
+        "picture NAME.jpg; for scripts that do not keep extra columns of their data set.",
+    },
+    "--mldm-mask-column": {
+        "dest": "mask_column",
+        "metavar": "NAME",
+        "help": "Column of the label masks (default: mask).",
+    },
+    "--mldm-face-boxes-column": {
+        "dest": "face_boxes_column",
+        "metavar": "NAME",
+        "help": "Column of the face boxes (default: face_boxes).",
+    },
+    "--mldm-output-dir": {
+        "dest": "output_dir",
+        "metavar": "DIR",
+        "help": "Folder for preset.yaml, metrics.jsonl and panels/ (default: mldm/ in the script's --output_dir).",
+    },
+    "--mldm-panel-steps": {
+        "dest": "panel_steps",
+        "type": int,
+        "metavar": "N",
+        "help": "Write a panel picture in the first step and every N optimizer steps; 0: none "
+        f"(default: {PANEL_STEPS}).",
+    },
+    "--mldm-by-frame": {
+        "dest": "by_frame",
+        "action": "store_true",
+        "default": None,
+        "help": "For a script whose loop lies in a module that it imports: find the loop while it runs, by "
+        "accelerator.backward, instead of in the script's text.",
+    },
+}
+SPELLINGS = {"--loss-plugin": "--loss_plugin"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags, for their help and for the documentation."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mldm_plugin",
+        usage="accelerate launch -m mldm_plugin SCRIPT [the script's flags] --loss-plugin mldm [--preset NAME] …",
+        description="Run a training script, unedited, with the losses of a preset.",
+        allow_abbrev=False,
+    )
+    for name, options in FLAGS.items():
+        parser.add_argument(name, *([SPELLINGS[name]] if name in SPELLINGS else []), **options)
+    return parser
+
+
+def take(argv: Sequence[str], script: str = "") -> tuple[Settings, list[str]]:
+    """The plugin's settings, and the rest of a command line for the script.
+
+    Args:
+        argv: all flags, the script's name left out.
+        script: the script's text; a flag that is written in it belongs to the script.
+
+    Raises:
+        MldmError: a flag that is almost one of ours, or one of ours that is also the script's.
+        PresetError: flags that do not say which preset is meant.
+    """
+    parser = build_parser()
+    known, rest = parser.parse_known_args(argv)
+    ours = [*FLAGS, *SPELLINGS.values()]
+    for option in ours:
+        if f'"{option}"' in script and any(a.split("=")[0] == option for a in argv):
+            raise MldmError(f"the script has a flag {option} of its own: put the plugin's value into a preset file.")
+    for flag in (a.split("=")[0] for a in rest if a.startswith("--")):
+        close = difflib.get_close_matches(flag, ours, n=1, cutoff=0.85)
+        if flag.startswith("--mldm") or (close and len(flag) > 6 and f'"{flag}"' not in script):
+            raise MldmError(f"unknown flag {flag}: {nearest(flag, ours)}")
+    given = {name: value for name, value in vars(known).items() if value is not None}
+    return Settings(**_complete(given)), rest
+
+
+def _complete(given: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what `--loss-plugin` and `--preset` leave to each other, as train_controlnet.py does."""
+    plugins = tuple(given.pop("loss_plugin", ()))
+    if not plugins and "preset" not in given:
+        raise PresetError("nothing to do: give --loss-plugin mldm, --preset NAME, or both.")
+    if "preset" not in given and "mldm" not in plugins:
+        raise PresetError(
+            f"--loss-plugin {' '.join(plugins)} comes without --preset: name the preset that gives its losses a "
+            "weight, or copy one with `mldm presets copy`."
+        )
+    if given.get("panel_steps", 0) < 0:
+        raise MldmError(f"--mldm-panel-steps is {given['panel_steps']}, expected at least 0.")
+    return {
+        **given,
+        "loss_plugin": plugins or ("mldm",),
+        "preset": given.get("preset", "mldm"),
+        "set": tuple(given.get("set", ())),
+    }

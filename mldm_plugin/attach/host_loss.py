@@ -1,0 +1,79 @@
+"""What a script's loss makes of each image, read off its gradient at the network's output.
+
+Whatever flags and formulas it comes from, a script's loss is understood here as
+
+    loss = Σ_i w_i ‖p_i − t_i‖² / (N d) + rest,
+
+with d elements an image and a rest that does not depend on these outputs p (prior preservation, regularisers). Its
+gradient at p_i is then 2 w_i (p_i − t_i) / (N d), which gives w_i and shows whether the loss is of this form at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.errors import CheckError
+
+# How far the gradient may be from a weighted squared error's, relative to it: bfloat16 rounds to 4e-3; a Huber loss, an
+# absolute error or a mask differ by 0.1 and more. Chosen.
+_DEVIATION = 0.02
+
+
+@dataclass(frozen=True)
+class HostLoss:
+    """The parts of a script's loss.
+
+    Args:
+        weights: (N,) w_i, detached.
+        rest: scalar, with the gradient it has to other things than these outputs.
+    """
+
+    weights: Tensor
+    rest: Tensor
+
+
+def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
+    """∂loss/∂output, detached, in the shape of `output`. Goes back from the loss to the output, not into the network.
+
+    Raises:
+        CheckError: the loss does not depend on it.
+    """
+    scale = torch.full_like(loss, output.numel() / 2)  # so that half precision does not underflow
+    gradient = None
+    if output.requires_grad and loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, output, grad_outputs=scale, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise CheckError(
+            "the script's loss does not depend on the network's output that was found in its variables: this script's "
+            "loop is not one that can be followed. Use the library form (docs/attach.md)."
+        )
+    return gradient.detach().float() / scale
+
+
+def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hint: str = "") -> HostLoss:
+    """The weights of the images and the rest of a script's loss.
+
+    Args:
+        loss: scalar.
+        gradient: of `loss` at `pred`, as `gradient_at` gives it, (N, …).
+        pred, target: (N, …).
+        hint: what in the script is known to make its loss something else, for the error.
+
+    Raises:
+        CheckError: the loss is not a weighted squared error, so that the plain loss of an image is not known.
+    """
+    difference = (pred.float() - target.detach().float()).flatten(1)
+    slope = gradient.flatten(1) * (pred.numel() / 2)
+    square = difference.detach().square().sum(dim=1)
+    weights = (slope * difference.detach()).sum(dim=1) / square.clamp_min(torch.finfo(torch.float32).tiny)
+    deviation = ((slope - weights[:, None] * difference.detach()).norm() / slope.norm()).nan_to_num().item()
+    if deviation > _DEVIATION:
+        raise CheckError(
+            "the script's loss is not the squared error of each image times a factor (its gradient at the network's "
+            f"output differs by {deviation:.2g}, expected at most {_DEVIATION:g}), so what a pixel loss would take the "
+            f"place of is not known{hint}. Use the library form (docs/attach.md)."
+        )
+    return HostLoss(weights, loss - (weights * difference.square().mean(dim=1)).mean())

@@ -1,0 +1,75 @@
+"""Whether masks sit where the pictures are: the source, cut as the ledger says, against what the script made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mldm_plugin.attach.frame import Frame
+from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.errors import DataError
+
+# Both pictures are averaged over squares of this many pixels first, so that only the frame is compared, not how
+# Pillow's filters round. Correlation of grey values, so that changes of colour do not count. Chosen.
+_SQUARE, _LEAST_LIKENESS, _FLAT = 4, 0.9, 0.02
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How well one picture agrees with its source: mean absolute difference in [-1, 1], and correlation."""
+
+    name: str
+    distance: float
+    likeness: float
+
+
+def check_placement(picture: Tensor, frame: Frame, example: Mapping[str, Any], name: str) -> Placement | None:
+    """Compare `picture`, (3, h, w) in [-1, 1], with its source, where that can be read again.
+
+    Raises:
+        DataError: they are not the same picture in the same frame.
+    """
+    source = _source(frame, example)
+    if source is None:
+        return None
+    warped = frame.warp_picture(source)
+    given = picture.detach().float().cpu()
+    distance = (warped - given).abs().mean().item()
+    likeness = _likeness(warped, given)
+    if likeness < _LEAST_LIKENESS:
+        raise DataError(
+            f"{name}: the picture in the batch is not its source as it was seen to be cropped and flipped (correlation "
+            f"{likeness:.2f}, expected at least {_LEAST_LIKENESS:g}), so its mask would lie elsewhere: something "
+            "changes it after torchvision's transforms. Use the library form (docs/attach.md)."
+        )
+    return Placement(name, distance, likeness)
+
+
+def _source(frame: Frame, example: Mapping[str, Any]) -> PIL.Image.Image | None:
+    """The picture that `frame` starts from: among the example's columns, else read again from its file."""
+    for value in example.values():
+        if isinstance(value, PIL.Image.Image) and value.size == frame.source_size and value.mode in ("RGB", "RGBA"):
+            own = frame_of(value)
+            if own is not None and own.source == frame.source and own.size == own.source_size:
+                return value
+    try:
+        with PIL.Image.open(frame.source) as stored:
+            return stored.convert("RGB") if stored.size == frame.source_size else None
+    except OSError:
+        return None
+
+
+def _likeness(one: Tensor, other: Tensor) -> float:
+    """Correlation of two pictures (3, h, w); 1 where one of them is flat and so has no frame to lose."""
+    grey = torch.stack([one.mean(0), other.mean(0)])[None]
+    square = min(_SQUARE, grey.shape[-1], grey.shape[-2])
+    pooled = F.avg_pool2d(grey, square)[0].flatten(1)
+    if pooled.shape[1] < 2 or pooled.std(dim=1).min() < _FLAT:
+        return 1.0
+    return torch.corrcoef(pooled)[0, 1].item()

@@ -1,0 +1,76 @@
+"""What an attached run leaves behind: the resolved preset, one line a step, panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mldm_plugin import proof
+from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.scope import Scope
+from mldm_plugin.files import write_text
+from mldm_plugin.metrics import MetricsFile, StepMeter
+from mldm_plugin.panel import draw_panel, save_panel
+from mldm_plugin.preset import Preset
+from mldm_plugin.report import LossReport
+from mldm_plugin.stack import LossStack
+from mldm_plugin.step import DiffusionStep
+
+
+class Records:
+    """The folder of an attached run, written by its main process.
+
+    Numbers are means over the micro-batches and processes of an optimizer step; they also go to the script's own
+    trackers, under `mldm/`.
+    """
+
+    def __init__(self, folder: Path | None, panel_steps: int, step: int) -> None:
+        self._file = MetricsFile(folder) if folder is not None else None
+        self._folder = folder
+        self._panel_steps = panel_steps
+        self._meter = StepMeter()
+        self._step = step
+        self._drawn = False
+
+    @classmethod
+    def open(cls, settings: Settings, preset: Preset, scope: Scope) -> Records:
+        """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there."""
+        step = int(scope.get("global_step") or 0)
+        accelerator = scope.get("accelerator")
+        if accelerator is not None and not accelerator.is_main_process:
+            return cls(None, 0, step)
+        folder = Path(settings.output_dir or Path(scope.option("output_dir") or ".") / "mldm")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "preset.yaml", preset.dump())
+        panel_steps = settings.panel_steps
+        if panel_steps and scope.option("push_to_hub") and settings.output_dir is None:
+            panel_steps = 0
+            proof.announce(
+                "no panels are drawn, because --push_to_hub would publish your pictures with them; give "
+                "--mldm-output-dir a folder elsewhere to have them."
+            )
+        MetricsFile(folder).truncate(step)
+        return cls(folder, panel_steps, step)
+
+    def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
+        """One micro-batch; with the last of an optimizer step its line is written."""
+        accelerator: Any = scope.get("accelerator")
+        self._meter.add(report.logs())
+        due = self._panel_steps and (self._step + 1) % self._panel_steps == 0 and accelerator.sync_gradients
+        if self._panel_steps and (due or not self._drawn):
+            self._draw(stack, step, report)
+        if not accelerator.sync_gradients:
+            return
+        numbers, _ = self._meter.mean(accelerator, ())
+        self._step += 1
+        lr_scheduler = scope.get("lr_scheduler")
+        if lr_scheduler is not None:
+            numbers["lr"] = lr_scheduler.get_last_lr()[0]
+        if self._file is not None:
+            self._file.write({"step": self._step, **numbers})
+        accelerator.log({f"mldm/{k}": v for k, v in numbers.items() if v is not None}, step=self._step)
+
+    def _draw(self, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
+        self._drawn = True
+        if self._folder is not None and stack.decoder is not None:
+            save_panel(draw_panel(stack, step, report), self._folder / "panels" / f"step-{self._step + 1}.png")

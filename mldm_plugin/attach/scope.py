@@ -1,0 +1,220 @@
+"""A training step read out of the local variables of somebody's loop.
+
+The names are in `names`. A wrong guess cannot pass: the start-up checks compare the noisy latents, the target and the
+loss with what follows from the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.attach.annotation import IN_BATCH, KEY, Annotation
+from mldm_plugin.attach.names import NAMES, TARGETS, WEIGHTS
+from mldm_plugin.checks import ESTIMATE_TOLERANCE, estimate_errors
+from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.schedule import NoiseSchedule
+from mldm_plugin.step import DiffusionStep
+
+_EXACT = 0.01  # of the error under another prediction type; the right one has rounding alone. Chosen.
+
+
+class Scope:
+    """Local variables of a training loop, some of which may be attributes of its `self`."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self._variables = variables
+        self._self = variables.get("self")
+
+    def get(self, *names: str) -> Any:
+        """The first of `names` that is there and not None."""
+        for name in names:
+            value = self._variables.get(name)
+            if value is None:
+                value = getattr(self._self, name, None)
+            if value is not None:
+                return value
+        return None
+
+    def need(self, field: str) -> Any:
+        """What `DiffusionStep` or `LossStack` calls `field`.
+
+        Raises:
+            CheckError: no variable of the loop is known to be it.
+        """
+        value = self.get(*NAMES[field])
+        if value is None:
+            raise CheckError(
+                f"the training loop has no variable that is known to hold the {field} (looked for "
+                f"{', '.join(NAMES[field])}): this script's loop is not one that can be followed. Use the library form "
+                "(docs/attach.md)."
+            )
+        return value
+
+    def account(self) -> str:
+        """What the step was read from, to be said when a check has failed."""
+        found = [next((n for n in names if self.get(n) is not None), "") for names in (*NAMES.values(), TARGETS)]
+        return (
+            f"The step was read from the script's variables {', '.join(filter(None, found))}; if they are something else "
+            "there, or its loss is another one, use the library form (docs/attach.md)."
+        )
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """A flag of the script."""
+        return getattr(self.get("args"), name, default)
+
+    @property
+    def batch(self) -> Mapping[str, Any]:
+        """The batch that our collate function has made; an empty one where there is none."""
+        given = self._variables.get("batch")
+        if isinstance(given, Mapping) and KEY in given:
+            return given
+        return next((v for v in self._variables.values() if isinstance(v, Mapping) and KEY in v), {})
+
+
+def read(
+    loss: Tensor,
+    scope: Scope,
+    annotation: Annotation | None,
+    pixel_values: Tensor | None,
+    schedule: NoiseSchedule,
+) -> DiffusionStep:
+    """The step that ends in `loss`, whose images are those of `annotation`.
+
+    Args:
+        loss: the scalar that the script is about to call backward on.
+        scope: the variables of its loop at that moment.
+        annotation: of the pictures in the batch, or None if there is none.
+        pixel_values: the pictures (at least N rows), or None if only their latents are known.
+        schedule: the script's.
+
+    Raises:
+        CheckError: a variable is missing, or has a shape that is not understood.
+    """
+    pred = _unpacked(scope.need("model_pred"), pixel_values)
+    n = len(pred)  # the instance images; those of prior preservation have been chunked off
+    if annotation is not None and len(annotation) != n:
+        raise CheckError(f"the network's output is of {n} images, the annotation of {len(annotation)}.")
+    tensors: dict[str, Any] = {
+        name: _unpacked(scope.need(name).detach(), pixel_values)[:n] for name in ("latents", "noise", "noisy_latents")
+    }
+    timesteps, sigmas = _rows(scope.need("timesteps"), n), scope.get("sigmas")
+    sigmas = None if sigmas is None else _rows(sigmas, n)
+    target = scope.get(*TARGETS)
+    if target is None:
+        alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps, sigmas))
+        target = schedule.target(tensors["latents"].float(), tensors["noise"].float(), alpha, sigma)
+    if scope.option("dream_training"):  # DREAM has moved noisy latents and target by the same noise
+        tensors["noise"] = target
+    device = pred.device
+    return DiffusionStep(
+        **tensors,
+        timesteps=timesteps.to(device),
+        model_pred=pred,
+        target=_unpacked(target, pixel_values)[:n],
+        base_loss=loss,
+        other_loss=_prior(scope),
+        base_weights=_weights(scope, n),
+        sigmas=sigmas,
+        pixel_values=None if pixel_values is None else pixel_values[:n].to(device),
+        **_placed(annotation, device),
+    )
+
+
+def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str:
+    """The prediction type that the target of a step shows.
+
+    SD3's and EDM's scripts precondition the network's output, so that it is compared with the clean latents whatever
+    the scheduler's config says. The target is then those latents exactly; with any other one it is not.
+    """
+    declared = schedule.prediction_type
+    declared_error, _ = estimate_errors(schedule, step)
+    schedule.prediction_type = "sample"
+    error, _ = estimate_errors(schedule, step)
+    schedule.prediction_type = declared
+    return "sample" if error < _EXACT * declared_error else declared
+
+
+def tolerance_of(scope: Scope) -> float:
+    """The relative error that ẑ₀(target) may have: more where the script perturbs its input."""
+    return ESTIMATE_TOLERANCE + (scope.option("input_perturbation") or scope.option("ip_noise_gamma") or 0.0)
+
+
+def pictures_of(batch: Mapping[str, Any]) -> Tensor | None:
+    """The pictures of a batch, (N, 3, H, W), or None."""
+    return next((batch[k] for k in IN_BATCH if isinstance(batch.get(k), Tensor)), None)
+
+
+def annotation_in(batch: Mapping[str, Any]) -> Annotation:
+    """What our collate function has put into a batch.
+
+    Raises:
+        DataError: it could not; or it was never called.
+    """
+    placed = batch.get(KEY)
+    if isinstance(placed, DataError):
+        raise placed
+    if not isinstance(placed, Annotation):
+        raise DataError(
+            "the batch of the training loop did not come through the plugin's collate function, so there are no masks: "
+            "this script's data loading is not one that can be followed. Use the library form (docs/attach.md)."
+        )
+    return placed
+
+
+def unpack(packed: Tensor, height: int, width: int) -> Tensor:
+    """Flux's packed latents (N, h/2 · w/2, 4 C) as (N, C, h, w): each token is a 2×2 patch of each channel."""
+    n, _, channels = packed.shape
+    patches = packed.reshape(n, height // 2, width // 2, channels // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, height, width)
+
+
+def _unpacked(tensor: Tensor, pixel_values: Tensor | None) -> Tensor:
+    """(N, C, h, w), whatever the script keeps: packed tokens, or a film of one picture."""
+    if tensor.ndim == 5 and 1 in (tensor.shape[1], tensor.shape[2]):  # frames after the channels, or before them
+        return tensor.squeeze(2 if tensor.shape[2] == 1 else 1)
+    if tensor.ndim == 3 and tensor.shape[2] % 4 == 0 and pixel_values is not None:
+        height, width = pixel_values.shape[-2:]
+        downscale = math.isqrt(height * width // (4 * tensor.shape[1]))
+        if (height // downscale) * (width // downscale) == 4 * tensor.shape[1]:
+            return unpack(tensor, height // downscale, width // downscale)
+    if tensor.ndim != 4:
+        raise CheckError(
+            f"a tensor of the training loop has shape {tuple(tensor.shape)}, expected (N, C, h, w) or Flux's packed "
+            "tokens: this script's latents are not ones that can be followed. Use the library form (docs/attach.md)."
+        )
+    return tensor
+
+
+def _rows(values: Tensor, n: int) -> Tensor:
+    """One number for each of n images, (n,): the script's own, without those of prior preservation, or its only one."""
+    values = values.reshape(-1)
+    return values.expand(n) if len(values) == 1 else values[:n]
+
+
+def _placed(annotation: Annotation | None, device: torch.device) -> dict[str, Any]:
+    if annotation is None:
+        return {}
+    mask = annotation.person_mask
+    return {"person_mask": None if mask is None else mask.to(device), "face_boxes": annotation.face_boxes}
+
+
+def _prior(scope: Scope) -> Tensor | None:
+    """The share of prior preservation in the loss."""
+    prior = scope.get("prior_loss")
+    return None if prior is None else scope.option("prior_loss_weight", 1.0) * prior
+
+
+def _weights(scope: Scope, n: int) -> Tensor | None:
+    """The script's own factor on each image's squared error."""
+    weights = scope.get(*WEIGHTS)
+    if not isinstance(weights, Tensor):
+        return None
+    weights = weights.detach().float().reshape(-1)
+    if n == 1 and len(weights) > 1:  # one error times all weights, then the mean
+        return weights.mean().reshape(1)
+    return weights[:n]

@@ -1,0 +1,106 @@
+"""diffusers' further training scripts: which of them train with what there is, and how the others are refused.
+
+As `diffusers_scripts`, with one variant each. docs/attach_runs.yaml records the outcomes.
+"""
+
+from __future__ import annotations
+
+from diffusers_scripts import CONTROLNET, DREAMBOOTH, LORA, SHORT, Script, Variant
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+ADAPTER = "diffusion_pytorch_model.safetensors"
+COLUMNS = "--image_column image --caption_column text"
+EDIT = "--original_image_column conditioning_image --edited_image_column image --edit_prompt_column text"
+TOKEN = "--placeholder_token sks --initializer_token person"
+HUBER = "research_projects/scheduled_huber_loss_training"
+RATE = "--learning_rate 1e-3"
+
+
+def _script(
+    path: str, family: str, data: str, flags: str = "", weights: str = "", in_channels: int = 4, without: str = ""
+) -> Script:
+    """A script whose one variant is `plain`; `dreambooth` data come with the prompt."""
+    prompt = DREAMBOOTH if data == "dreambooth" else []
+    pipeline = {} if in_channels == 4 else {"in_channels": in_channels}
+    return Script(
+        path=path,
+        family=family,
+        data=data,
+        flags=(*prompt, *flags.split()),
+        weights=(weights,) if weights else (),
+        variants={"plain": Variant(pipeline=pipeline)},
+        without=tuple(without.split()),
+    )
+
+
+def _by_path(*scripts: Script) -> dict[str, Script]:
+    return {script.path.removesuffix(".py"): script for script in scripts}
+
+
+MORE = _by_path(
+    _script("dreambooth/train_dreambooth.py", "sd", "dreambooth", RATE, UNET),
+    _script("dreambooth/train_dreambooth_sd3.py", "sd3", "dreambooth", f"{RATE} {SHORT}", TRANSFORMER),
+    _script("dreambooth/train_dreambooth_flux.py", "flux", "dreambooth", f"{RATE} {SHORT}", TRANSFORMER),
+    _script("dreambooth/train_dreambooth_lora_flux_kontext.py", "flux", "dreambooth", f"{SHORT} --cache_latents", LORA),
+    _script("dreambooth/train_dreambooth_lora_z_image.py", "z_image", "dreambooth", "--max_sequence_length 32", LORA),
+    _script("advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py", "sd", "dreambooth", RATE, LORA),
+    _script("advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py", "sdxl", "dreambooth", RATE, LORA),
+    _script("advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py", "flux", "dreambooth", SHORT, LORA),
+    _script("flux-control/train_control_flux.py", "flux", "dataset", CONTROLNET, ADAPTER),
+    _script("flux-control/train_control_lora_flux.py", "flux", "dataset", CONTROLNET, LORA),
+    _script(
+        "t2i_adapter/train_t2i_adapter_sdxl.py",
+        "sdxl",
+        "imagefolder",
+        f"{CONTROLNET} --adapter_model_name_or_path PIPELINE/adapter",
+        ADAPTER,
+    ),
+    _script(
+        "research_projects/dreambooth_inpaint/train_dreambooth_inpaint.py",
+        "sd",
+        "dreambooth",
+        RATE,
+        UNET,
+        in_channels=9,
+        without="--dataloader_num_workers",
+    ),
+    _script(f"{HUBER}/dreambooth/train_dreambooth.py", "sd", "dreambooth", RATE, UNET),
+    _script(f"{HUBER}/dreambooth/train_dreambooth_lora.py", "sd", "dreambooth", RATE, LORA),
+    _script(f"{HUBER}/dreambooth/train_dreambooth_lora_sdxl.py", "sdxl", "dreambooth", RATE, LORA),
+    _script(f"{HUBER}/text_to_image/train_text_to_image.py", "sd", "imagefolder", f"{COLUMNS} {RATE}", UNET),
+    _script(f"{HUBER}/text_to_image/train_text_to_image_lora.py", "sd", "imagefolder", f"{COLUMNS} {RATE}", LORA),
+    _script(f"{HUBER}/text_to_image/train_text_to_image_lora_sdxl.py", "sdxl", "imagefolder", COLUMNS, LORA),
+)
+
+# Scripts that are refused in their first step, by what they are told then.
+REFUSED = {
+    "the losses need an autoencoder of diffusers with a scaling_factor": _by_path(
+        _script("text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
+        _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
+        _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),
+    ),
+    "how this picture was cropped is not known": _by_path(
+        _script("custom_diffusion/train_custom_diffusion.py", "sd", "dreambooth", "--class_prompt person"),
+        _script("instruct_pix2pix/train_instruct_pix2pix.py", "sd", "imagefolder", EDIT),
+        _script("instruct_pix2pix/train_instruct_pix2pix_sdxl.py", "sdxl", "imagefolder", EDIT),
+        _script(
+            "research_projects/instructpix2pix_lora/train_instruct_pix2pix_lora.py",
+            "sd",
+            "imagefolder",
+            EDIT,
+            in_channels=8,
+        ),
+        _script("textual_inversion/textual_inversion.py", "sd", "concept", TOKEN),
+        _script("textual_inversion/textual_inversion_sdxl.py", "sdxl", "concept", TOKEN),
+    ),
+    "x̂0 computed from the target is not the clean latents": _by_path(
+        _script(
+            "consistency_distillation/train_lcm_distill_lora_sdxl.py",
+            "sdxl",
+            "imagefolder",
+            f"{COLUMNS} --pretrained_teacher_model PIPELINE --pretrained_vae_model_name_or_path PIPELINE/vae",
+            without="--pretrained_model_name_or_path",
+        ),
+    ),
+}

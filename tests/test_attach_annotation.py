@@ -1,0 +1,207 @@
+"""What is stored of pictures, and its way into a batch; the folder of masks; which pictures had none."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate, Columns, SideFolder, annotate
+from mldm_plugin.attach.coverage import Coverage
+from mldm_plugin.attach.frame import Frame
+from mldm_plugin.attach.placement import check_placement
+from mldm_plugin.errors import DataError
+
+COLUMNS = Columns("mask", "face_boxes")
+
+
+def example(path="a.png", flip=False, mask=True, boxes=((2, 4, 10, 12),)):
+    """An example as a data set hands it on, with the frame that the ledger would have kept."""
+    torch.manual_seed(len(path))
+    picture = F.normalize(torch.rand(3, 32, 48), [0.5], [0.5])
+    affine = (-1.0, 0, 48, 0, 1, 0) if flip else (1.0, 0, 0, 0, 1, 0)
+    picture.mldm_frame = Frame(path, (48, 32), (48, 32), affine)
+    row = {"pixel_values": picture}
+    if mask is not None:
+        labels = torch.zeros(32, 48, dtype=torch.uint8)
+        labels[4:20, 2:20] = 1
+        row["mask"] = Image.fromarray(labels.numpy()) if mask else None
+    if boxes is not None:
+        row["face_boxes"] = [list(b) for b in boxes]
+    return row
+
+
+def batch_of(examples):
+    return {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
+
+
+def test_masks_and_boxes_come_in_the_batchs_order_and_frame():
+    examples = [example("a.png"), example("b.png", flip=True)]
+    placed = annotate(examples, batch_of(examples), COLUMNS)
+    assert placed.names == ("a.png", "b.png")
+    assert placed.person_mask.shape == (2, 1, 32, 48)
+    assert torch.equal(placed.person_mask[1], placed.person_mask[0].flip(-1))
+    assert [b.tolist() for b in placed.face_boxes] == [[[2, 4, 10, 12]], [[38, 4, 46, 12]]]
+    assert placed.unmasked == ()
+
+
+def test_a_picture_without_mask_is_nobodys_and_named():
+    examples = [example("a.png"), example("b.png", mask=False, boxes=())]
+    placed = annotate(examples, batch_of(examples), COLUMNS)
+    assert not placed.person_mask[1].any()
+    assert placed.unmasked == ("b.png",)
+
+
+def test_columns_that_the_data_do_not_have_stay_none():
+    examples = [example(mask=None, boxes=None)]
+    placed = annotate(examples, batch_of(examples), COLUMNS)
+    assert placed.person_mask is None
+    assert placed.face_boxes is None
+    assert placed.unmasked == ()
+
+
+def test_class_pictures_after_the_instance_pictures_need_no_annotation():
+    examples = [{"instance_images": example("a.png")["pixel_values"], "class_images": torch.rand(3, 32, 48)}]
+    batch = {"pixel_values": torch.stack([examples[0]["instance_images"], examples[0]["class_images"]])}
+    assert len(annotate(examples, batch, COLUMNS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e, b: b.update(pixel_values=b["pixel_values"].flip(-1)), "is not in its place in the batch"),
+        (lambda e, b: b.update(pixel_values=b["pixel_values"].flip(0)), "is not in its place in the batch"),
+        (lambda e, b: b.update(pixel_values=b["pixel_values"][..., ::2]), "is not in its place in the batch"),
+        (lambda e, b: b.pop("pixel_values"), "no pictures were found in the script's batch"),
+        (lambda e, b: e[0].pop("pixel_values"), "no picture was found in the examples"),
+        (lambda e, b: e.__setitem__(0, 5), "are not dictionaries"),
+        (lambda e, b: e[0].update(mask=Image.new("L", (9, 9))), "is 9x9, its picture a.png is 48x32"),
+        (lambda e, b: e[0].update(mask=Image.new("RGB", (48, 32))), "picture of mode RGB"),
+        (lambda e, b: e[0].update(mask="a_mask.png"), "holds str, expected a label picture"),
+        (lambda e, b: e[0].update(face_boxes=[[5, 5, 2, 9]]), "reversed"),
+        (lambda e, b: e[0].update(face_boxes=[[100, 100, 120, 120]]), "outside the picture"),
+        (lambda e, b: delattr(e[0]["pixel_values"], "mldm_frame"), "not known"),
+    ],
+)
+def test_what_cannot_be_used_is_named(spoil, message):
+    examples = [example("a.png"), example("bb.png")]
+    batch = batch_of(examples)
+    spoil(examples, batch)
+    with pytest.raises(DataError, match=message):
+        annotate(examples, batch, COLUMNS)
+
+
+def test_a_turned_picture_with_annotation_is_ambiguous():
+    turned = example("a.png")
+    turned["pixel_values"].mldm_frame = Frame("a.png", (48, 32), (48, 32), orientation=6)
+    with pytest.raises(DataError, match="EXIF orientation 6"):
+        annotate([turned], batch_of([turned]), COLUMNS)
+
+
+def test_faults_wait_in_the_batch_for_their_turn():
+    collate = Collate(batch_of, COLUMNS)
+    assert isinstance(collate([example()])[KEY], Annotation)
+    assert "reversed" in str(collate([example(boxes=[(5, 5, 2, 9)])])[KEY])
+    with pytest.raises(DataError, match="is a Tensor"):
+        Collate(lambda examples: torch.zeros(1), COLUMNS)([example()])
+
+
+def side_folder(folder, masks=("a",), boxes=("a",)):
+    folder.mkdir(exist_ok=True)
+    for stem in masks:
+        Image.new("L", (48, 32), 1).save(folder / f"{stem}.png")
+    for stem in boxes:
+        (folder / f"{stem}.json").write_text(json.dumps({"face_boxes": [[2, 4, 10, 12]]}), encoding="utf-8")
+    return SideFolder(folder)
+
+
+def test_a_side_folder_is_searched_by_file_name(tmp_path):
+    stored_of = side_folder(tmp_path / "masks", masks=("a", "b"), boxes=("b",))
+    examples = [example("x/a.jpg", mask=None, boxes=None), example("x/b.webp", mask=None, boxes=None)]
+    examples.append(example("x/c.png", mask=None, boxes=None))
+    placed = annotate(examples, batch_of(examples), stored_of)
+    assert placed.person_mask.flatten(1).any(1).tolist() == [True, True, False]
+    assert [len(b) for b in placed.face_boxes] == [0, 1, 0]
+    assert placed.unmasked == ("x/c.png",)
+
+
+def test_a_side_folder_without_boxes_offers_none(tmp_path):
+    examples = [example("a.jpg", mask=None, boxes=None)]
+    placed = annotate(examples, batch_of(examples), side_folder(tmp_path / "masks", boxes=()))
+    assert placed.face_boxes is None
+
+
+def test_a_side_folder_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match="is not a folder"):
+        SideFolder(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds neither NAME\.png nor NAME\.json"):
+        SideFolder(tmp_path / "empty")
+    stored_of = side_folder(tmp_path / "masks")
+    unnamed = example("", mask=None, boxes=None)
+    with pytest.raises(DataError, match="file name is not known"):
+        annotate([unnamed], batch_of([unnamed]), stored_of)
+    named = example("a.png", mask=None, boxes=None)
+    for text, message in (("{", "cannot be read as JSON"), ("[]", 'no "face_boxes"')):
+        (tmp_path / "masks" / "a.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            annotate([named], batch_of([named]), stored_of)
+    (tmp_path / "masks" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="cannot be read"):
+        annotate([named], batch_of([named]), stored_of)
+
+
+def seen(names, unmasked=()):
+    return Annotation(tuple(names), torch.zeros(len(names), 1, 2, 2), None, tuple(unmasked))
+
+
+def test_coverage_is_reported_once_after_one_pass(capsys):
+    coverage = Coverage()
+    coverage.add(seen(["a", "b"], ["b"]))
+    coverage.add(seen(["c"]))
+    assert capsys.readouterr().err == ""
+    coverage.add(seen(["b"], ["b"]))
+    assert "1 of 3 pictures have no mask" in capsys.readouterr().err
+    coverage.add(seen(["d"], ["d"]))
+    coverage.conclude()
+    assert capsys.readouterr().err == ""
+
+
+def test_coverage_of_none_stops_at_the_end_of_a_pass_or_after_many():
+    coverage = Coverage()
+    coverage.add(seen(["a"], ["a"]))
+    with pytest.raises(DataError, match="none of the first 1 pictures"):
+        coverage.add(seen(["a"], ["a"]))
+    coverage = Coverage()
+    many = [str(i) for i in range(50)]
+    with pytest.raises(DataError, match="none of the first 50 pictures"):
+        coverage.add(seen(many, many))
+
+
+def test_two_pictures_that_would_share_a_mask_of_the_side_folder():
+    coverage = Coverage(by_stem=True)
+    coverage.add(seen(["x/1.jpg"]))
+    coverage.add(seen(["x/1.jpg"]))
+    with pytest.raises(DataError, match="would share the mask"):
+        coverage.add(seen(["y/1.jpg"]))
+
+
+def test_placement_tells_a_picture_from_its_mirror_image(tmp_path):
+    torch.manual_seed(0)
+    source = F.to_pil_image(
+        torch.nn.functional.interpolate(torch.rand(1, 3, 8, 12), (64, 96), mode="bicubic")[0].clamp(0, 1)
+    )
+    source.save(tmp_path / "a.png")
+    tensor = F.to_tensor(source) * 2 - 1
+    frame = Frame(str(tmp_path / "a.png"), (96, 64), (96, 64))
+    placement = check_placement(tensor, frame, {}, "a.png")
+    assert placement.distance < 0.01
+    assert placement.likeness > 0.999
+    darker = check_placement(tensor * 0.5 - 0.4, frame, {}, "a.png")  # colours may change
+    assert darker.likeness > 0.99
+    with pytest.raises(DataError, match="its mask would lie elsewhere"):
+        check_placement(tensor.flip(-1), frame, {}, "a.png")
+    with pytest.raises(DataError, match="its mask would lie elsewhere"):
+        check_placement(tensor.roll(12, -1), frame, {}, "a.png")
+    assert check_placement(tensor, Frame("gone.png", (96, 64), (96, 64)), {}, "gone.png") is None

@@ -1,0 +1,58 @@
+"""The plugin's flags: taken off the command line, and what is refused."""
+
+import pytest
+
+from mldm_plugin.attach.flags import PANEL_STEPS, take
+from mldm_plugin.attach.launcher import main
+from mldm_plugin.errors import MldmError, PresetError
+
+
+def test_ours_are_taken_and_the_rest_stays_in_order():
+    settings, rest = take(
+        ["--seed", "1", "--loss-plugin=mldm", "--loss_plugin", "my.py", "pos", "--set", "a=1", "--flip", "--set", "b=2"]
+    )
+    assert rest == ["--seed", "1", "pos", "--flip"]
+    assert settings.loss_plugin == ("mldm", "my.py")
+    assert settings.set == ("a=1", "b=2")
+    assert settings.preset == "mldm"
+    assert settings.panel_steps == PANEL_STEPS
+    assert settings.mask_column == "mask"
+
+
+def test_abbreviations_are_the_scripts():
+    settings, rest = take(["--pre", "x", "--preset", "p"])
+    assert rest == ["--pre", "x"]
+    assert settings.loss_plugin == ("mldm",)
+    assert settings.preset == "p"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "nothing to do"),
+        (["--seed", "1"], "nothing to do"),
+        (["--loss-plugin", "mine"], "without --preset"),
+        (["--loss-plugn", "mldm", "--preset", "mldm"], "did you mean '--loss-plugin'"),
+        (["--preset", "mldm", "--mldm-mask-dirs", "x"], "did you mean '--mldm-mask-dir'"),
+        (["--preset", "mldm", "--mldm-mask-dirs=x"], "did you mean '--mldm-mask-dir'"),
+        (["--preset", "mldm", "--mldm-panel-steps", "-1"], "expected at least 0"),
+    ],
+)
+def test_what_is_misspelt_or_missing(argv, message):
+    with pytest.raises((MldmError, PresetError), match=message):
+        take(argv)
+
+
+def test_a_flag_of_the_scripts_own_is_left_alone_or_named():
+    _, rest = take(["--presets", "x", "--loss-plugin", "mldm"], 'parser.add_argument("--presets")')
+    assert rest == ["--presets", "x"]
+    with pytest.raises(MldmError, match="a flag --preset of its own"):
+        take(["--preset", "x"], 'parser.add_argument("--preset")')
+
+
+def test_the_launcher_without_arguments_or_script(capsys, tmp_path):
+    assert main([]) == 1
+    assert main(["--help"]) == 0
+    assert "--mldm-mask-dir" in capsys.readouterr().out
+    assert main([str(tmp_path / "none.py"), "--loss-plugin", "mldm"]) == 1
+    assert "cannot be read" in capsys.readouterr().err

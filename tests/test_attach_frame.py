@@ -1,0 +1,229 @@
+"""Frames: what Pillow and torchvision do to a picture, followed, against the picture itself."""
+
+import random
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+from torchvision import transforms
+from torchvision.transforms import functional as F
+from torchvision.transforms import v2
+
+from mldm_plugin.attach import ledger
+from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame, compose, invert, transposition
+from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.errors import DataError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _followed():
+    """Install the ledger for this module alone."""
+    owners = [(PIL.Image, ("open", "merge")), (Image.Image, ("resize", "crop", "transpose", "transform", "reduce"))]
+    owners += [(Image.Image, ("thumbnail",)), (ImageEnhance._Enhance, ("enhance",))]
+    owners += [(F, ("to_tensor", "pil_to_tensor", "convert_image_dtype", "normalize"))]
+    before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
+    classes = (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor)
+    own = [(c, c.__dict__.get("forward")) for c in classes]
+    ledger.install()
+    yield
+    for owner, name, value in before:
+        setattr(owner, name, value)
+    for transform, forward in own:
+        if forward is None:
+            del transform.forward
+        else:
+            transform.forward = forward
+    ledger._installed = False
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture in which each person is a rectangle of one colour, and its labels."""
+    labels = np.zeros((96, 140), np.uint8)
+    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
+    colours = np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)
+    path = tmp_path / "people.png"
+    Image.fromarray(colours[labels]).save(path)
+    return path, torch.from_numpy(labels)[None]
+
+
+def labels_of(tensor):
+    """What the labels of a picture (3, h, w) are, from its colours: 1 red, 2 green."""
+    red, green, blue = tensor
+    nobody = (blue > torch.maximum(red, green)) | (tensor.amax(0) < 0.3)  # Pillow pads with black
+    return torch.where(nobody, 0, torch.where(red > green, 1, 2))[None]
+
+
+def agreement(one, other):
+    return (one == other).float().mean().item()
+
+
+OPERATIONS = {
+    "resize": lambda image, a, b: image.resize((40 + int(60 * a), 40 + int(60 * b)), Image.Resampling.BILINEAR),
+    "resize_box": lambda image, a, b: image.resize((50, 60), box=(5 * a, 7 * b, image.width - 3, image.height - 4)),
+    "crop": lambda image, a, b: image.crop((int(9 * a), int(9 * b), image.width - 4, image.height - int(6 * a))),
+    "crop_beyond": lambda image, a, b: image.crop((-int(8 * a), -3, image.width, image.height + int(8 * b))),
+    "flip": lambda image, a, b: F.hflip(image),
+    "mirror": lambda image, a, b: ImageOps.mirror(image),
+    "upside_down": lambda image, a, b: F.vflip(image),
+    "quarter_turn": lambda image, a, b: image.rotate(90, expand=True),
+    "half_turn": lambda image, a, b: image.rotate(180),
+    "transpose": lambda image, a, b: image.transpose(Image.Transpose.TRANSPOSE),
+    "transverse": lambda image, a, b: image.transpose(Image.Transpose.TRANSVERSE),
+    "fit": lambda image, a, b: ImageOps.fit(image, (64, 48)),
+    "contain": lambda image, a, b: ImageOps.contain(image, (70, 70)),
+    "reduce": lambda image, a, b: image.reduce(2),
+    "convert": lambda image, a, b: image.convert("RGBA").convert("RGB"),
+    "copy": lambda image, a, b: image.copy(),
+    "resize_torchvision": lambda image, a, b: F.resize(image, 48 + int(30 * a)),
+    "centre_crop": lambda image, a, b: F.center_crop(image, [min(image.height, 44), min(image.width, 40)]),
+    "resized_crop": lambda image, a, b: F.resized_crop(image, int(5 * a), int(5 * b), 34, 30, [60, 56]),
+    "jitter": lambda image, a, b: F.adjust_hue(F.adjust_brightness(F.adjust_contrast(image, 0.95), 0.95), 0.0),
+    "resize_alpha": lambda image, a, b: image.convert("RGBA").resize((66, 58)).convert("RGB"),
+}
+
+
+@given(
+    st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=5),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_masks_go_where_the_picture_goes(tmp_path_factory, names, a, b):
+    labels = np.zeros((96, 140), np.uint8)
+    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
+    path = tmp_path_factory.getbasetemp() / "people.png"
+    if not path.exists():
+        Image.fromarray(np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)[labels]).save(path)
+    image = Image.open(path).convert("RGB")
+    for name in names:
+        if min(image.size) < 44:
+            break
+        image = OPERATIONS[name](image, a, b)
+    tensor = F.to_tensor(image)
+    frame = check_frame(frame_of(tensor), image.size, "people.png")
+    warped = frame.warp_labels(torch.from_numpy(labels)[None])
+    assert agreement(warped, labels_of(tensor)) > 0.93  # all but a seam that resampling blurs
+    assert frame.source == str(path)
+    assert frame.source_size == (140, 96)
+
+
+def test_boxes_go_where_the_faces_go(picture):
+    path, labels = picture
+    image = F.hflip(F.resize(Image.open(path), 60)).crop((10, 5, 80, 58))
+    boxes = frame_of(image).warp_boxes(torch.tensor([[12.0, 30.0, 60.0, 90.0], [84.0, 8.0, 130.0, 50.0]]))
+    mask = frame_of(image).warp_labels(labels)
+    expected = [(mask == k).nonzero() for k in (1, 2)]
+    for box, where in zip(boxes, expected, strict=True):
+        low, high = where[:, 1:].amin(0), where[:, 1:].amax(0) + 1
+        assert torch.allclose(box, torch.tensor([low[1], low[0], high[1], high[0]]).float(), atol=1.0)
+
+
+def test_a_box_that_is_mostly_cut_away_is_dropped(picture):
+    image = Image.open(picture[0]).crop((0, 0, 100, 96))
+    boxes = torch.tensor([[12.0, 30.0, 60.0, 90.0], [84.0, 8.0, 130.0, 50.0], [200.0, 0.0, 210.0, 9.0]])
+    assert frame_of(image).warp_boxes(boxes).tolist() == [[12.0, 30.0, 60.0, 90.0]]
+    assert frame_of(image).warp_boxes(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_thumbnails_are_followed(picture):
+    path, labels = picture
+    for image in (Image.open(path), Image.open(path).convert("RGB")):
+        image.thumbnail((70, 70))
+        frame = check_frame(frame_of(image), image.size, "x")
+        assert agreement(frame.warp_labels(labels), labels_of(F.to_tensor(image.convert("RGB")))) > 0.93
+
+
+def test_v2_to_tensors_is_followed(picture):
+    path, labels = picture
+    to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    torch.manual_seed(0)
+    image = v2.Compose([v2.Resize(60), v2.RandomCrop(48), v2.RandomHorizontalFlip(p=1.0)])(
+        Image.open(path).convert("RGB")
+    )
+    tensor = to_tensor(image)
+    assert agreement(check_frame(frame_of(tensor), (48, 48), "x").warp_labels(labels), labels_of(tensor)) > 0.93
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda image: Image.fromarray(np.array(image)), "not known"),
+        (lambda image: ImageOps.pad(image, (100, 100)), "not known"),
+        (lambda image: image.rotate(10), "Image.transform"),
+        (lambda image: F.center_crop(F.to_tensor(image), 40), "not known"),
+        (lambda image: F.to_tensor(image).flip(-1), "not known"),
+        (lambda image: F.affine(image, 5, [0, 0], 1.0, [0.0]), "Image.transform"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(picture, spoil, message):
+    spoilt = spoil(Image.open(picture[0]).convert("RGB"))
+    size = spoilt.size if isinstance(spoilt, Image.Image) else (spoilt.shape[-1], spoilt.shape[-2])
+    with pytest.raises(DataError, match=message):
+        check_frame(frame_of(spoilt), size, "people.png")
+
+
+def test_a_size_that_changed_unseen_is_refused(picture):
+    image = Image.open(picture[0]).convert("RGB")
+    with pytest.raises(DataError, match="the last step that was followed left it 140x96"):
+        check_frame(frame_of(image), (64, 64), "people.png")
+
+
+def test_a_turned_picture_is_marked(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        assert frame_of(image).orientation == 6
+        assert frame_of(ImageOps.exif_transpose(image)).orientation == 6
+
+
+def test_nothing_is_drawn_and_pictures_stay_the_same(picture):
+    pipeline = transforms.Compose(
+        [transforms.Resize(60), transforms.RandomCrop(48), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    )
+    image = Image.open(picture[0]).convert("RGB")
+    torch.manual_seed(0)
+    random.seed(0)
+    pipeline(image)
+    followed = torch.get_rng_state()
+    plain = Image.new("RGB", image.size)
+    plain.paste(image)  # has no frame
+    torch.manual_seed(0)
+    unfollowed = pipeline(plain)
+    assert torch.equal(followed, torch.get_rng_state())
+    torch.manual_seed(0)
+    assert torch.equal(pipeline(image), unfollowed)
+    assert frame_of(unfollowed) is None
+
+
+def test_installing_twice_wraps_once():
+    opened = PIL.Image.open
+    ledger.install()
+    assert PIL.Image.open is opened
+
+
+affines = st.tuples(*[st.floats(-3, 3) for _ in range(6)]).filter(lambda m: abs(m[0] * m[4] - m[1] * m[3]) > 0.1)
+
+
+@given(affines, affines)
+@settings(deadline=None)
+def test_affine_maps_compose_and_invert(one, other):
+    def apply(m, x, y):
+        return m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]
+
+    assert apply(compose(one, other), 2, 5) == pytest.approx(apply(one, *apply(other, 2, 5)), abs=1e-6)
+    assert compose(one, invert(one)) == pytest.approx(IDENTITY, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", list(Image.Transpose))
+def test_transpositions_are_pillows(method):
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    affine, size = transposition(method, image.size)
+    frame = Frame("", image.size, size, affine)
+    own = frame.warp_labels(torch.from_numpy(np.array(image))[None])
+    assert torch.equal(own[0], torch.from_numpy(np.array(image.transpose(method))))

@@ -1,0 +1,190 @@
+"""Steps read out of loop variables, as diffusers' scripts call them."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import EDMEulerScheduler, FluxPipeline
+from make_step import ddpm, flow, make_step
+
+from mldm_plugin.attach.annotation import KEY, Annotation
+from mldm_plugin.attach.scope import Scope, annotation_in, pictures_of, prediction_type_of, read, unpack
+from mldm_plugin.checks import estimate_errors
+from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.schedule import NoiseSchedule
+
+SD = {"latents": "latents", "noise": "noise", "noisy_latents": "noisy_latents", "model_pred": "model_pred"}
+SDXL = {"latents": "model_input", "noise": "noise", "noisy_latents": "noisy_model_input", "model_pred": "model_pred"}
+FLUX = {"latents": "pixel_latents", "noise": "noise", "noisy_latents": "noisy_model_input", "model_pred": "noise_pred"}
+
+
+def annotation_of(step):
+    n = len(step)
+    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), ())
+
+
+def variables_of(step, names=SD, **more):
+    """The locals of a loop that has computed `step`."""
+    own = {name: getattr(step, field) for field, name in names.items()}
+    return {**own, "timesteps": step.timesteps, "target": step.target, "args": SimpleNamespace(), **more}
+
+
+def read_back(step, variables, scheduler, pictures="own", annotation="own"):
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    pictures = step.pixel_values if pictures == "own" else pictures
+    annotation = annotation_of(step) if annotation == "own" else annotation
+    return read(step.model_pred.mean(), Scope(variables), annotation, pictures, schedule)
+
+
+def assert_same(one, other, fields=("latents", "noise", "noisy_latents", "model_pred", "target", "timesteps")):
+    for field in fields:
+        assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+@pytest.mark.parametrize("names", [SD, SDXL])
+def test_the_names_of_each_family(names):
+    step = make_step((3, 900))
+    own = read_back(step, variables_of(step, names), ddpm())
+    assert_same(own, step, fields=("latents", "noisy_latents", "model_pred", "target", "person_mask", "pixel_values"))
+    assert own.base_weights is own.other_loss is own.sigmas is None
+
+
+def test_variables_may_be_attributes_of_self():
+    step = make_step((3, 900))
+    variables = variables_of(step)
+    variables["self"] = SimpleNamespace(timesteps=variables.pop("timesteps"))
+    assert_same(read_back(step, variables, ddpm()), step)
+
+
+@pytest.mark.parametrize("missing", [*SD.values(), "timesteps"])
+def test_a_missing_variable_is_named(missing):
+    step = make_step((3, 900))
+    variables = variables_of(step)
+    del variables[missing]
+    with pytest.raises(CheckError, match=f"known to hold the {missing}"):
+        read_back(step, variables, ddpm())
+
+
+def test_flux_packs_its_latents_and_has_no_target():
+    step = make_step((300, 700), scheduler=flow(), channels=16)
+    n, c, h, w = step.latents.shape
+
+    def pack(latents):
+        return FluxPipeline._pack_latents(latents, n, c, h, w)
+
+    assert torch.equal(unpack(pack(step.latents), h, w), step.latents)
+    variables = {name: pack(getattr(step, field)) for field, name in FLUX.items()}
+    variables |= {"timesteps": step.timesteps, "sigmas": (step.timesteps / 1000)[:, None, None], "args": None}
+    own = read_back(step, variables, flow())
+    assert_same(own, step, fields=("latents", "noise", "noisy_latents", "model_pred"))
+    assert torch.allclose(own.target, step.target)
+    assert own.sigmas.tolist() == (step.timesteps / 1000).tolist()
+
+
+def test_packed_latents_of_a_wide_picture():
+    latents = torch.randn(2, 16, 6, 10)
+    packed = FluxPipeline._pack_latents(latents, 2, 16, 6, 10)
+    assert torch.equal(unpack(packed, 6, 10), latents)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 3, 8, 8), (2, 4)])
+def test_latents_of_another_shape_are_refused(shape):
+    step = make_step((300, 700))
+    variables = variables_of(step)
+    variables["model_pred"] = torch.zeros(shape)
+    with pytest.raises(CheckError, match="expected \\(N, C, h, w\\)"):
+        read_back(step, variables, ddpm())
+
+
+def test_a_film_of_one_picture_is_a_picture():
+    step = make_step((300, 700))
+    variables = variables_of(step)
+    for name in ("latents", "noise", "noisy_latents", "model_pred", "target"):
+        variables[name] = variables[name].unsqueeze(2)
+    assert_same(read_back(step, variables, ddpm()), step)
+
+
+def test_prior_preservation_leaves_the_instance_images():
+    both = make_step((3, 900, 40, 50))
+    step = both.select([0, 1])
+    prior = (both.model_pred[2:] - both.target[2:]).square().mean()
+    variables = variables_of(both) | {"model_pred": step.model_pred, "target": step.target, "prior_loss": prior}
+    variables["args"] = SimpleNamespace(prior_loss_weight=0.5)
+    own = read_back(step, variables, ddpm(), pictures=both.pixel_values)
+    assert len(own) == 2
+    assert_same(own, step)
+    assert own.other_loss.item() == pytest.approx(0.5 * prior.item())
+    assert own.other_loss.requires_grad  # a base weighting of the preset rebuilds the loss from its parts
+
+
+def test_an_annotation_of_another_batch_is_refused():
+    step = make_step((3, 900))
+    with pytest.raises(CheckError, match="is of 2 images, the annotation of 1"):
+        read_back(step, variables_of(step), ddpm(), annotation=annotation_of(step.select([0])))
+
+
+def test_weights_of_snr_and_of_flow():
+    step = make_step((3, 900))
+    weights = torch.tensor([0.5, 2.0])
+    assert read_back(step, variables_of(step, mse_loss_weights=weights), ddpm()).base_weights.tolist() == [0.5, 2.0]
+    column = weights[:, None, None, None]
+    assert read_back(step, variables_of(step, weighting=column), ddpm()).base_weights.tolist() == [0.5, 2.0]
+    assert read_back(step, variables_of(step, weighting=None), ddpm()).base_weights is None
+    one = step.select([0])  # an error of one image times the weights of two, as DreamBooth's SDXL script computes it
+    assert read_back(one, variables_of(one, mse_loss_weights=weights), ddpm()).base_weights.tolist() == [1.25]
+
+
+def test_the_noise_that_was_added_is_read_where_the_script_perturbs_it():
+    step = make_step((3, 900))
+    variables = variables_of(step, new_noise=step.noise)
+    variables["noise"] = step.noise + 1
+    assert torch.equal(read_back(step, variables, ddpm()).noise, step.noise)
+    variables = variables_of(step)
+    variables |= {"noise": step.noise + 1, "args": SimpleNamespace(dream_training=True)}
+    assert torch.equal(read_back(step, variables, ddpm()).noise, step.target)
+
+
+def edm_step():
+    scheduler = EDMEulerScheduler()
+    base = make_step((0, 0))
+    timesteps = scheduler.timesteps[[100, 800]]
+    sigmas = scheduler.sigmas[[100, 800]]
+    noisy = scheduler.add_noise(base.latents, base.noise, timesteps)
+    return scheduler, replace(
+        base, timesteps=timesteps, sigmas=sigmas, noisy_latents=noisy, target=base.latents, base_loss=None
+    )
+
+
+def test_a_preconditioned_output_is_recognised_by_its_target():
+    scheduler, step = edm_step()
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert schedule.prediction_type == "epsilon"
+    assert prediction_type_of(step, schedule) == "sample"
+    schedule.prediction_type = "sample"
+    assert max(estimate_errors(schedule, step)) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", [flow(), ddpm(), ddpm("v_prediction")])
+@pytest.mark.parametrize("timesteps", [(1, 2), (300, 700), (998, 999)])
+def test_what_the_scheduler_declares_stays_where_the_target_agrees(scheduler, timesteps):
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    step = make_step(timesteps, scheduler=scheduler)
+    assert prediction_type_of(step, schedule) == schedule.prediction_type
+    assert prediction_type_of(replace(step, target=step.latents), schedule) == "sample"
+    perturbed = replace(step, target=step.target + 0.1 * torch.randn_like(step.target))
+    assert prediction_type_of(perturbed, schedule) == schedule.prediction_type
+
+
+def test_batches():
+    placed = annotation_of(make_step((3,)))
+    assert annotation_in({KEY: placed}) is placed
+    with pytest.raises(DataError, match="reversed"):
+        annotation_in({KEY: DataError("reversed")})
+    with pytest.raises(DataError, match="did not come through"):
+        annotation_in({})
+    assert pictures_of({"images": torch.zeros(1, 3, 2, 2)}).shape == (1, 3, 2, 2)
+    assert pictures_of({"pixel_values": [1]}) is None
+    assert Scope({"data": {KEY: placed}, "x": 3}).batch[KEY] is placed
+    assert Scope({"x": 3}).batch == {}

@@ -1,0 +1,121 @@
+"""One recorded step gives the same loss whichever trainer it comes from: the same numbers, to 1e-6.
+
+The record is made here: what a loop has at hand, with the random draws that lead to it. It goes through the library
+form, through our own trainer's step, and through the attachment under the names of diffusers' scripts; kohya's way is
+in test_attach_kohya.py with the same record.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from make_step import ddpm, people_mask, tiny_vae
+from safetensors.torch import load_file, save_file
+
+from mldm_plugin import DiffusionStep, LossStack
+from mldm_plugin.attach.annotation import KEY, Annotation
+from mldm_plugin.attach.attachment import Attachment
+from mldm_plugin.attach.flags import Settings
+from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.training import controlnet
+from mldm_plugin.training.objective import PluginObjective
+
+PRESET = """
+combine: convex
+checks: {picture: warn}
+losses:
+  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: vgg, weights: random}
+  face: {weight: 0.3, max_timestep: 999, form: spatial, network: vggface2_resnet50, weights: random}
+"""
+BOXES = torch.tensor([[4.0, 4.0, 20.0, 24.0], [18.0, 2.0, 30.0, 16.0]])
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """The step on disk, drawn as a training loop draws it: noise, then timesteps."""
+    torch.manual_seed(SEED)
+    vae, scheduler = tiny_vae(), ddpm()
+    pixel_values = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = (vae.encode(pixel_values).latent_dist.mode() * vae.config.scaling_factor).contiguous()
+    torch.manual_seed(SEED)
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(0, 1000, (2,))
+    step = {
+        "pixel_values": pixel_values,
+        "person_mask": people_mask(2),
+        "latents": latents,
+        "noise": noise,
+        "timesteps": timesteps,
+        "noisy_latents": scheduler.add_noise(latents, noise, timesteps),
+        "model_pred": noise + 0.2 * torch.randn_like(noise),
+    }
+    path = tmp_path_factory.mktemp("record") / "step.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in step.items()}, path)
+    (path.parent / "preset.yaml").write_text(PRESET, encoding="utf-8")
+    return path
+
+
+def load(record):
+    step = load_file(record)
+    step["model_pred"].requires_grad_()
+    return step
+
+
+def loss_and_gradient(loss, model_pred):
+    (gradient,) = torch.autograd.grad(loss, model_pred)
+    return loss.item(), gradient
+
+
+@pytest.fixture(scope="module")
+def expected(record):
+    """By the library form."""
+    step = load(record)
+    stack = LossStack.from_preset(record.parent / "preset.yaml", vae=tiny_vae(), noise_scheduler=ddpm())
+    own = DiffusionStep(**step, target=step["noise"], face_boxes=[BOXES, BOXES])
+    return loss_and_gradient(stack(own).loss, step["model_pred"])
+
+
+def check(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert (found[1] - expected[1]).norm() <= 1e-6 * expected[1].norm()
+
+
+def test_our_own_trainer(record, expected, monkeypatch):
+    step = load(record)
+    stack = LossStack.from_preset(record.parent / "preset.yaml", vae=tiny_vae(), noise_scheduler=ddpm())
+    posterior = SimpleNamespace(sample=lambda: step["latents"] / 0.5)
+    vae = SimpleNamespace(
+        encode=lambda pixels: SimpleNamespace(latent_dist=posterior), config=SimpleNamespace(scaling_factor=0.5)
+    )
+    networks = SimpleNamespace(vae=vae, noise_scheduler=ddpm())
+    run = SimpleNamespace(networks=networks, dtype=torch.float32, objective=PluginObjective(stack))
+    monkeypatch.setattr(controlnet, "predict", lambda *_: step["model_pred"])
+    batch = {"pixel_values": step["pixel_values"], "person_mask": step["person_mask"]}
+    torch.manual_seed(SEED)
+    outcome = controlnet.diffusion_loss(run, {**batch, "face_boxes": FaceBoxes([BOXES, BOXES])})
+    check(loss_and_gradient(outcome.loss, step["model_pred"]), expected)
+
+
+@pytest.mark.parametrize("names", [("latents", "noisy_latents"), ("model_input", "noisy_model_input")])
+def test_attached_to_a_diffusers_script(record, expected, tmp_path, names):
+    step = load(record)
+    attachment = Attachment(Settings(("mldm",), str(record.parent / "preset.yaml"), panel_steps=0))
+    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), ())
+    variables = {
+        "batch": {"pixel_values": step["pixel_values"], KEY: annotation},
+        names[0]: step["latents"],
+        names[1]: step["noisy_latents"],
+        "noise": step["noise"],
+        "timesteps": step["timesteps"],
+        "model_pred": step["model_pred"],
+        "target": step["noise"],
+        "vae": tiny_vae(),
+        "noise_scheduler": ddpm(),
+        "args": SimpleNamespace(output_dir=str(tmp_path)),
+        "accelerator": SimpleNamespace(is_main_process=True, sync_gradients=False),
+    }
+    plain = torch.nn.functional.mse_loss(step["model_pred"], step["noise"])
+    check(loss_and_gradient(attachment.loss(plain, variables), step["model_pred"]), expected)
+    assert variables == {}  # nothing is kept alive
