@@ -43,14 +43,14 @@ def test_masks_and_boxes_come_in_the_batchs_order_and_frame():
     assert placed.person_mask.shape == (2, 1, 32, 48)
     assert torch.equal(placed.person_mask[1], placed.person_mask[0].flip(-1))
     assert [b.tolist() for b in placed.face_boxes] == [[[2, 4, 10, 12]], [[38, 4, 46, 12]]]
-    assert placed.unmasked == ()
+    assert placed.masked == (True, True)
 
 
 def test_a_picture_without_mask_is_nobodys_and_named():
     examples = [example("a.png"), example("b.png", mask=False, boxes=())]
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert not placed.person_mask[1].any()
-    assert placed.unmasked == ("b.png",)
+    assert placed.masked == (True, False)
 
 
 def test_columns_that_the_data_do_not_have_stay_none():
@@ -58,7 +58,7 @@ def test_columns_that_the_data_do_not_have_stay_none():
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert placed.person_mask is None
     assert placed.face_boxes is None
-    assert placed.unmasked == ()
+    assert placed.masked == (False,)
 
 
 def test_class_pictures_after_the_instance_pictures_need_no_annotation():
@@ -123,7 +123,7 @@ def test_a_side_folder_is_searched_by_file_name(tmp_path):
     placed = annotate(examples, batch_of(examples), stored_of)
     assert placed.person_mask.flatten(1).any(1).tolist() == [True, True, False]
     assert [len(b) for b in placed.face_boxes] == [0, 1, 0]
-    assert placed.unmasked == ("x/c.png",)
+    assert placed.masked == (True, True, False)
 
 
 def test_a_side_folder_without_boxes_offers_none(tmp_path):
@@ -153,7 +153,8 @@ def test_a_side_folder_that_cannot_be_used(tmp_path):
 
 
 def seen(names, unmasked=()):
-    return Annotation(tuple(names), torch.zeros(len(names), 1, 2, 2), None, tuple(unmasked))
+    n = len(names)
+    return Annotation(tuple(names), torch.zeros(n, 1, 2, 2), None, tuple(name not in unmasked for name in names))
 
 
 def test_coverage_is_reported_once_after_one_pass(capsys):
@@ -168,21 +169,45 @@ def test_coverage_is_reported_once_after_one_pass(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_coverage_of_none_stops_at_the_end_of_a_pass_or_after_many():
+def test_a_script_that_repeats_its_pictures_is_given_time():
+    coverage = Coverage(by_stem=True)
+    for _ in range(20):
+        coverage.add(seen(["a", "b", "a"], ["a", "b"]))
+    coverage.add(seen(["c"]))  # the one that has a mask
+    coverage.conclude()
+    coverage = Coverage(by_stem=True)
+    coverage.add(seen(["a"] * 100, ["a"]))
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        coverage.add(seen(["a"], ["a"]))
+
+
+def test_coverage_of_none_is_warned_about_and_stops_in_the_end(capsys):
+    many = [str(i) for i in range(500)]
+    coverage = Coverage(by_stem=True)
+    coverage.add(seen(many[:50], many))
+    coverage.add(seen(many[50:99], many))
+    assert capsys.readouterr().err.count("none of the first 50 pictures has a mask") == 1
+    with pytest.raises(DataError, match="none of the 500 pictures"):
+        coverage.add(seen(many[99:], many))
     coverage = Coverage()
     coverage.add(seen(["a"], ["a"]))
-    with pytest.raises(DataError, match="none of the first 1 pictures"):
-        coverage.add(seen(["a"], ["a"]))
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        coverage.conclude()
+
+
+def test_pictures_read_from_memory_are_not_taken_for_each_other(capsys):
     coverage = Coverage()
-    many = [str(i) for i in range(50)]
-    with pytest.raises(DataError, match="none of the first 50 pictures"):
-        coverage.add(seen(many, many))
+    for _ in range(3):
+        coverage.add(seen(["", ""], [""]))
+    coverage.add(seen(["named"]))
+    assert capsys.readouterr().err == ""
+    coverage.conclude()
+    assert "6 of 7 pictures have no mask" in capsys.readouterr().err
 
 
 def test_two_pictures_that_would_share_a_mask_of_the_side_folder():
     coverage = Coverage(by_stem=True)
-    coverage.add(seen(["x/1.jpg"]))
-    coverage.add(seen(["x/1.jpg"]))
+    coverage.add(seen(["x/1.jpg", "x/1.jpg"]))
     with pytest.raises(DataError, match="would share the mask"):
         coverage.add(seen(["y/1.jpg"]))
 

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 from diffusers_scripts import EXAMPLES, needs_examples
 
-from mldm_plugin.attach.codemod import ScriptError, diff, splice
+from mldm_plugin.attach.codemod import splice
+from mldm_plugin.attach.edits import ScriptError, diff
 from mldm_plugin.cli import main
 
 SCRIPT = '''"""A loop."""

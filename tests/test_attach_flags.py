@@ -1,9 +1,11 @@
 """The plugin's flags: taken off the command line, and what is refused."""
 
 import pytest
+from click.testing import CliRunner
 
 from mldm_plugin.attach.flags import PANEL_STEPS, take
 from mldm_plugin.attach.launcher import main
+from mldm_plugin.cli import main as cli
 from mldm_plugin.errors import MldmError, PresetError
 
 
@@ -20,8 +22,8 @@ def test_ours_are_taken_and_the_rest_stays_in_order():
 
 
 def test_abbreviations_are_the_scripts():
-    settings, rest = take(["--pre", "x", "--preset", "p"])
-    assert rest == ["--pre", "x"]
+    settings, rest = take(["--pre", "x", "--help", "--preset", "p"])
+    assert rest == ["--pre", "x", "--help"]
     assert settings.loss_plugin == ("mldm",)
     assert settings.preset == "p"
 
@@ -50,9 +52,19 @@ def test_a_flag_of_the_scripts_own_is_left_alone_or_named():
         take(["--preset", "x"], 'parser.add_argument("--preset")')
 
 
+def test_mldm_run_hands_everything_to_the_launcher(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("raise SystemExit(3)\n", encoding="utf-8")
+    result = CliRunner().invoke(cli, ["run", str(script), "--help", "--loss-plugin", "mldm"])
+    assert result.exit_code == 1
+    assert "expected one call of accelerator.backward" in result.output
+    assert CliRunner().invoke(cli, ["run", "--help"]).exit_code == 0
+
+
 def test_the_launcher_without_arguments_or_script(capsys, tmp_path):
     assert main([]) == 1
     assert main(["--help"]) == 0
+    assert main(["-h"]) == 0
     assert "--mldm-mask-dir" in capsys.readouterr().out
     assert main([str(tmp_path / "none.py"), "--loss-plugin", "mldm"]) == 1
     assert "cannot be read" in capsys.readouterr().err

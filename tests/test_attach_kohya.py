@@ -10,7 +10,6 @@ import pickle
 import random
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,21 +18,18 @@ import pytest
 import torch
 from kohya_scripts import AUGMENTED, SCRIPTS, SD_SCRIPTS, needs_sd_scripts
 from kohya_scripts import run as run_kohya
-from make_step import flow, make_step
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_people import SCENES, face_pixels, person_pixels, second_person_pixels, write_class_pictures, write_dreambooth
 
 from mldm_plugin.attach import kohya, kohya_loop, kohya_masks
 from mldm_plugin.attach.annotation import KEY, SideFolder
-from mldm_plugin.attach.codemod import ScriptError
+from mldm_plugin.attach.edits import ScriptError
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.attach.scope import Scope
 from mldm_plugin.decode import LatentDecoder
-from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.errors import DataError
 from mldm_plugin.schedule import stable_diffusion_snr
-from mldm_plugin.step import DiffusionStep
 
 HELPERS = Path(__file__).parent / "scripts"
 STAND_INS = HELPERS / "kohya"
@@ -95,61 +91,6 @@ def test_other_indexing_loses_the_frame_and_names_it(coordinates, key):
 def test_other_operations_have_no_frame(coordinates, change):
     result = frame_of(change(coordinates))
     assert result is None or result.lost or change is np.flipud
-
-
-# Weights
-
-
-def step_with(loss_of, scope=None):
-    pred = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    plain = make_step((50, 200, 700))
-    target = plain.target
-    fields = {name: getattr(plain, name) for name in ("latents", "noise", "noisy_latents", "timesteps")}
-    assert target.shape == pred.shape
-    step = DiffusionStep(**fields, model_pred=pred, target=target, base_loss=loss_of(pred, target))
-    return kohya_loop.weighted(step, Scope(scope or {}))
-
-
-WEIGHTS = torch.tensor([0.5, 2.0, 3.0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_read_off_the_gradient(dtype):
-    def loss_of(pred, target):
-        error = (pred.to(dtype).float() - target) ** 2
-        return (error.mean(dim=(1, 2, 3)) * WEIGHTS).mean()
-
-    torch.testing.assert_close(step_with(loss_of).base_weights, WEIGHTS, rtol=1e-2, atol=1e-4)
-
-
-def test_reading_weights_leaves_the_graph_and_the_gradients_alone():
-    step = step_with(lambda pred, target: ((pred - target) ** 2).mean())
-    assert step.model_pred.grad is None
-    step.base_loss.backward()
-    expected = 2 * (step.model_pred - step.target) / step.model_pred.numel()
-    torch.testing.assert_close(step.model_pred.grad, expected.detach())
-
-
-@pytest.mark.parametrize(
-    ("loss_of", "scope", "said"),
-    [
-        (lambda p, t: torch.nn.functional.smooth_l1_loss(p, t, beta=0.1), {"loss_type": "huber"}, "--loss_type huber"),
-        (lambda p, t: (p - t).abs().mean(), {"loss_type": "l1"}, "--loss_type l1"),
-        (lambda p, t: ((p - t) ** 2 * (torch.arange(8) > 3)).mean(), {"masked_loss": True}, "--masked_loss"),
-    ],
-    ids=["huber", "l1", "masked"],
-)
-def test_a_loss_that_is_no_weighted_squared_error_is_refused(loss_of, scope, said):
-    with pytest.raises(CheckError, match=said):
-        step_with(loss_of, {"args": SimpleNamespace(**scope)})
-
-
-def test_a_flow_towards_the_picture_is_turned_and_nothing_else():
-    plain = make_step((50, 200, 700), scheduler=flow())
-    towards = replace(plain, model_pred=-plain.model_pred, target=plain.latents - plain.noise)
-    torch.testing.assert_close(kohya_loop.turned(towards).target, plain.target)
-    assert torch.equal(kohya_loop.turned(towards).model_pred, plain.model_pred)
-    assert kohya_loop.turned(plain) is plain
 
 
 def test_what_a_validation_step_shows_is_not_kept():
@@ -432,9 +373,8 @@ def _alphas_cumprod():
 
 
 def test_a_subclass_that_imports_its_loop_trains_from_cached_latents_in_a_worker(ground, tmp_path):
-    done, _, steps = run_stand_in(
-        ground, tmp_path / "out", "flow_train_network.py", "--cache_latents", "--workers", "1", "--spawn"
-    )
+    flags = ("flow_train_network.py", "--cache_latents", "--workers", "1")
+    done, _, steps = run_stand_in(ground, tmp_path / "out", *flags)
     check_run(done, steps, tmp_path / "out", lambda s: 1 + s["sigmas"].flatten())
 
 

@@ -9,7 +9,16 @@ from diffusers import EDMEulerScheduler, FluxPipeline
 from make_step import ddpm, flow, make_step
 
 from mldm_plugin.attach.annotation import KEY, Annotation
-from mldm_plugin.attach.scope import Scope, annotation_in, pictures_of, prediction_type_of, read, unpack
+from mldm_plugin.attach.scope import (
+    Scope,
+    annotation_in,
+    is_turned,
+    pictures_of,
+    prediction_type_of,
+    read,
+    turned,
+    unpack,
+)
 from mldm_plugin.checks import estimate_errors
 from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import CheckError, DataError
@@ -22,7 +31,7 @@ FLUX = {"latents": "pixel_latents", "noise": "noise", "noisy_latents": "noisy_mo
 
 def annotation_of(step):
     n = len(step)
-    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), ())
+    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), (True,) * n)
 
 
 def variables_of(step, names=SD, **more):
@@ -31,11 +40,12 @@ def variables_of(step, names=SD, **more):
     return {**own, "timesteps": step.timesteps, "target": step.target, "args": SimpleNamespace(), **more}
 
 
-def read_back(step, variables, scheduler, pictures="own", annotation="own"):
+def read_back(step, variables, scheduler, pictures="own", annotation="own", loss=None):
     schedule = NoiseSchedule.from_scheduler(scheduler)
     pictures = step.pixel_values if pictures == "own" else pictures
     annotation = annotation_of(step) if annotation == "own" else annotation
-    return read(step.model_pred.mean(), Scope(variables), annotation, pictures, schedule)
+    given = step.model_pred.mean() if loss is None else loss
+    return read(given, Scope(variables), annotation, pictures, schedule, apart=loss is not None)
 
 
 def assert_same(one, other, fields=("latents", "noise", "noisy_latents", "model_pred", "target", "timesteps")):
@@ -110,12 +120,13 @@ def test_prior_preservation_leaves_the_instance_images():
     both = make_step((3, 900, 40, 50))
     step = both.select([0, 1])
     prior = (both.model_pred[2:] - both.target[2:]).square().mean()
-    variables = variables_of(both) | {"model_pred": step.model_pred, "target": step.target, "prior_loss": prior}
-    variables["args"] = SimpleNamespace(prior_loss_weight=0.5)
-    own = read_back(step, variables, ddpm(), pictures=both.pixel_values)
+    variables = variables_of(both) | {"model_pred": step.model_pred, "target": step.target}
+    loss = torch.nn.functional.mse_loss(step.model_pred, step.target) + 0.5 * prior
+    own = read_back(step, variables, ddpm(), pictures=both.pixel_values, loss=loss)
     assert len(own) == 2
     assert_same(own, step)
-    assert own.other_loss.item() == pytest.approx(0.5 * prior.item())
+    assert own.base_weights.tolist() == pytest.approx([1.0, 1.0])
+    assert own.other_loss.item() == pytest.approx(0.5 * prior.item(), rel=1e-5)
     assert own.other_loss.requires_grad  # a base weighting of the preset rebuilds the loss from its parts
 
 
@@ -125,15 +136,53 @@ def test_an_annotation_of_another_batch_is_refused():
         read_back(step, variables_of(step), ddpm(), annotation=annotation_of(step.select([0])))
 
 
-def test_weights_of_snr_and_of_flow():
+def test_weights_are_those_of_the_scripts_loss_whatever_it_calls_them():
     step = make_step((3, 900))
-    weights = torch.tensor([0.5, 2.0])
-    assert read_back(step, variables_of(step, mse_loss_weights=weights), ddpm()).base_weights.tolist() == [0.5, 2.0]
-    column = weights[:, None, None, None]
-    assert read_back(step, variables_of(step, weighting=column), ddpm()).base_weights.tolist() == [0.5, 2.0]
-    assert read_back(step, variables_of(step, weighting=None), ddpm()).base_weights is None
+    error = (step.model_pred - step.target).square().flatten(1).mean(1)
+    own = read_back(step, variables_of(step), ddpm(), loss=(error * torch.tensor([0.5, 2.0])).mean())
+    assert own.base_weights.tolist() == pytest.approx([0.5, 2.0])
     one = step.select([0])  # an error of one image times the weights of two, as DreamBooth's SDXL script computes it
-    assert read_back(one, variables_of(one, mse_loss_weights=weights), ddpm()).base_weights.tolist() == [1.25]
+    variables = variables_of(one, model_pred=step.model_pred[:1])
+    loss = ((variables["model_pred"] - one.target).square().mean() * torch.tensor([0.5, 2.0])).mean()
+    assert read_back(one, variables, ddpm(), loss=loss).base_weights.tolist() == pytest.approx([1.25])
+
+
+def test_weights_of_packed_latents():
+    step = make_step((300, 700), scheduler=flow(), channels=16)
+    n, c, h, w = step.latents.shape
+    variables = {name: FluxPipeline._pack_latents(getattr(step, field), n, c, h, w) for field, name in FLUX.items()} | {
+        "timesteps": step.timesteps,
+        "args": None,
+    }
+    error = variables["noise_pred"] - (variables["noise"] - variables["pixel_latents"])
+    loss = (error.square().flatten(1).mean(1) * torch.tensor([0.5, 2.0])).mean()
+    assert read_back(step, variables, flow(), loss=loss).base_weights.tolist() == pytest.approx([0.5, 2.0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "args", "said"),
+    [
+        (lambda p, t: torch.nn.functional.smooth_l1_loss(p, t, beta=0.1), {"loss_type": "huber"}, "--loss_type huber"),
+        (lambda p, t: (p - t).abs().mean(), {"loss_type": "l1"}, "--loss_type l1"),
+        (lambda p, t: ((p - t) ** 2 * (torch.arange(8) > 3)).mean(), {"masked_loss": True}, "--masked_loss"),
+        (lambda p, t: (p - t).abs().mean(), {}, "is not known. Use the library form"),
+    ],
+    ids=["huber", "l1", "masked", "unknown"],
+)
+def test_a_loss_that_is_no_weighted_squared_error_is_refused_with_its_flag(loss_of, args, said):
+    step = make_step((3, 900))
+    loss = loss_of(step.model_pred, step.target)
+    with pytest.raises(CheckError, match=said):
+        read_back(step, variables_of(step, args=SimpleNamespace(**args)), ddpm(), loss=loss)
+
+
+def test_a_flow_towards_the_picture_is_turned_and_nothing_else():
+    plain = make_step((50, 200, 700), scheduler=flow())
+    towards = replace(plain, model_pred=-plain.model_pred, target=plain.latents - plain.noise)
+    assert is_turned(towards)
+    assert not is_turned(plain)
+    torch.testing.assert_close(turned(towards).target, plain.target)
+    assert torch.equal(turned(towards).model_pred, plain.model_pred)
 
 
 def test_the_noise_that_was_added_is_read_where_the_script_perturbs_it():

@@ -157,6 +157,20 @@ def test_by_accelerate_launch_with_accumulation(run, tmp_path):
     assert [r["loss"] for r in records] == pytest.approx(means, rel=1e-5)
 
 
+def test_two_processes_agree_although_their_gates_differ(run, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d")
+    launcher += ("--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin")
+    gates = ["--set", "losses.masked_lpips.max_timestep=500", "--set", "losses.face.max_timestep=500"]
+    done, _, _ = run(COLUMNS, "--center_crop", "--max_train_steps", "4", *gates, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Start-up proof") == 1
+    one, other = (load_file(tmp_path / "out" / f"weights-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(one[k], other[k]) for k in one if k.startswith("unet"))
+    records = [json.loads(line) for line in (tmp_path / "out" / "mldm" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    assert sorted({r["masked_lpips_gated"] for r in records}) != [4]  # of two images in each process
+
+
 def test_the_patched_copy_runs_by_itself(run, ground, tmp_path):
     copy = tmp_path / "columns.py"
     copy.write_text(COLUMNS.read_text(encoding="utf-8"), encoding="utf-8")
@@ -240,7 +254,7 @@ def test_no_mask_at_all_stops_the_run(run, ground, tmp_path):
     done, weights, _ = run(COLUMNS, *flags, "--max_train_steps", "5")
     assert done.returncode == 1
     assert not weights
-    assert "none of the first 8 pictures has a mask" in done.stderr
+    assert "none of the 8 pictures that came by has a mask" in done.stderr
 
 
 def test_a_data_set_without_the_columns_stops_in_the_first_step(run, ground, tmp_path):

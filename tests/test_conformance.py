@@ -102,7 +102,7 @@ def test_our_own_trainer(record, expected, monkeypatch):
 def test_attached_to_a_diffusers_script(record, expected, tmp_path, names):
     step = load(record)
     attachment = Attachment(Settings(("mldm",), str(record.parent / "preset.yaml"), panel_steps=0))
-    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), ())
+    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), (True, True))
     variables = {
         "batch": {"pixel_values": step["pixel_values"], KEY: annotation},
         names[0]: step["latents"],

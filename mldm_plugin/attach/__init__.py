@@ -1,8 +1,14 @@
 """Other people's training scripts, unedited: `accelerate launch -m mldm_plugin train_x.py … --loss-plugin mldm`.
 
 The functions here are what a spliced script calls. One process runs one script, so there is one attachment in it.
-The way of a step: `collate` puts masks and boxes into the script's batch, `loss` reads the step out of the loop's
-variables, hands it to a `LossStack` and gives its loss back to `accelerator.backward`.
+
+    launcher       takes our flags off the command line (flags), splices the script (codemod, kohya; edits), runs it
+    ledger         while the script loads pictures, keeps a frame with each: where it was cut (frame)
+    annotation     `collate`: masks and boxes into the batch, in the pictures' frames, compared with them (placement)
+    attachment     `loss`: the step out of the loop's variables (scope, names, host_loss), through a `LossStack`, and
+                   its loss back to `accelerator.backward`; says what was seen (coverage) and writes it down (records)
+    kohya_loop, kohya_masks     the same for sd-scripts, whose step and pictures are spread over methods
+    by_frame       for a loop in an imported module: watched instead of spliced
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from mldm_plugin.errors import DataError
 
 KEY = "mldm"  # of the annotation in the script's batch
 # Under what name the scripts keep an example's training picture; the class pictures of prior preservation come after.
-PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "image", "images")
+PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "instance_image", "image", "images")
 IN_BATCH = ("pixel_values", "edited_pixel_values", "images", "image")
 _UPRIGHT = (0, 1)
 CHECKED_BATCHES = 8  # in each process that loads data; reading pictures twice costs as much again. Chosen.
@@ -38,10 +38,10 @@ class Annotation:
     """The annotation of a batch, of its first len(self) pictures.
 
     Args:
-        names: of the pictures.
+        names: the files of the pictures; empty where one was read from memory.
         person_mask: (N, 1, H, W) uint8 labels in the frame of the pictures; None if there are no masks at all.
         face_boxes: of each picture (K, 4); None if there are no boxes at all.
-        unmasked: names of the pictures without a mask.
+        masked: whether each picture has a mask on record.
         placements: how well pictures agree with their sources, where that was looked at.
         pictures: (N, 3, H, W) uint8, where the batch itself holds their latents alone.
     """
@@ -49,7 +49,7 @@ class Annotation:
     names: tuple[str, ...]
     person_mask: Tensor | None
     face_boxes: FaceBoxes | None
-    unmasked: tuple[str, ...]
+    masked: tuple[bool, ...]
     placements: tuple[Placement, ...] = ()
     pictures: Tensor | None = None
 
@@ -157,7 +157,7 @@ def annotate(
         names=tuple(p.name for p in found),
         person_mask=torch.stack([p.mask for p in found]) if has_masks else None,
         face_boxes=FaceBoxes([p.boxes for p in found]) if has_boxes else None,
-        unmasked=tuple(p.name for p in found if not p.has_mask) if has_masks else (),
+        masked=tuple(p.masked for p in found),
         placements=tuple(p.placement for p in found if p.placement is not None),
     )
 
@@ -182,7 +182,7 @@ class _Placed:
     name: str
     mask: Tensor
     boxes: Tensor
-    has_mask: bool
+    masked: bool
     placement: Placement | None
 
 
@@ -197,13 +197,14 @@ def _place(
 ) -> _Placed:
     """The annotation of `picture`, which the batch has as `row` at `place`."""
     frame = frame_of(picture)
-    name = frame.source if frame is not None and frame.source else f"picture {place[1]} of a batch"
+    source = frame.source if frame is not None else ""
+    name = source or f"picture {place[1]} of a batch"
     _check_is_row(picture, row, place[0], name)
     stored = stored_of(example, frame, name)
     mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
     annotated = bool(mask.any()) or len(boxes) > 0
     placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
-    return _Placed(name, mask, boxes, stored.mask is not None, placement)
+    return _Placed(source, mask, boxes, stored.mask is not None, placement)
 
 
 def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:

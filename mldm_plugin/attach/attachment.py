@@ -21,10 +21,12 @@ from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,
+    is_turned,
     pictures_of,
     prediction_type_of,
     read,
     tolerance_of,
+    turned,
 )
 from mldm_plugin.checks import estimate_errors
 from mldm_plugin.decode import LatentDecoder
@@ -92,6 +94,7 @@ class Attachment:
         self._placements: tuple[Placement, ...] = ()
         self._notes = kohya_loop.Notes()
         self._kohya = False
+        self._turned = False
         ledger.install()
 
     def collate(self, collate: Callable[[Any], Any] | None = None) -> Collate | kohya_masks.KohyaCollate:
@@ -188,14 +191,14 @@ class Attachment:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
         if annotation is not None:
             self._placements = annotation.placements
-            if not self._kohya:  # whose pictures are all known beforehand, see kohya_masks
+            if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
                 self._coverage.add(annotation)
-        step = read(loss, scope, annotation, pictures, stack.schedule)
+        mixes = bool(stack.terms) or stack.base_weighting is not None
+        step = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
         if not self.steps:
+            self._turned = is_turned(step)
             stack.schedule.prediction_type = prediction_type_of(step, stack.schedule)
-        if not self._kohya:
-            return step
-        return kohya_loop.turned(kohya_loop.weighted(step, scope) if stack.terms else step)
+        return turned(step) if self._turned else step
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
         """The annotation and the pictures of this step; none if no loss looks at people or faces."""
@@ -204,11 +207,6 @@ class Attachment:
             return self._cached.annotation, self._cached.pixel_values
         if KEY not in scope.batch and not any(t.needs & {"person_mask", "face_boxes"} for t in stack.terms):
             return None, pictures_of(scope.get("batch") or {})
-        if stack.terms and scope.option("cache_latents") and not self._kohya:
-            raise DataError(
-                "the script keeps latents in a way that cannot be followed, so whose picture belongs to which is not "
-                "known: leave --cache_latents out."
-            )
         annotation = annotation_in(scope.batch)
         self._check_offered(annotation, stack)
         return annotation, pictures_of(scope.batch) if annotation.pictures is None else annotation.pictures
@@ -229,6 +227,12 @@ class Attachment:
                 )
 
     def _build(self, scope: Scope) -> LossStack:
+        unseen = scope.option("cache_latents") and self._cached is None and not self._kohya
+        if unseen and any(settings.weight > 0 for settings in self.preset.losses.values()):
+            raise DataError(
+                "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
+                "known: leave --cache_latents out."
+            )
         vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
         scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
         mean, std = scope.get("latents_mean"), scope.get("latents_std")

@@ -8,16 +8,19 @@ from mldm_plugin import proof
 from mldm_plugin.attach.annotation import Annotation
 from mldm_plugin.errors import DataError
 
-# So many different pictures in a row without any mask are no accident. Chosen.
-_PATIENCE = 50
+# Chosen: so many different pictures without any mask are worth a warning, and so many are no accident.
+_WORRYING, _HOPELESS = 50, 500
+# No new picture among so many means that all have come by, though a script may repeat them in each pass. Chosen.
+_ROUND = 100
 _NAMED = 5
 
 
 class Coverage:
-    """Counts pictures by name. After one pass over the data, says how many had no mask, and which.
+    """Counts pictures by name. When all have come by, says how many had no mask, and which.
 
     Args:
-        by_stem: masks are found by the pictures' file names, so no two may have the same.
+        by_stem: masks are found by the pictures' file names, so no two may have the same; and the script may repeat a
+            picture before all have come by.
 
     Raises:
         DataError: not one of them had a mask, or two pictures share one.
@@ -27,25 +30,35 @@ class Coverage:
         self._by_stem = by_stem
         self._seen: dict[str, bool] = {}
         self._owners: dict[str, str] = {}
+        self._nameless = 0
+        self._without_news = 0
+        self._warned = False
         self._reported = False
 
     def add(self, annotation: Annotation) -> None:
         """The pictures of one step."""
-        if self._by_stem:
-            for name in annotation.names:
-                owner = self._owners.setdefault(Path(name).stem, name)
-                if owner != name:
-                    raise DataError(
-                        f"{owner} and {name} would share the mask {Path(name).stem}.png: rename one of them."
-                    )
         if self._reported or annotation.person_mask is None:
             return
-        unmasked = set(annotation.unmasked)
-        again = any(name in self._seen for name in annotation.names)
-        for name in annotation.names:
-            self._seen[name] = name not in unmasked
-        if again or (len(self._seen) >= _PATIENCE and not any(self._seen.values())):
+        for name, masked in zip(annotation.names, annotation.masked, strict=True):
+            self._add(name, masked)
+        none_yet = not any(self._seen.values())
+        if none_yet and len(self._seen) >= _WORRYING and not self._warned:
+            self._warned = True
+            proof.announce(f"warning: none of the first {len(self._seen)} pictures has a mask.")
+        whole_pass = self._without_news >= (max(_ROUND, len(self._seen)) if self._by_stem else 1)
+        if whole_pass or (none_yet and len(self._seen) >= _HOPELESS):
             self.conclude()
+
+    def _add(self, name: str, masked: bool) -> None:
+        if not name:  # read from memory, so not known again
+            self._nameless += 1
+            name = f"picture {self._nameless} of those without a file name"
+        elif self._by_stem and self._owners.setdefault(Path(name).stem, name) != name:
+            raise DataError(
+                f"{self._owners[Path(name).stem]} and {name} would share the mask {Path(name).stem}.png: rename one."
+            )
+        self._without_news = self._without_news + 1 if name in self._seen else 0
+        self._seen[name] = masked
 
     def conclude(self) -> None:
         """Report on what has been seen so far; later calls do nothing."""
@@ -55,8 +68,8 @@ class Coverage:
         without = [name for name, has in self._seen.items() if not has]
         if len(without) == len(self._seen):
             raise DataError(
-                f"none of the first {len(without)} pictures has a mask, among them {without[0]}: masks are found by "
-                "the picture's file name, NAME.png for NAME.jpg, or in the mask column of the data set."
+                f"none of the {len(without)} pictures that came by has a mask, among them {without[0]}: masks are "
+                "found by the picture's file name, NAME.png for NAME.jpg, or in the mask column of the data set."
             )
         if without:
             names = ", ".join(Path(name).name for name in without[:_NAMED])

@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="accelerate launch -m mldm_plugin SCRIPT [the script's flags] --loss-plugin mldm [--preset NAME] …",
         description="Run a training script, unedited, with the losses of a preset.",
         allow_abbrev=False,
+        add_help=False,  # --help after the script's name is the script's
     )
     for name, options in FLAGS.items():
         parser.add_argument(name, *([SPELLINGS[name]] if name in SPELLINGS else []), **options)

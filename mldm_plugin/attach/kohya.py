@@ -19,18 +19,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from mldm_plugin.attach.codemod import (
-    _WAY_OUT,
+from mldm_plugin.attach.edits import (
     NAME,
+    WAY_OUT,
     Insertion,
     ScriptError,
-    _apply,
-    _around,
-    _calls,
-    _check_names,
-    _import,
-    _insert,
-    _owner,
+    apply,
+    around,
+    calls_of,
+    check_names,
+    import_ours,
+    insert,
+    owner_of,
 )
 from mldm_plugin.attach.script import read_script
 
@@ -60,11 +60,11 @@ def splice(text: str, script: Path) -> dict[Path, str]:
         where = "there is none" if not found else "there are " + ", ".join(f"{p}:{c.lineno}" for p, c in found)
         raise ScriptError(
             f"{script}: expected one call of accelerator.backward(loss) in it and the modules beside it that it "
-            f"imports; {where}. {_WAY_OUT}"
+            f"imports; {where}. {WAY_OUT}"
         )
-    _check_names(ast.Module([node for tree in trees.values() for node in tree.body], []), str(script))
+    check_names(ast.Module([node for tree in trees.values() for node in tree.body], []), str(script))
     edits = {path: _edits(tree, str(path)) for path, tree in trees.items()}
-    return {path: _apply(texts[path], e) for path, e in edits.items() if e}
+    return {path: apply(texts[path], e) for path, e in edits.items() if e}
 
 
 def install(texts: Mapping[Path, str]) -> None:
@@ -130,27 +130,27 @@ def _imports(node: ast.AST) -> list[str]:
 
 
 def _backward(tree: ast.Module) -> list[ast.Call]:
-    return [c for c in _calls(tree, "backward") if "accelerator" in _owner(c) and len(c.args) == 1]
+    return [c for c in calls_of(tree, "backward") if "accelerator" in owner_of(c) and len(c.args) == 1]
 
 
 def _edits(tree: ast.Module, path: str) -> list[Insertion]:
     """All edits of one file; none if it has nothing to do with a training step."""
-    edits = [e for call in _backward(tree) for e in _around(call.args[0], "loss")]
+    edits = [e for call in _backward(tree) for e in around(call.args[0], "loss")]
     for function in _followed(tree):
         for value in _returned(function, path):
             edits += _note(value)
     if not edits:
         return []
     for factor in _factors(tree):
-        edits += _around(factor, "factor", variables=False)
+        edits += around(factor, "factor", variables=False)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "DataLoader":
             for keyword in call.keywords:
                 if keyword.arg == "collate_fn":
-                    edits += _around(keyword.value, "collate", variables=False)
+                    edits += around(keyword.value, "collate", variables=False)
     if any(isinstance(node, ast.Name) and node.id == NAME for node in ast.walk(tree)):
         raise ScriptError(f"{path} has a variable {NAME!r}: it is patched already, run it as it is, or rename that.")
-    return [_import(tree, path), *edits]
+    return [import_ours(tree, path), *edits]
 
 
 def _followed(tree: ast.Module) -> Iterator[ast.FunctionDef]:
@@ -177,14 +177,14 @@ def _returned(function: ast.FunctionDef, path: str) -> list[ast.expr]:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
             left += ast.iter_child_nodes(node)  # type: ignore[arg-type]
     if not found and not any(isinstance(n, ast.Raise) for n in ast.walk(function)):
-        raise ScriptError(f"{path}: line {function.lineno}, {function.name} returns nothing. {_WAY_OUT}")
+        raise ScriptError(f"{path}: line {function.lineno}, {function.name} returns nothing. {WAY_OUT}")
     return found
 
 
 def _note(value: ast.expr) -> list[Insertion]:
     """`a, b` → `mldm.note((a, b), locals())`"""
-    before = _insert(value.lineno, value.col_offset, f"{NAME}.note((")
-    return [before, _insert(value.end_lineno, value.end_col_offset, "), locals())")]
+    before = insert(value.lineno, value.col_offset, f"{NAME}.note((")
+    return [before, insert(value.end_lineno, value.end_col_offset, "), locals())")]
 
 
 def _factors(tree: ast.Module) -> Iterator[ast.expr]:

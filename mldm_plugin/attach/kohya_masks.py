@@ -266,7 +266,7 @@ def _annotation(
     stacked = torch.stack([p.detach() for p in pictures]).float() if cached else example["images"]
     annotation = annotate(examples, {"images": stacked}, folder, check=check)  # type: ignore[arg-type]
     held = ((stacked + 1) * 127.5).round().to(torch.uint8) if cached else None
-    return replace(annotation, unmasked=(), pictures=held)  # which have none, `_compare` has said
+    return replace(annotation, pictures=held)
 
 
 def _rows(dataset: Any, index: int) -> list[Any]:

@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
-import mldm_plugin.attach as attach
+from mldm_plugin import attach
 from mldm_plugin.attach import by_frame, kohya
 from mldm_plugin.attach.codemod import splice
 from mldm_plugin.attach.flags import build_parser, take
@@ -40,7 +40,9 @@ def run(script: Path, flags: Sequence[str]) -> int:
     """
     text = read_script(script)
     settings, rest = take(flags, text)
-    spliced = text if settings.by_frame else _splice(text, script)
+    texts = {} if settings.by_frame else splice_all(text, script)
+    spliced = texts.pop(script, text)
+    kohya.install(texts)
     attachment = attach.start(settings)
     if settings.by_frame:
         by_frame.install(attachment)
@@ -52,14 +54,13 @@ def run(script: Path, flags: Sequence[str]) -> int:
     return status
 
 
-def _splice(text: str, script: Path) -> str:
-    """The script with our calls in it; modules beside it that need them too are given them at their import."""
-    if not kohya.is_script(text):
-        return splice(text, str(script))
-    beside = kohya.splice(text, script)
-    spliced = beside.pop(script, text)
-    kohya.install(beside)
-    return spliced
+def splice_all(text: str, script: Path) -> dict[Path, str]:
+    """The script, and those modules beside it that need them too, with our calls in them.
+
+    Raises:
+        MldmError: the script's layout is not one that can be followed.
+    """
+    return kohya.splice(text, script) if kohya.is_script(text) else {script: splice(text, str(script))}
 
 
 def _execute(text: str, script: Path) -> int:

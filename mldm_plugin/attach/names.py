@@ -15,4 +15,3 @@ NAMES: dict[str, tuple[str, ...]] = {
     "noise": ("new_noise", "noise"),
 }
 TARGETS = ("target", "flow_target")
-WEIGHTS = ("mse_loss_weights", "weighting", "weighing")

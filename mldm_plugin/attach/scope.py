@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mldm_plugin.attach.annotation import IN_BATCH, KEY, Annotation
-from mldm_plugin.attach.names import NAMES, TARGETS, WEIGHTS
+from mldm_plugin.attach.host_loss import gradient_at, take_apart
+from mldm_plugin.attach.names import NAMES, TARGETS
 from mldm_plugin.checks import ESTIMATE_TOLERANCE, estimate_errors
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.schedule import NoiseSchedule
@@ -59,8 +61,8 @@ class Scope:
         """What the step was read from, to be said when a check has failed."""
         found = [next((n for n in names if self.get(n) is not None), "") for names in (*NAMES.values(), TARGETS)]
         return (
-            f"The step was read from the script's variables {', '.join(filter(None, found))}; if they are something else "
-            "there, or its loss is another one, use the library form (docs/attach.md)."
+            f"The step was read from the script's variables {', '.join(filter(None, found))}; if they are something "
+            "else there, or its loss is another one, use the library form (docs/attach.md)."
         )
 
     def option(self, name: str, default: Any = None) -> Any:
@@ -82,6 +84,8 @@ def read(
     annotation: Annotation | None,
     pixel_values: Tensor | None,
     schedule: NoiseSchedule,
+    *,
+    apart: bool = True,
 ) -> DiffusionStep:
     """The step that ends in `loss`, whose images are those of `annotation`.
 
@@ -91,9 +95,10 @@ def read(
         annotation: of the pictures in the batch, or None if there is none.
         pixel_values: the pictures (at least N rows), or None if only their latents are known.
         schedule: the script's.
+        apart: whether to read the weights of the images off the loss; not needed where nothing is mixed.
 
     Raises:
-        CheckError: a variable is missing, or has a shape that is not understood.
+        CheckError: a variable is missing, or has a shape that is not understood; or the loss is not one.
     """
     pred = _unpacked(scope.need("model_pred"), pixel_values)
     n = len(pred)  # the instance images; those of prior preservation have been chunked off
@@ -108,6 +113,7 @@ def read(
     if target is None:
         alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps, sigmas))
         target = schedule.target(tensors["latents"].float(), tensors["noise"].float(), alpha, sigma)
+    target = _unpacked(target, pixel_values)[:n]
     if scope.option("dream_training"):  # DREAM has moved noisy latents and target by the same noise
         tensors["noise"] = target
     device = pred.device
@@ -115,10 +121,9 @@ def read(
         **tensors,
         timesteps=timesteps.to(device),
         model_pred=pred,
-        target=_unpacked(target, pixel_values)[:n],
+        target=target,
         base_loss=loss,
-        other_loss=_prior(scope),
-        base_weights=_weights(scope, n),
+        **_parts(loss, scope, pred, target, pixel_values) if apart else {},
         sigmas=sigmas,
         pixel_values=None if pixel_values is None else pixel_values[:n].to(device),
         **_placed(annotation, device),
@@ -137,6 +142,16 @@ def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str:
     error, _ = estimate_errors(schedule, step)
     schedule.prediction_type = declared
     return "sample" if error < _EXACT * declared_error else declared
+
+
+def is_turned(step: DiffusionStep) -> bool:
+    """Whether the target is z₀ − ε, the flow from noise to picture (Lumina): the other sign of what schedules know."""
+    return torch.equal(step.target, step.latents - step.noise)
+
+
+def turned(step: DiffusionStep) -> DiffusionStep:
+    """The same step with the signs of output and target turned; squared errors stay."""
+    return replace(step, model_pred=-step.model_pred, target=-step.target)
 
 
 def tolerance_of(scope: Scope) -> float:
@@ -196,25 +211,25 @@ def _rows(values: Tensor, n: int) -> Tensor:
     return values.expand(n) if len(values) == 1 else values[:n]
 
 
+def _parts(loss: Tensor, scope: Scope, pred: Tensor, target: Tensor, pixel_values: Tensor | None) -> dict[str, Any]:
+    """The script's own weights of the images, and what else is in its loss."""
+    gradient = _unpacked(gradient_at(scope.need("model_pred"), loss), pixel_values)
+    parts = take_apart(loss, gradient, pred, target, _why(scope))
+    return {"base_weights": parts.weights, "other_loss": parts.rest}
+
+
+def _why(scope: Scope) -> str:
+    """Flags of the script that are known to make its loss something else."""
+    reasons = []
+    if (kind := scope.option("loss_type", "l2")) != "l2":
+        reasons.append(f"--loss_type {kind}: train with --loss_type l2")
+    if scope.option("masked_loss") or scope.batch.get("alpha_masks") is not None:
+        reasons.append("--masked_loss or --alpha_mask: leave them out, the plugin has masks of its own")
+    return ", because of " + " and ".join(reasons) if reasons else ""
+
+
 def _placed(annotation: Annotation | None, device: torch.device) -> dict[str, Any]:
     if annotation is None:
         return {}
     mask = annotation.person_mask
     return {"person_mask": None if mask is None else mask.to(device), "face_boxes": annotation.face_boxes}
-
-
-def _prior(scope: Scope) -> Tensor | None:
-    """The share of prior preservation in the loss."""
-    prior = scope.get("prior_loss")
-    return None if prior is None else scope.option("prior_loss_weight", 1.0) * prior
-
-
-def _weights(scope: Scope, n: int) -> Tensor | None:
-    """The script's own factor on each image's squared error."""
-    weights = scope.get(*WEIGHTS)
-    if not isinstance(weights, Tensor):
-        return None
-    weights = weights.detach().float().reshape(-1)
-    if n == 1 and len(weights) > 1:  # one error times all weights, then the mean
-        return weights.mean().reshape(1)
-    return weights[:n]

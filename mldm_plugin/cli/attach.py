@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mldm_plugin.errors import MldmError
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
@@ -30,15 +32,22 @@ def run(ctx: click.Context, script: Path, flags: tuple[str, ...]) -> None:
 @click.option("--write", is_flag=True, help="Write it beside SCRIPT, as SCRIPT_mldm.py, which runs by itself.")
 def patch(script: Path, write: bool) -> None:
     """Show what is changed in SCRIPT to train it with our losses, as a unified diff."""
-    from mldm_plugin.attach.codemod import diff, splice
+    from mldm_plugin.attach.edits import diff
+    from mldm_plugin.attach.launcher import splice_all
     from mldm_plugin.attach.script import read_script
     from mldm_plugin.cli.new_file import write_new
 
     text = read_script(script)
-    spliced = splice(text, str(script))
-    if write:
-        copy = script.with_name(f"{script.stem}_mldm.py")
-        write_new(copy, spliced)
-        click.echo(f"wrote {copy}; start it as the script, with --loss-plugin mldm beside its own flags")
-    else:
-        click.echo(diff(text, spliced, str(script)), nl=False)
+    texts = splice_all(text, script)
+    if not write:
+        for path, spliced in texts.items():
+            click.echo(diff(read_script(path), spliced, str(path)), nl=False)
+        return
+    if list(texts) != [script]:
+        others = ", ".join(str(path) for path in texts if path != script)
+        raise MldmError(
+            f"the loop of {script} lies in {others} as well, so no copy of it can run by itself: use mldm run."
+        )
+    copy = script.with_name(f"{script.stem}_mldm.py")
+    write_new(copy, texts[script])
+    click.echo(f"wrote {copy}; start it as the script, with --loss-plugin mldm beside its own flags")

@@ -122,7 +122,9 @@ def main(args):
     # The state of the generators at the end: a plugin that draws from them changes it.
     state |= {"torch": torch.rand(4), "python": torch.tensor([random.random()])}
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    save_file(state, Path(args.output_dir) / "weights.safetensors")
+    name = f"weights-{accelerator.process_index}" if accelerator.num_processes > 1 else "weights"
+    save_file(state, Path(args.output_dir) / f"{name}.safetensors")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
