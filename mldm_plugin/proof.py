@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -144,13 +144,14 @@ def _check_picture(stack: LossStack, step: DiffusionStep) -> str | None:
     """The clean latents must be those of the pictures, and decode to something that resembles them."""
     if step.pixel_values is None or stack.decoder is None or not stack.decoder.can_encode:
         return None
-    latents = step.latents[:_PICTURES].float()
-    pictures = step.pixel_values[:_PICTURES].to(latents)
+    step = step.select(range(min(_PICTURES, len(step))))
+    latents = step.latents.float()
+    pictures: Any = step.pixel_values
+    pictures = pictures.to(latents)
     with torch.no_grad():
-        decoded = stack.decode(replace(step, pred_latents=step.latents.float())).pred_images[:_PICTURES]
+        decoded = stack.decode(replace(step, pred_latents=latents)).pred_images
         encoded = stack.decoder.encode(pictures)
-    stack.decoder.forget_encoder()
-    error = ((encoded - latents).square().mean() / latents.square().mean()).sqrt().item()
+    error = _distance(encoded, latents)
     likeness = min(_correlation(d.clamp(-1, 1), p) for d, p in zip(decoded, pictures, strict=True))
     if error <= _LATENT_TOLERANCE and likeness >= _LEAST_LIKENESS:
         distance = (decoded.clamp(-1, 1) - pictures).abs().mean().item()
@@ -159,12 +160,38 @@ def _check_picture(stack: LossStack, step: DiffusionStep) -> str | None:
     text = (
         f"decode(clean latents) does not resemble the picture (correlation {likeness:.2f}, expected at least "
         f"{_LEAST_LIKENESS:g}) or the latents are not encode(picture) (relative error {error:.2f}, expected at most "
-        f"{_LATENT_TOLERANCE:g}; they are {factor:.3g} times as large): wrong VAE, wrong scaling_factor, or pictures "
-        "that are not RGB in [-1, 1]."
+        f"{_LATENT_TOLERANCE:g}; they are {factor:.3g} times as large): wrong VAE, wrong scaling_factor or shift, or "
+        "pictures that are not RGB in [-1, 1]."
     )
     if stack.picture_check == "stop":
         raise CheckError(text + " For a VAE with random weights, set checks.picture: warn in the preset.")
     return "warning: " + text
+
+
+def check_encoding(stack: LossStack, step: DiffusionStep) -> None:
+    """The clean latents of a later step must be those of its pictures, too.
+
+    A loop may turn pictures over on the way, or read cached latents in another order than its pictures.
+
+    Raises:
+        CheckError: they are not.
+    """
+    if step.pixel_values is None or stack.decoder is None or not stack.decoder.can_encode:
+        return
+    pictures, latents = step.pixel_values[:_PICTURES].float(), step.latents[:_PICTURES].float()
+    with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+        error = _distance(stack.decoder.encode(pictures.to(latents.device)), latents)
+    if error > _LATENT_TOLERANCE:
+        raise CheckError(
+            f"the clean latents are not those of the step's pictures (relative error {error:.2f}, expected at most "
+            f"{_LATENT_TOLERANCE:g}), though those of the first step were: pictures or latents are changed, or mixed "
+            "up, inside the loop, so masks would lie elsewhere."
+        )
+
+
+def _distance(encoded: Tensor, latents: Tensor) -> float:
+    """Root mean square difference relative to the latents."""
+    return ((encoded - latents).square().mean() / latents.square().mean()).sqrt().item()
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

@@ -231,9 +231,15 @@ class LossStack:
             checks.check_estimate(self.schedule, step, self.estimate_tolerance)
             if step.base_loss is not None and (self.terms or self.base_weighting is not None):
                 checks.check_base_loss(step.base_loss, self._host_error(step), step.other_loss)
-            self._checks_left -= bool(not self.terms or any(gates.values()))
         if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
             self.prove(step)
+        if self._checks_left:
+            rows = sorted({r for t in self.terms if "pred_images" in t.needs for r in gates[t.name]})
+            if rows and self.picture_check == "stop":
+                proof.check_encoding(self, step.select(rows))
+            self._checks_left -= bool(not self.terms or any(gates.values()))
+            if not self._checks_left and self.decoder is not None:
+                self.decoder.forget_encoder()
 
     def _base_loss(self, step: DiffusionStep) -> Tensor:
         if step.base_loss is not None and self.base_weighting is None:

@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate, Columns, SideFolder, annotate
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder, annotate
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.placement import check_placement
+from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
 
-COLUMNS = Columns("mask", "face_boxes")
+COLUMNS = ExampleColumns("mask", "face_boxes")
 
 
 def example(path="a.png", flip=False, mask=True, boxes=((2, 4, 10, 12),)):
@@ -32,6 +33,13 @@ def example(path="a.png", flip=False, mask=True, boxes=((2, 4, 10, 12),)):
     return row
 
 
+def turned_mask():
+    """A mask that the script has mirrored itself: of the right size, and wrong."""
+    mask = Image.new("L", (48, 32), 1)
+    mask.info["mldm_frame"] = Frame("m.png", (48, 32), (48, 32), (-1.0, 0, 48, 0, 1, 0))
+    return mask
+
+
 def batch_of(examples):
     return {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
 
@@ -43,14 +51,14 @@ def test_masks_and_boxes_come_in_the_batchs_order_and_frame():
     assert placed.person_mask.shape == (2, 1, 32, 48)
     assert torch.equal(placed.person_mask[1], placed.person_mask[0].flip(-1))
     assert [b.tolist() for b in placed.face_boxes] == [[[2, 4, 10, 12]], [[38, 4, 46, 12]]]
-    assert placed.masked == (True, True)
+    assert placed.on_record == (True, True)
 
 
 def test_a_picture_without_mask_is_nobodys_and_named():
     examples = [example("a.png"), example("b.png", mask=False, boxes=())]
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert not placed.person_mask[1].any()
-    assert placed.masked == (True, False)
+    assert placed.on_record == (True, False)
 
 
 def test_columns_that_the_data_do_not_have_stay_none():
@@ -58,7 +66,7 @@ def test_columns_that_the_data_do_not_have_stay_none():
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert placed.person_mask is None
     assert placed.face_boxes is None
-    assert placed.masked == (False,)
+    assert placed.on_record == (False,)
 
 
 def test_class_pictures_after_the_instance_pictures_need_no_annotation():
@@ -78,6 +86,7 @@ def test_class_pictures_after_the_instance_pictures_need_no_annotation():
         (lambda e, b: e.__setitem__(0, 5), "are not dictionaries"),
         (lambda e, b: e[0].update(mask=Image.new("L", (9, 9))), "is 9x9, its picture a.png is 48x32"),
         (lambda e, b: e[0].update(mask=Image.new("RGB", (48, 32))), "picture of mode RGB"),
+        (lambda e, b: e[0].update(mask=turned_mask()), "moved twice"),
         (lambda e, b: e[0].update(mask="a_mask.png"), "holds str, expected a label picture"),
         (lambda e, b: e[0].update(face_boxes=[[5, 5, 2, 9]]), "reversed"),
         (lambda e, b: e[0].update(face_boxes=[[100, 100, 120, 120]]), "outside the picture"),
@@ -101,10 +110,14 @@ def test_a_turned_picture_with_annotation_is_ambiguous():
 
 def test_faults_wait_in_the_batch_for_their_turn():
     collate = Collate(batch_of, COLUMNS)
-    assert isinstance(collate([example()])[KEY], Annotation)
-    assert "reversed" in str(collate([example(boxes=[(5, 5, 2, 9)])])[KEY])
+    placed, fault = (collate([e])[KEY] for e in (example(), example(boxes=[(5, 5, 2, 9)])))
+    assert isinstance(placed, Annotation)
+    assert "reversed" in fault.message
+    assert placed.to("cuda") is placed  # loops that move all that their batch holds
+    assert fault.to("cuda") is fault
     with pytest.raises(DataError, match="is a Tensor"):
         Collate(lambda examples: torch.zeros(1), COLUMNS)([example()])
+    assert Collate(lambda examples: 3, COLUMNS, strict=False)([example()]) == 3
 
 
 def side_folder(folder, masks=("a",), boxes=("a",)):
@@ -123,7 +136,7 @@ def test_a_side_folder_is_searched_by_file_name(tmp_path):
     placed = annotate(examples, batch_of(examples), stored_of)
     assert placed.person_mask.flatten(1).any(1).tolist() == [True, True, False]
     assert [len(b) for b in placed.face_boxes] == [0, 1, 0]
-    assert placed.masked == (True, True, False)
+    assert placed.on_record == (True, True, False)
 
 
 def test_a_side_folder_without_boxes_offers_none(tmp_path):
@@ -161,8 +174,9 @@ def test_coverage_is_reported_once_after_one_pass(capsys):
     coverage = Coverage()
     coverage.add(seen(["a", "b"], ["b"]))
     coverage.add(seen(["c"]))
-    assert capsys.readouterr().err == ""
     coverage.add(seen(["b"], ["b"]))
+    assert capsys.readouterr().err == ""
+    coverage.add(seen(["b", "a"] * 50, ["b"]))
     assert "1 of 3 pictures have no mask" in capsys.readouterr().err
     coverage.add(seen(["d"], ["d"]))
     coverage.conclude()
@@ -203,6 +217,21 @@ def test_pictures_read_from_memory_are_not_taken_for_each_other(capsys):
     assert capsys.readouterr().err == ""
     coverage.conclude()
     assert "6 of 7 pictures have no mask" in capsys.readouterr().err
+
+
+def test_boxes_alone_are_covered_too():
+    coverage = Coverage(by_stem=True)
+    boxes = FaceBoxes([torch.zeros(0, 4)])
+    coverage.add(Annotation(("a",), None, boxes, (False,)))
+    with pytest.raises(DataError, match="none of the 1 pictures that came by has a face boxes"):
+        coverage.conclude()
+
+
+def test_one_process_of_several_only_warns(capsys):
+    coverage = Coverage(alone=False)
+    coverage.add(seen(["a"], ["a"]))
+    coverage.conclude()
+    assert "warning: none of the 1 pictures" in capsys.readouterr().err
 
 
 def test_two_pictures_that_would_share_a_mask_of_the_side_folder():

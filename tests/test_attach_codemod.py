@@ -56,6 +56,10 @@ def test_three_edits_each_on_its_own_line():
 def test_torchs_own_collate_function_is_wrapped_where_the_script_gives_none():
     script = SCRIPT.replace(", batch_size=2, collate_fn=collate_fn", ", batch_size=2")
     assert "DataLoader(dataset, collate_fn=mldm.collate(), batch_size=2)" in splice(script, "s.py")
+    script = script.replace("dataset, batch_size=2", "dataset, 2, True")
+    assert "DataLoader(dataset, 2, True, collate_fn=mldm.collate())" in splice(script, "s.py")
+    script = script.replace("dataset, 2, True", "dataset, 2, True, None, None, 0, stack, True")
+    assert "DataLoader(dataset, 2, True, None, None, 0, mldm.collate(stack), True)" in splice(script, "s.py")
     script = SCRIPT.replace("DataLoader(dataset, batch_size=2, collate_fn=collate_fn", "DataLoader(dataset=dataset")
     assert "DataLoader(dataset=dataset, collate_fn=mldm.collate())" in splice(script, "s.py")
 
@@ -92,6 +96,8 @@ def test_an_accelerator_that_is_an_attribute():
     [
         ("accelerator.backward(loss)", "loss.backward()", "there is none"),
         ("accelerator.backward(loss)", "accelerator.backward(loss); accelerator.backward(loss)", "line 19, line 19"),
+        ("accelerator.backward", "my_accelerator.backward", "there is none"),
+        ("DataLoader(dataset,", "DataLoader(dataset, **more,", "is there a collate_fn?"),
         ("DataLoader(dataset,", "make_loader(dataset,", "one train_dataloader = DataLoader"),
         ("enumerate(train_dataloader)", "enumerate(batches)", "is in no loop over a data loader"),
         ("model_pred", "answer", "found none for model_pred ("),

@@ -50,6 +50,9 @@ def test_a_flag_of_the_scripts_own_is_left_alone_or_named():
     assert rest == ["--presets", "x"]
     with pytest.raises(MldmError, match="a flag --preset of its own"):
         take(["--preset", "x"], 'parser.add_argument("--preset")')
+    with pytest.raises(MldmError, match="a flag --preset of its own"):
+        take(["--preset", "x"], "parser.add_argument('--preset')")
+    assert take(["--loss-plugin", "mldm", "--reset"])[1] == ["--reset"]
 
 
 def test_mldm_run_hands_everything_to_the_launcher(tmp_path):

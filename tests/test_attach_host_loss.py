@@ -96,3 +96,23 @@ def test_no_error_at_all_has_no_weights():
     _, pred, _ = step()
     found = apart(F.mse_loss(pred, pred.detach()), pred, pred.detach())
     assert found.weights.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_one_image_of_another_form_is_not_hidden_by_a_heavy_one():
+    _, pred, target = step(2)
+    square = (pred - target).square()
+    loss = (1e4 * square[0].mean() + (square[1] * torch.linspace(0, 1, 8)).mean()) / 2
+    with pytest.raises(CheckError, match="is not the squared error of each image"):
+        apart(loss, pred, target)
+
+
+def test_weights_that_overflow_half_precision():
+    _, pred, target = step(dtype=torch.float16)
+    found = apart(1e5 * F.mse_loss(pred.float(), target.float()), pred, target)
+    torch.testing.assert_close(found.weights, torch.full((3,), 1e5), rtol=2e-2, atol=0)
+
+
+def test_a_loss_that_is_not_finite_gives_finite_weights():
+    _, pred, target = step()
+    found = apart(F.mse_loss(pred, target) * float("nan"), pred, target)
+    assert found.weights.tolist() == [0.0, 0.0, 0.0]

@@ -1,5 +1,6 @@
 """Steps read out of loop variables, as diffusers' scripts call them."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from diffusers import EDMEulerScheduler, FluxPipeline
 from make_step import ddpm, flow, make_step
 
-from mldm_plugin.attach.annotation import KEY, Annotation
+from mldm_plugin.attach.annotation import KEY, Annotation, Fault
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,
@@ -216,7 +217,7 @@ def test_a_preconditioned_output_is_recognised_by_its_target():
 
 
 @pytest.mark.parametrize("scheduler", [flow(), ddpm(), ddpm("v_prediction")])
-@pytest.mark.parametrize("timesteps", [(1, 2), (300, 700), (998, 999)])
+@pytest.mark.parametrize("timesteps", [(100, 300), (300, 700), (900, 999)])
 def test_what_the_scheduler_declares_stays_where_the_target_agrees(scheduler, timesteps):
     schedule = NoiseSchedule.from_scheduler(scheduler)
     step = make_step(timesteps, scheduler=scheduler)
@@ -226,14 +227,27 @@ def test_what_the_scheduler_declares_stays_where_the_target_agrees(scheduler, ti
     assert prediction_type_of(perturbed, schedule) == schedule.prediction_type
 
 
+def test_the_prediction_type_is_not_told_from_pure_noise():
+    schedule = NoiseSchedule.from_scheduler(flow())
+    assert prediction_type_of(make_step((1000,), scheduler=flow()), schedule) is None
+
+
 def test_batches():
     placed = annotation_of(make_step((3,)))
     assert annotation_in({KEY: placed}) is placed
     with pytest.raises(DataError, match="reversed"):
-        annotation_in({KEY: DataError("reversed")})
+        annotation_in({KEY: Fault("reversed")})
     with pytest.raises(DataError, match="did not come through"):
         annotation_in({})
     assert pictures_of({"images": torch.zeros(1, 3, 2, 2)}).shape == (1, 3, 2, 2)
     assert pictures_of({"pixel_values": [1]}) is None
     assert Scope({"data": {KEY: placed}, "x": 3}).batch[KEY] is placed
     assert Scope({"x": 3}).batch == {}
+    with pytest.raises(CheckError, match="several variables of the training loop are batches"):
+        _ = Scope({"one": {KEY: placed}, "other": {KEY: placed}}).batch
+
+
+def test_variables_may_be_global_in_the_script(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "args", SimpleNamespace(output_dir="here"), raising=False)
+    assert Scope({"x": 3}).option("output_dir") == "here"
+    assert Scope({"args": SimpleNamespace(output_dir="there")}).option("output_dir") == "there"

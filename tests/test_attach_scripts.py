@@ -251,7 +251,7 @@ def test_pictures_without_a_mask_are_counted_and_named(run, ground, tmp_path):
 
 def test_no_mask_at_all_stops_the_run(run, ground, tmp_path):
     flags = edit_people(ground, tmp_path, lambda i, row: {**row, "mask_file_name": None})
-    done, weights, _ = run(COLUMNS, *flags, "--max_train_steps", "5")
+    done, weights, _ = run(COLUMNS, *flags, "--max_train_steps", "70")
     assert done.returncode == 1
     assert not weights
     assert "none of the 8 pictures that came by has a mask" in done.stderr

@@ -11,7 +11,7 @@ from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
 from mldm_plugin.decode import LatentDecoder
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack
+from mldm_plugin.stack import CHECKED_STEPS, LossStack
 from mldm_plugin.term import Term
 
 
@@ -223,7 +223,20 @@ def enlarging(scaling_factor=1.0, check="stop"):
 def test_the_right_vae_passes_and_its_encoder_is_then_forgotten():
     stack = enlarging()
     assert "resembles the picture: mean absolute error 0.000" in stack.prove(picture_step())
+    for _ in range(CHECKED_STEPS):
+        assert stack.decoder.can_encode
+        stack(picture_step())
     assert not stack.decoder.can_encode
+
+
+def test_pictures_that_are_turned_over_in_a_later_step_stop_the_run():
+    stack = enlarging()
+    stack(picture_step())
+    with pytest.raises(CheckError, match="clean latents are not those of the step's pictures"):
+        stack(replace(picture_step(), pixel_values=picture_step().pixel_values.flip(-1)))
+    warned = enlarging(check="warn")
+    warned(picture_step())
+    warned(replace(picture_step(), pixel_values=picture_step().pixel_values.flip(-1)))
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 0.9, 1.1, 1.4])

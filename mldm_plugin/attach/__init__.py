@@ -14,6 +14,7 @@ The functions here are what a spliced script calls. One process runs one script,
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,27 +36,38 @@ def start(settings: Settings | None = None) -> Attachment:
     if _attachment is None:
         from mldm_plugin.attach.attachment import Attachment
 
-        if settings is None:
-            sys.excepthook = _explain
-            settings, sys.argv[1:] = take(sys.argv[1:])
-            _attachment = Attachment(settings)
-            atexit.register(_finish, _attachment)
-        else:
-            _attachment = Attachment(settings)
+        _attachment = _start_alone() if settings is None else Attachment(settings)
     return _attachment
 
 
-def _explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """A patched script that runs by itself tells our errors in a line, as the launcher does."""
-    if isinstance(error, MldmError):
-        sys.stderr.write(f"\nerror: {error}\n")
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _start_alone() -> Attachment:
+    """For a patched script that was started without the launcher, and does itself what that would do."""
+    from mldm_plugin.attach.attachment import Attachment
 
+    failures: list[BaseException] = []
 
-def _finish(attachment: Attachment) -> None:
-    if sys.exc_info()[0] is None and attachment.steps:
-        attachment.finish()
+    def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        failures.append(error)
+        if isinstance(error, MldmError):
+            sys.stderr.write(f"\nerror: {error}\n")  # after a progress bar
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    def finish() -> None:
+        if failures:
+            return
+        try:
+            attachment.finish()
+        except MldmError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+            os._exit(1)  # at exit there is no other way to a status
+
+    sys.excepthook = explain
+    settings, sys.argv[1:] = take(sys.argv[1:])
+    attachment = Attachment(settings)
+    atexit.register(finish)
+    return attachment
 
 
 def collate(collate_fn: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:

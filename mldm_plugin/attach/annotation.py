@@ -13,7 +13,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.frame import Frame, check_frame
+from mldm_plugin.attach import ledger
+from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.attach.placement import Placement, check_placement
 from mldm_plugin.data.annotations import (
@@ -41,7 +42,7 @@ class Annotation:
         names: the files of the pictures; empty where one was read from memory.
         person_mask: (N, 1, H, W) uint8 labels in the frame of the pictures; None if there are no masks at all.
         face_boxes: of each picture (K, 4); None if there are no boxes at all.
-        masked: whether each picture has a mask on record.
+        on_record: whether each picture has a mask, or boxes where there are no masks at all.
         placements: how well pictures agree with their sources, where that was looked at.
         pictures: (N, 3, H, W) uint8, where the batch itself holds their latents alone.
     """
@@ -49,12 +50,26 @@ class Annotation:
     names: tuple[str, ...]
     person_mask: Tensor | None
     face_boxes: FaceBoxes | None
-    masked: tuple[bool, ...]
+    on_record: tuple[bool, ...]
     placements: tuple[Placement, ...] = ()
     pictures: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to(self, *_: Any, **__: Any) -> Annotation:
+        """Itself: loops that move everything in their batch to the device leave it on the CPU."""
+        return self
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Stands in for an annotation that could not be made, until its step comes."""
+
+    message: str
+
+    def to(self, *_: Any, **__: Any) -> Fault:
+        return self
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Stored:
     boxes: Tensor | None
 
 
-class Columns:
+class ExampleColumns:
     """Annotation that the script's data set keeps in columns of its own."""
 
     def __init__(self, mask: str, boxes: str) -> None:
@@ -78,8 +93,11 @@ class Columns:
         labels = None
         if mask is not None:
             cut = frame_of(mask)
-            if cut is not None and cut.size != cut.source_size:
-                raise DataError(f"{name}: the script has cropped the mask itself; leave column {self._mask!r} alone.")
+            if cut is not None and cut.affine != IDENTITY:
+                raise DataError(
+                    f"{name}: the script has cropped or turned the mask itself, and it would be moved twice; leave "
+                    f"column {self._mask!r} as it is stored."
+                )
             labels = _labels(mask, name)
         boxes = example.get(self._boxes)
         return Stored(labels, None if self._boxes not in example else parse_boxes(boxes, name))
@@ -118,8 +136,8 @@ class SideFolder:
         mask = boxes = None
         if path.stem in self._masks:
             mask = _read_labels(self._masks[path.stem])
-        if self._boxes:
-            boxes = _read_boxes(self._boxes[path.stem]) if path.stem in self._boxes else torch.zeros(0, 4)
+        if path.stem in self._boxes:
+            boxes = _read_boxes(self._boxes[path.stem])
         return Stored(mask, boxes)
 
     def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -135,7 +153,7 @@ class SideFolder:
 def annotate(
     examples: Sequence[Any],
     batch: Any,
-    stored_of: Columns | SideFolder,
+    stored_of: ExampleColumns | SideFolder,
     *,
     check: bool = False,
 ) -> Annotation:
@@ -157,7 +175,7 @@ def annotate(
         names=tuple(p.name for p in found),
         person_mask=torch.stack([p.mask for p in found]) if has_masks else None,
         face_boxes=FaceBoxes([p.boxes for p in found]) if has_boxes else None,
-        masked=tuple(p.masked for p in found),
+        on_record=tuple(p.stored.mask is not None if has_masks else p.stored.boxes is not None for p in found),
         placements=tuple(p.placement for p in found if p.placement is not None),
     )
 
@@ -182,7 +200,7 @@ class _Placed:
     name: str
     mask: Tensor
     boxes: Tensor
-    masked: bool
+    stored: Stored
     placement: Placement | None
 
 
@@ -190,7 +208,7 @@ def _place(
     example: Mapping[str, Any],
     picture: Any,
     row: Tensor,
-    stored_of: Columns | SideFolder,
+    stored_of: ExampleColumns | SideFolder,
     place: tuple[str, int],
     *,
     check: bool,
@@ -204,7 +222,7 @@ def _place(
     mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
     annotated = bool(mask.any()) or len(boxes) > 0
     placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
-    return _Placed(source, mask, boxes, stored.mask is not None, placement)
+    return _Placed(source, mask, boxes, stored, placement)
 
 
 def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
@@ -228,16 +246,25 @@ def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str)
     return mask, boxes
 
 
+def pictures_in(batch: Any) -> tuple[str, Tensor] | None:
+    """The training pictures of a batch, (N, 3, H, W), and under what name it has them."""
+    if isinstance(batch, Mapping):
+        for key in IN_BATCH:
+            value = batch.get(key)
+            if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
+                return key, value
+    return None
+
+
 def _pictures_in(batch: Any) -> tuple[str, Tensor]:
+    found = pictures_in(batch)
+    if found is not None:
+        return found
     if not isinstance(batch, Mapping):
         raise DataError(
             f"the script's batch is a {type(batch).__name__}, expected a dictionary with pixel_values; use the library "
             "form (docs/attach.md)."
         )
-    for key in IN_BATCH:
-        value = batch.get(key)
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
-            return key, value
     raise DataError(
         f"no pictures were found in the script's batch, which has {', '.join(map(str, batch))}: expected pixel_values "
         "(N, 3, H, W). The script may have replaced its pictures by latents; use the library form (docs/attach.md)."
@@ -287,19 +314,28 @@ class Collate:
     A fault is kept in the batch instead of being raised, for it may have come up in a worker process.
     """
 
-    def __init__(self, collate: Callable[[Any], Any], stored_of: Columns | SideFolder) -> None:
+    def __init__(
+        self, collate: Callable[[Any], Any], stored_of: ExampleColumns | SideFolder, *, strict: bool = True
+    ) -> None:
         self._collate = collate
+        self._strict = strict
         self._stored_of = stored_of
         self._checks_left = CHECKED_BATCHES
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        ledger.install()  # in a worker process that was not forked
 
     def __call__(self, examples: Any) -> Any:
         batch = self._collate(examples)
         try:
-            placed: Annotation | DataError = annotate(examples, batch, self._stored_of, check=self._checks_left > 0)
+            placed: Annotation | Fault = annotate(examples, batch, self._stored_of, check=self._checks_left > 0)
             self._checks_left -= 1
         except DataError as error:
-            placed = error
+            placed = Fault(str(error))
         if not isinstance(batch, Mapping):
-            raise DataError(str(placed))
+            if self._strict:
+                raise DataError(str(placed.message if isinstance(placed, Fault) else placed))
+            return batch
         batch[KEY] = placed  # type: ignore[index]
         return batch

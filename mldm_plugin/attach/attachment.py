@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mldm_plugin import proof
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate, Columns, SideFolder
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.names import NAMES
@@ -36,6 +37,8 @@ from mldm_plugin.preset import load_preset
 from mldm_plugin.report import LossReport
 from mldm_plugin.stack import LossStack
 from mldm_plugin.step import DiffusionStep
+
+_SAME = 1e-3  # relative; rounding of half precision excepted. Chosen.
 
 
 @dataclass
@@ -80,32 +83,40 @@ class Attachment:
             proof.announce(
                 f"the training: section of preset {settings.preset} is not used; the script has its own flags."
             )
-        self.stored_of: Columns | SideFolder = (
+        self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
             if settings.mask_dir is not None
-            else Columns(settings.mask_column, settings.face_boxes_column)
+            else ExampleColumns(settings.mask_column, settings.face_boxes_column)
         )
         self.steps = 0
-        self._coverage = Coverage(by_stem=settings.mask_dir is not None)
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        self._coverage = Coverage(by_stem=settings.mask_dir is not None, alone=alone)
         self._records: Records | None = None
         self._stack: LossStack | None = None
         self._vae: Any = None
         self._cached: CachedLatents | None = None
         self._placements: tuple[Placement, ...] = ()
+        self._told_placement = False
         self._notes = kohya_loop.Notes()
         self._kohya = False
         self._turned = False
+        self._recognised = False
         ledger.install()
 
-    def collate(self, collate: Callable[[Any], Any] | None = None) -> Collate | kohya_masks.KohyaCollate:
-        """The script's collate function, or torch's own, with masks and boxes added to its batches."""
+    def collate(
+        self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True
+    ) -> Collate | kohya_masks.KohyaCollate:
+        """The script's collate function, or torch's own, with masks and boxes added to its batches.
+
+        `strict` is for a loader that is known to be the training one: its batches must be ones with pictures.
+        """
         if isinstance(collate, Collate):
             return collate
         if collate is not None and kohya_masks.is_collator(collate):
             self._kohya = True
             folder = self.stored_of if isinstance(self.stored_of, SideFolder) else kohya_masks.NoFolder()
             return kohya_masks.KohyaCollate(collate, folder)
-        return Collate(collate or torch.utils.data.default_collate, self.stored_of)
+        return Collate(collate or torch.utils.data.default_collate, self.stored_of, strict=strict)
 
     def note(self, value: Any, variables: dict[str, Any]) -> Any:
         """What a method of kohya's trainer classes returns; its variables are kept for this step's `loss`."""
@@ -120,7 +131,7 @@ class Attachment:
 
     def cache(self, latents: Any, variables: dict[str, Any]) -> Any:
         """A latent distribution that the script is about to keep; the annotation of its batch goes with it."""
-        if isinstance(latents, Tensor):  # nobody can tell when it is read: the first step is refused
+        if not hasattr(latents, "sample"):  # nobody can tell when it is read: the first step is refused
             return latents
         scope = Scope(variables)
         self._vae = self._vae or scope.get("vae")
@@ -166,24 +177,38 @@ class Attachment:
                 "the script has ended, and not one training step came by: its loop does not call accelerator.backward "
                 "where it was expected. Use the library form (docs/attach.md)."
             )
-        if self._stack is not None and self._stack.unproven and self.steps:
+        if self._stack is not None and self._stack.terms and not self._told_placement:
+            proof.announce("warning: no annotated picture could be compared with its source; look at the first panel.")
+        if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
             proof.announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
 
     def _announce(self, step: DiffusionStep, stack: LossStack) -> None:
-        """What the first step has shown, once the checks have passed."""
-        if self.steps:
-            return
-        error, _ = estimate_errors(stack.schedule, step)
-        proof.announce(f"  x̂0 from the target gives the clean latents back: relative error {error:.2g}")
-        if placements := self._placements:
-            distance = sum(p.distance for p in placements) / len(placements)
+        """What the checks of the first step have shown, and the first comparison of pictures with their sources."""
+        if not self.steps:
+            error, _ = estimate_errors(stack.schedule, step)
+            proof.announce(f"  x̂0 from the target gives the clean latents back: relative error {error:.2g}")
+            self._tell_scale(step)
+        if self._placements and not self._told_placement:
+            self._told_placement = True
+            distance = sum(p.distance for p in self._placements) / len(self._placements)
             proof.announce(
-                f"  masks follow the pictures: {len(placements)} compared with their source, mean difference "
+                f"  masks follow the pictures: {len(self._placements)} compared with their source, mean difference "
                 f"{distance:.3f} of 2"
             )
-        elif stack.terms:
-            proof.announce("  no picture of the first step could be compared with its source, or none is annotated")
+
+    @staticmethod
+    def _tell_scale(step: DiffusionStep) -> None:
+        """One factor on all images is no weighting by noise level, but a loss that was divided by hand."""
+        weights = step.base_weights
+        if weights is None or len(weights) < 2:
+            return
+        lowest, highest = weights.min().item(), weights.max().item()
+        if highest - lowest < _SAME * highest and abs(highest - 1) > _SAME:
+            proof.announce(
+                f"  warning: the script's loss is {highest:.4g} times the mean squared error. If it divides its loss "
+                "by hand, the plugin's losses are not divided: accumulate with accelerate, or scale their weights."
+            )
 
     def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> DiffusionStep:
         annotation, pictures = self._annotation(scope, stack)
@@ -197,7 +222,9 @@ class Attachment:
         step = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
         if not self.steps:
             self._turned = is_turned(step)
-            stack.schedule.prediction_type = prediction_type_of(step, stack.schedule)
+        if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:
+            self._recognised = True
+            stack.schedule.prediction_type = kind
         return turned(step) if self._turned else step
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:

@@ -27,9 +27,9 @@ def install(attachment: Attachment) -> None:
         if batch_size is None:  # webdataset's batches are made elsewhere; the first step says that they have no masks
             pass
         elif len(args) < 6:  # collate_fn is the sixth after the data set
-            kwargs["collate_fn"] = attachment.collate(kwargs.get("collate_fn"))
+            kwargs["collate_fn"] = attachment.collate(kwargs.get("collate_fn"), strict=False)
         else:
-            args = (*args[:5], attachment.collate(args[5]), *args[6:])
+            args = (*args[:5], attachment.collate(args[5], strict=False), *args[6:])
         original_init(self, dataset, *args, **kwargs)
 
     Accelerator.backward = backward

@@ -19,13 +19,15 @@ from mldm_plugin.attach.edits import (
     ScriptError,
     apply,
     around,
+    backward_calls,
     calls_of,
     check_names,
     import_ours,
     insert,
     names_in,
-    owner_of,
 )
+
+_COLLATE_FN = 6  # its place among DataLoader's arguments
 
 
 def splice(text: str, path: str) -> str:
@@ -47,14 +49,14 @@ def splice(text: str, path: str) -> str:
     edits = [import_ours(tree, path), *around(backward.args[0], "loss")]
     caching = [c for c in calls_of(tree, "append") if _is_cache(c)]
     for loader in {_loader(_loop(call, parents, path), tree, path) for call in (backward, *caching)}:
-        edits += _collate(loader)
+        edits += _collate(loader, path)
     for call in caching:
         edits += around(call.args[0], "cache")
-    return apply(text, edits)
+    return apply(text, edits, path)
 
 
 def _backward(tree: ast.Module, path: str) -> ast.Call:
-    found = [c for c in calls_of(tree, "backward") if "accelerator" in owner_of(c) and len(c.args) == 1]
+    found = backward_calls(tree)
     if len(found) != 1:
         where = "there is none" if not found else "there are " + ", ".join(f"line {c.lineno}" for c in found)
         raise ScriptError(
@@ -92,11 +94,15 @@ def _loader(loop: ast.For, tree: ast.Module, path: str) -> ast.Call:
     return made[0]
 
 
-def _collate(loader: ast.Call) -> list[Insertion]:
+def _collate(loader: ast.Call, path: str) -> list[Insertion]:
     for keyword in loader.keywords:
+        if keyword.arg is None:
+            raise ScriptError(f"{path}: line {loader.lineno}, DataLoader(**…): is there a collate_fn? {WAY_OUT}")
         if keyword.arg == "collate_fn":
             return around(keyword.value, "collate", variables=False)
-    last = (loader.args or [k.value for k in loader.keywords])[0]
+    if len(loader.args) > _COLLATE_FN:
+        return around(loader.args[_COLLATE_FN], "collate", variables=False)
+    last = loader.args[-1] if loader.args else loader.keywords[0].value
     return [insert(last.end_lineno, last.end_col_offset, f", collate_fn={NAME}.collate()")]
 
 

@@ -1,4 +1,4 @@
-"""Which pictures have come by, and which of them had no mask."""
+"""Which pictures have come by, and which of them had no mask or boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mldm_plugin import proof
 from mldm_plugin.attach.annotation import Annotation
 from mldm_plugin.errors import DataError
 
-# Chosen: so many different pictures without any mask are worth a warning, and so many are no accident.
+# Chosen: so many different pictures with nothing on record are worth a warning, and so many are no accident.
 _WORRYING, _HOPELESS = 50, 500
 # No new picture among so many means that all have come by, though a script may repeat them in each pass. Chosen.
 _ROUND = 100
@@ -16,65 +16,77 @@ _NAMED = 5
 
 
 class Coverage:
-    """Counts pictures by name. When all have come by, says how many had no mask, and which.
+    """Counts pictures by name. When all have come by, says how many had nothing on record, and which.
 
     Args:
-        by_stem: masks are found by the pictures' file names, so no two may have the same; and the script may repeat a
-            picture before all have come by.
+        by_stem: masks and boxes are found by the pictures' file names, so no two may have the same.
+        alone: this process sees all pictures; one of several that share them does not, and so only warns.
 
     Raises:
-        DataError: not one of them had a mask, or two pictures share one.
+        DataError: not one of them had anything on record, or two pictures share it.
     """
 
-    def __init__(self, *, by_stem: bool = False) -> None:
+    def __init__(self, *, by_stem: bool = False, alone: bool = True) -> None:
         self._by_stem = by_stem
+        self._alone = alone
+        self._what = "mask"
         self._seen: dict[str, bool] = {}
         self._owners: dict[str, str] = {}
-        self._nameless = 0
+        self._nameless = [0, 0]  # without a record, with one
         self._without_news = 0
         self._warned = False
         self._reported = False
 
     def add(self, annotation: Annotation) -> None:
         """The pictures of one step."""
-        if self._reported or annotation.person_mask is None:
+        if self._reported or (annotation.person_mask is None and annotation.face_boxes is None):
             return
-        for name, masked in zip(annotation.names, annotation.masked, strict=True):
-            self._add(name, masked)
-        none_yet = not any(self._seen.values())
-        if none_yet and len(self._seen) >= _WORRYING and not self._warned:
+        self._what = "face boxes" if annotation.person_mask is None else "mask"
+        for name, on_record in zip(annotation.names, annotation.on_record, strict=True):
+            self._add(name, on_record)
+        number, none_yet = self._number(), not self._any()
+        if none_yet and number >= _WORRYING and not self._warned:
             self._warned = True
-            proof.announce(f"warning: none of the first {len(self._seen)} pictures has a mask.")
-        whole_pass = self._without_news >= (max(_ROUND, len(self._seen)) if self._by_stem else 1)
-        if whole_pass or (none_yet and len(self._seen) >= _HOPELESS):
+            proof.announce(f"warning: none of the first {number} pictures has a {self._what}.")
+        if self._without_news >= max(_ROUND, len(self._seen)) or (none_yet and number >= _HOPELESS):
             self.conclude()
 
-    def _add(self, name: str, masked: bool) -> None:
+    def _add(self, name: str, on_record: bool) -> None:
         if not name:  # read from memory, so not known again
-            self._nameless += 1
-            name = f"picture {self._nameless} of those without a file name"
-        elif self._by_stem and self._owners.setdefault(Path(name).stem, name) != name:
+            self._nameless[on_record] += 1
+            return
+        if self._by_stem and self._owners.setdefault(Path(name).stem, name) != name:
             raise DataError(
                 f"{self._owners[Path(name).stem]} and {name} would share the mask {Path(name).stem}.png: rename one."
             )
         self._without_news = self._without_news + 1 if name in self._seen else 0
-        self._seen[name] = masked
+        self._seen[name] = on_record
+
+    def _number(self) -> int:
+        return len(self._seen) + sum(self._nameless)
+
+    def _any(self) -> bool:
+        return self._nameless[True] > 0 or any(self._seen.values())
 
     def conclude(self) -> None:
         """Report on what has been seen so far; later calls do nothing."""
-        if self._reported or not self._seen:
+        if self._reported or not self._number():
             return
         self._reported = True
-        without = [name for name, has in self._seen.items() if not has]
-        if len(without) == len(self._seen):
-            raise DataError(
-                f"none of the {len(without)} pictures that came by has a mask, among them {without[0]}: masks are "
-                "found by the picture's file name, NAME.png for NAME.jpg, or in the mask column of the data set."
+        names = [Path(name).name for name, has in self._seen.items() if not has]
+        without = len(names) + self._nameless[False]
+        if not self._any():
+            text = (
+                f"none of the {without} pictures that came by has a {self._what}"
+                f"{f', among them {names[0]}' if names else ''}: they are found by the picture's file name, NAME.png "
+                "and NAME.json for NAME.jpg, or in columns of the data set."
             )
-        if without:
-            names = ", ".join(Path(name).name for name in without[:_NAMED])
-            more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
+            if self._alone:
+                raise DataError(text)
+            proof.announce(f"warning: {text}")
+        elif without:
+            more = f" and {without - _NAMED} more" if without > _NAMED else ""
             proof.announce(
-                f"warning: {len(without)} of {len(self._seen)} pictures have no mask and are trained on with the plain "
-                f"loss alone: {names}{more}."
+                f"warning: {without} of {self._number()} pictures have no {self._what} and are trained on with the "
+                f"plain loss alone: {', '.join(names[:_NAMED])}{more}."
             )

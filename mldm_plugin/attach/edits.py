@@ -12,8 +12,8 @@ from mldm_plugin.errors import MldmError
 
 NAME = "mldm"  # of our module in a script
 WAY_OUT = (
-    "If the loop lies in a module that the script imports, add --mldm-by-frame; for a loop of your own use the library "
-    "form (docs/attach.md)."
+    "If the loop lies in a module that the script imports, or looks different from diffusers' scripts, add "
+    "--mldm-by-frame; for a loop without accelerate use the library form (docs/attach.md)."
 )
 
 
@@ -69,15 +69,30 @@ def insert(line: int | None, column: int | None, text: str) -> Insertion:
     return Insertion(line, column, text)
 
 
-def apply(text: str, edits: Sequence[Insertion]) -> str:
+def apply(text: str, edits: Sequence[Insertion], path: str) -> str:
+    """The text with all insertions made.
+
+    Raises:
+        ScriptError: the result would not be Python.
+    """
     lines = [line.encode() for line in text.split("\n")]
     for edit in sorted(edits, key=lambda e: (e.line, e.column), reverse=True):
         line = lines[edit.line - 1]
         lines[edit.line - 1] = line[: edit.column] + edit.text.encode() + line[edit.column :]
-    return b"\n".join(lines).decode()
+    edited = b"\n".join(lines).decode()
+    try:
+        ast.parse(edited, path)
+    except SyntaxError as error:
+        raise ScriptError(f"{path}: line {error.lineno} cannot be edited ({error.msg}). {WAY_OUT}") from error
+    return edited
 
 
-def calls_of(tree: ast.Module, method: str) -> Iterator[ast.Call]:
+def backward_calls(tree: ast.AST) -> list[ast.Call]:
+    """Every `accelerator.backward(loss)`."""
+    return [c for c in calls_of(tree, "backward") if owner_of(c) == "accelerator" and len(c.args) == 1]
+
+
+def calls_of(tree: ast.AST, method: str) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
             yield node

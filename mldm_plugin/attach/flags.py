@@ -113,14 +113,19 @@ def take(argv: Sequence[str], script: str = "") -> tuple[Settings, list[str]]:
     known, rest = parser.parse_known_args(argv)
     ours = [*FLAGS, *SPELLINGS.values()]
     for option in ours:
-        if f'"{option}"' in script and any(a.split("=")[0] == option for a in argv):
+        if _has(script, option) and any(a.split("=")[0] == option for a in argv):
             raise MldmError(f"the script has a flag {option} of its own: put the plugin's value into a preset file.")
     for flag in (a.split("=")[0] for a in rest if a.startswith("--")):
-        close = difflib.get_close_matches(flag, ours, n=1, cutoff=0.85)
-        if flag.startswith("--mldm") or (close and len(flag) > 6 and f'"{flag}"' not in script):
+        close = difflib.get_close_matches(flag, set(ours) - {"--set", flag}, n=1, cutoff=0.95)
+        if flag.startswith("--mldm") or (close and not _has(script, flag)):
             raise MldmError(f"unknown flag {flag}: {nearest(flag, ours)}")
     given = {name: value for name, value in vars(known).items() if value is not None}
     return Settings(**_complete(given)), rest
+
+
+def _has(script: str, flag: str) -> bool:
+    """Whether a flag is written in a script."""
+    return f'"{flag}"' in script or f"'{flag}'" in script
 
 
 def _complete(given: dict[str, Any]) -> dict[str, Any]:

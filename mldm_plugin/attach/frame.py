@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mldm_plugin.data.geometry import LEAST_VISIBLE
 from mldm_plugin.errors import DataError
-
-# Of a box's area inside the source picture; as in mldm_plugin.data.geometry.
-LEAST_VISIBLE = 0.5
 
 # x' = a x + b y + c, y' = d x + e y + f
 Affine = tuple[float, float, float, float, float, float]
@@ -35,6 +33,7 @@ class Frame:
         visible: x0, y0, x1, y1 of the part of the picture that shows its source; the rest is padding. None is all.
         orientation: the source's EXIF orientation.
         lost: the operation that could not be followed, or the empty string.
+        serial: counts the pictures that were read, so that those read from memory are told apart.
     """
 
     source: str
@@ -44,6 +43,7 @@ class Frame:
     visible: Rectangle | None = None
     orientation: int = 1
     lost: str = ""
+    serial: int = 0
 
     def then(self, affine: Affine, size: tuple[int, int]) -> Frame:
         """After one more step: `affine` from the present picture to one of `size`."""
@@ -152,8 +152,8 @@ def check_frame(frame: Frame | None, size: tuple[int, int], name: str) -> Frame:
     )
     if frame is None:
         raise DataError(
-            f"{name}: how this picture was cropped is not known: it was made from an array, cropped as a tensor, or "
-            f"pasted. {way_out}"
+            f"{name}: how this picture was cropped is not known: it was made from an array, computed with or cropped "
+            f"as a tensor (use Normalize), or pasted. {way_out}"
         )
     if frame.lost:
         raise DataError(f"{name}: {frame.lost} cannot be followed. {way_out}")

@@ -41,16 +41,23 @@ def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
     Raises:
         CheckError: the loss does not depend on it.
     """
-    scale = torch.full_like(loss, output.numel() / 2)  # so that half precision does not underflow
-    gradient = None
-    if output.requires_grad and loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, output, grad_outputs=scale, retain_graph=True, allow_unused=True)
+    gradient = _gradient(output, loss, output.numel() / 2)  # half precision underflows without the factor
+    if gradient is not None and not torch.isfinite(gradient).all():
+        gradient = _gradient(output, loss, 1.0)  # and may overflow with it
     if gradient is None:
         raise CheckError(
             "the script's loss does not depend on the network's output that was found in its variables: this script's "
             "loop is not one that can be followed. Use the library form (docs/attach.md)."
         )
-    return gradient.detach().float() / scale
+    return gradient
+
+
+def _gradient(output: Tensor, loss: Tensor, scale: float) -> Tensor | None:
+    if not output.requires_grad or not loss.requires_grad:
+        return None
+    seed = torch.full_like(loss, scale)
+    (gradient,) = torch.autograd.grad(loss, output, grad_outputs=seed, retain_graph=True, allow_unused=True)
+    return None if gradient is None else gradient.detach().float() / scale
 
 
 def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hint: str = "") -> HostLoss:
@@ -69,7 +76,10 @@ def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hin
     slope = gradient.flatten(1) * (pred.numel() / 2)
     square = difference.detach().square().sum(dim=1)
     weights = (slope * difference.detach()).sum(dim=1) / square.clamp_min(torch.finfo(torch.float32).tiny)
-    deviation = ((slope - weights[:, None] * difference.detach()).norm() / slope.norm()).nan_to_num().item()
+    # An image whose slope is 0 or not finite says nothing: the host's own loss is not finite then.
+    deviations = (slope - weights[:, None] * difference.detach()).norm(dim=1) / slope.norm(dim=1)
+    deviation = deviations.nan_to_num(0.0, 0.0, 0.0).max().item()
+    weights = weights.nan_to_num(0.0, 0.0, 0.0)
     if deviation > _DEVIATION:
         raise CheckError(
             "the script's loss is not the squared error of each image times a factor (its gradient at the network's "

@@ -26,11 +26,10 @@ from mldm_plugin.attach.edits import (
     ScriptError,
     apply,
     around,
-    calls_of,
+    backward_calls,
     check_names,
     import_ours,
     insert,
-    owner_of,
 )
 from mldm_plugin.attach.script import read_script
 
@@ -55,7 +54,7 @@ def splice(text: str, script: Path) -> dict[Path, str]:
     """
     texts = _closure(text, script)
     trees = {path: _parse(t, path) for path, t in texts.items()}
-    found = [(path, call) for path, tree in trees.items() for call in _backward(tree)]
+    found = [(path, call) for path, tree in trees.items() for call in backward_calls(tree)]
     if len(found) != 1:
         where = "there is none" if not found else "there are " + ", ".join(f"{p}:{c.lineno}" for p, c in found)
         raise ScriptError(
@@ -64,7 +63,7 @@ def splice(text: str, script: Path) -> dict[Path, str]:
         )
     check_names(ast.Module([node for tree in trees.values() for node in tree.body], []), str(script))
     edits = {path: _edits(tree, str(path)) for path, tree in trees.items()}
-    return {path: apply(texts[path], e) for path, e in edits.items() if e}
+    return {path: apply(texts[path], e, str(path)) for path, e in edits.items() if e}
 
 
 def install(texts: Mapping[Path, str]) -> None:
@@ -129,13 +128,9 @@ def _imports(node: ast.AST) -> list[str]:
     return []
 
 
-def _backward(tree: ast.Module) -> list[ast.Call]:
-    return [c for c in calls_of(tree, "backward") if "accelerator" in owner_of(c) and len(c.args) == 1]
-
-
 def _edits(tree: ast.Module, path: str) -> list[Insertion]:
     """All edits of one file; none if it has nothing to do with a training step."""
-    edits = [e for call in _backward(tree) for e in around(call.args[0], "loss")]
+    edits = [e for call in backward_calls(tree) for e in around(call.args[0], "loss")]
     for function in _followed(tree):
         for value in _returned(function, path):
             edits += _note(value)

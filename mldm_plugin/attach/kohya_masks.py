@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mldm_plugin import proof
 from mldm_plugin.attach import ledger
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, SideFolder, Stored, annotate
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, SideFolder, Stored, annotate
 from mldm_plugin.attach.frame import Affine, Frame, scaling
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.errors import DataError
@@ -126,7 +126,7 @@ class KohyaCollate:
             try:
                 _compare(_pictures(group), self._folder, tell=worker is None or worker.id == 0)
             except DataError as error:
-                batch[KEY] = error
+                batch[KEY] = Fault(str(error))
         self._checked = True
         return batch
 
@@ -222,7 +222,7 @@ def _annotating(plain: Callable[..., Any], library: Any, folder: _OfTraining) ->
             example[KEY] = _annotation(dataset, index, example, pictures, library, folder, check=checks_left > 0)
             checks_left -= 1
         except DataError as error:
-            example[KEY] = error
+            example[KEY] = Fault(str(error))
         return example
 
     return getitem

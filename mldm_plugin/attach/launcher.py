@@ -68,7 +68,7 @@ def _execute(text: str, script: Path) -> int:
     module.__file__ = str(script)
     sys.modules["__main__"] = module
     try:
-        exec(compile(text, str(script), "exec"), module.__dict__)
+        exec(compile(text, str(script), "exec", dont_inherit=True), module.__dict__)
     except MldmError:
         sys.stderr.write("\n")  # a progress bar may be open
         raise

@@ -9,6 +9,7 @@ without a frame stops the run.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from mldm_plugin.attach.frame import Frame, scaling, transposition
 
 _KEY = "mldm_frame"  # in Image.info, and as attribute of a tensor
+_EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
+_serials = itertools.count()
 _installed = False
 
 
@@ -80,8 +83,9 @@ def _follow_pillow() -> None:
         picture = original_open(fp, *args, **kwargs)
         source = str(getattr(picture, "filename", "") or getattr(fp, "name", "") or "")
         # Where it is known without decoding: a PNG would be read to its end in search of it.
-        orientation = int(picture.getexif().get(Exif.Orientation, 1) or 1) if "exif" in picture.info else 1
-        return _put(picture, Frame(source, picture.size, picture.size, orientation=orientation))
+        orientation = int(picture.getexif().get(Exif.Orientation, 1) or 1) if _EXIF & picture.info.keys() else 1
+        frame = Frame(source, picture.size, picture.size, orientation=orientation, serial=next(_serials))
+        return _put(picture, frame)
 
     PIL.Image.open = open_  # type: ignore[assignment]
     _wrap(Image.Image, "resize", _resized)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mldm_plugin.attach.frame import Frame
+from mldm_plugin.attach.frame import IDENTITY, Frame
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.errors import DataError
 
@@ -56,7 +56,7 @@ def _source(frame: Frame, example: Mapping[str, Any]) -> PIL.Image.Image | None:
     for value in example.values():
         if isinstance(value, PIL.Image.Image) and value.size == frame.source_size and value.mode in ("RGB", "RGBA"):
             own = frame_of(value)
-            if own is not None and own.source == frame.source and own.size == own.source_size:
+            if own is not None and own.serial == frame.serial and own.affine == IDENTITY:
                 return value
     try:
         with PIL.Image.open(frame.source) as stored:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mldm_plugin import proof
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
+from mldm_plugin.errors import CheckError
 from mldm_plugin.files import write_text
 from mldm_plugin.metrics import MetricsFile, StepMeter
 from mldm_plugin.panel import draw_panel, save_panel
@@ -35,7 +35,8 @@ class Records:
     @classmethod
     def open(cls, settings: Settings, preset: Preset, scope: Scope) -> Records:
         """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there."""
-        step = int(scope.get("global_step") or 0)
+        known = scope.get("global_step")
+        step = int(known or 0)
         accelerator = scope.get("accelerator")
         if accelerator is not None and not accelerator.is_main_process:
             return cls(None, 0, step)
@@ -49,12 +50,18 @@ class Records:
                 "no panels are drawn, because --push_to_hub would publish your pictures with them; give "
                 "--mldm-output-dir a folder elsewhere to have them."
             )
-        MetricsFile(folder).truncate(step)
+        if known is not None:
+            MetricsFile(folder).truncate(step)
         return cls(folder, panel_steps, step)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch; with the last of an optimizer step its line is written."""
-        accelerator: Any = scope.get("accelerator")
+        accelerator = scope.get("accelerator")
+        if accelerator is None:
+            raise CheckError(
+                "the training loop has no variable accelerator, so when its optimizer steps is not known. Use the "
+                "library form (docs/attach.md)."
+            )
         self._meter.add(report.logs())
         due = self._panel_steps and (self._step + 1) % self._panel_steps == 0 and accelerator.sync_gradients
         if self._panel_steps and (due or not self._drawn):

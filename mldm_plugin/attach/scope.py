@@ -7,6 +7,7 @@ loss with what follows from the others.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import IN_BATCH, KEY, Annotation
+from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
 from mldm_plugin.attach.host_loss import gradient_at, take_apart
 from mldm_plugin.attach.names import NAMES, TARGETS
 from mldm_plugin.checks import ESTIMATE_TOLERANCE, estimate_errors
@@ -26,10 +27,11 @@ _EXACT = 0.01  # of the error under another prediction type; the right one has r
 
 
 class Scope:
-    """Local variables of a training loop, some of which may be attributes of its `self`."""
+    """Variables of a training loop: its local ones, attributes of its `self`, and the script's global ones."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
+        self._globals = vars(sys.modules["__main__"])
         self._self = variables.get("self")
 
     def get(self, *names: str) -> Any:
@@ -40,7 +42,7 @@ class Scope:
                 value = getattr(self._self, name, None)
             if value is not None:
                 return value
-        return None
+        return next((self._globals[n] for n in names if self._globals.get(n) is not None), None)
 
     def need(self, field: str) -> Any:
         """What `DiffusionStep` or `LossStack` calls `field`.
@@ -75,7 +77,13 @@ class Scope:
         given = self._variables.get("batch")
         if isinstance(given, Mapping) and KEY in given:
             return given
-        return next((v for v in self._variables.values() if isinstance(v, Mapping) and KEY in v), {})
+        found = {id(v): v for v in self._variables.values() if isinstance(v, Mapping) and KEY in v}
+        if len(found) > 1:
+            raise CheckError(
+                "several variables of the training loop are batches with pictures, and which of them the loss is of is "
+                "not known: call it batch, or use the library form (docs/attach.md)."
+            )
+        return next(iter(found.values()), {})
 
 
 def read(
@@ -130,8 +138,8 @@ def read(
     )
 
 
-def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str:
-    """The prediction type that the target of a step shows.
+def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str | None:
+    """The prediction type that the target of a step shows; None if its images are too noisy to tell.
 
     SD3's and EDM's scripts precondition the network's output, so that it is compared with the clean latents whatever
     the scheduler's config says. The target is then those latents exactly; with any other one it is not.
@@ -141,6 +149,8 @@ def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str:
     schedule.prediction_type = "sample"
     error, _ = estimate_errors(schedule, step)
     schedule.prediction_type = declared
+    if max(error, declared_error) < ESTIMATE_TOLERANCE:
+        return None
     return "sample" if error < _EXACT * declared_error else declared
 
 
@@ -161,7 +171,8 @@ def tolerance_of(scope: Scope) -> float:
 
 def pictures_of(batch: Mapping[str, Any]) -> Tensor | None:
     """The pictures of a batch, (N, 3, H, W), or None."""
-    return next((batch[k] for k in IN_BATCH if isinstance(batch.get(k), Tensor)), None)
+    found = pictures_in(batch)
+    return None if found is None else found[1]
 
 
 def annotation_in(batch: Mapping[str, Any]) -> Annotation:
@@ -171,8 +182,8 @@ def annotation_in(batch: Mapping[str, Any]) -> Annotation:
         DataError: it could not; or it was never called.
     """
     placed = batch.get(KEY)
-    if isinstance(placed, DataError):
-        raise placed
+    if isinstance(placed, Fault):
+        raise DataError(placed.message)
     if not isinstance(placed, Annotation):
         raise DataError(
             "the batch of the training loop did not come through the plugin's collate function, so there are no masks: "
