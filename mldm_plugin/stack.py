@@ -24,7 +24,8 @@ from mldm_plugin.term import Term
 log = logging.getLogger(__name__)
 
 MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
-CHECKED_STEPS = 20  # with a gated image; a wrong convention may hide at some timesteps, not at all of them. Chosen.
+# The first steps, and the first with a gated image: a wrong convention may hide at some timesteps, not at all. Chosen.
+CHECKED_STEPS = 20
 
 
 class LossStack:
@@ -78,6 +79,7 @@ class LossStack:
         self._after_loss = after_loss
         self._unproven = {t.name for t in self.terms}
         self._first_step = True
+        self._steps = 0
         self._checks_left = CHECKED_STEPS
 
     @classmethod
@@ -227,17 +229,20 @@ class LossStack:
         if self._first_step and step.base_weights is not None and self.base_weighting is not None:
             log.warning("the trainer's own weighting and the preset's base weighting both apply.")
         self._first_step = False
-        if self._checks_left:
+        gated = any(gates.values())
+        checked = self._checks_left and (gated or self._steps < CHECKED_STEPS)
+        self._steps += 1
+        if checked:
             checks.check_estimate(self.schedule, step, self.estimate_tolerance)
             if step.base_loss is not None and (self.terms or self.base_weighting is not None):
                 checks.check_base_loss(step.base_loss, self._host_error(step), step.other_loss)
         if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
             self.prove(step)
-        if self._checks_left:
+        if checked:
             rows = sorted({r for t in self.terms if "pred_images" in t.needs for r in gates[t.name]})
             if rows and self.picture_check == "stop":
                 proof.check_encoding(self, step.select(rows))
-            self._checks_left -= bool(not self.terms or any(gates.values()))
+            self._checks_left -= bool(not self.terms or gated)
             if not self._checks_left and self.decoder is not None:
                 self.decoder.forget_encoder()
 
