@@ -227,3 +227,13 @@ def test_transpositions_are_pillows(method):
     frame = Frame("", image.size, size, affine)
     own = frame.warp_labels(torch.from_numpy(np.array(image))[None])
     assert torch.equal(own[0], torch.from_numpy(np.array(image.transpose(method))))
+
+
+def test_padding_shows_nobody_though_its_source_goes_on_there(picture):
+    image = Image.open(picture[0]).convert("RGB").crop((0, 0, 100, 96)).crop((0, 0, 140, 96))
+    frame = check_frame(frame_of(image), (140, 96), "people.png")
+    warped = frame.warp_labels(picture[1])
+    assert torch.equal(warped[..., :100], picture[1][..., :100])
+    assert not warped[..., 100:].any()
+    assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 130.0, 50.0]])).tolist() == []
+    assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 110.0, 50.0]])).tolist() == [[84.0, 8.0, 100.0, 50.0]]
