@@ -1,8 +1,8 @@
 """One recorded step gives the same loss whichever trainer it comes from: the same numbers, to 1e-6.
 
 The record is made here: what a loop has at hand, with the random draws that lead to it. It goes through the library
-form, through our own trainer's step, and through the attachment under the names of diffusers' scripts; kohya's way is
-in test_attach_kohya.py with the same record.
+form, through our own trainer's step, and through the attachment, under the names of diffusers' scripts and under those
+of kohya's, whose step is spread over the methods of a trainer class.
 """
 
 from types import SimpleNamespace
@@ -119,3 +119,22 @@ def test_attached_to_a_diffusers_script(record, expected, tmp_path, names):
     plain = torch.nn.functional.mse_loss(step["model_pred"], step["noise"])
     check(loss_and_gradient(attachment.loss(plain, variables), step["model_pred"]), expected)
     assert variables == {}  # nothing is kept alive
+
+
+def test_attached_to_a_kohya_script(record, expected, tmp_path):
+    step = load(record)
+    attachment = Attachment(Settings(("mldm",), str(record.parent / "preset.yaml"), panel_steps=0))
+    vae = tiny_vae()
+    vae.register_to_config(scaling_factor=0.18215)  # which kohya's scripts do not go by
+    assert attachment.factor(0.5) == 0.5
+    prediction = {"noise_scheduler": ddpm(), "noise": step["noise"], "noisy_latents": step["noisy_latents"]}
+    prediction |= {"noise_pred": step["model_pred"], "target": step["noise"], "timesteps": step["timesteps"]}
+    attachment.note((step["model_pred"], step["noise"]), prediction)
+    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), (True, True))
+    batch = {"images": step["pixel_values"], KEY: annotation}
+    weighted = ((step["model_pred"] - step["noise"]) ** 2).mean([1, 2, 3]) * torch.ones(2)  # kohya's loss_weights
+    attachment.note(weighted.mean(), {"batch": batch, "latents": step["latents"], "vae": vae, "is_train": True})
+    accelerator = SimpleNamespace(is_main_process=True, sync_gradients=False)
+    args = SimpleNamespace(output_dir=str(tmp_path), v_parameterization=False)
+    found = attachment.loss(weighted.mean(), {"accelerator": accelerator, "args": args})
+    check(loss_and_gradient(found, step["model_pred"]), expected)
