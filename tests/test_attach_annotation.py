@@ -223,7 +223,7 @@ def test_boxes_alone_are_covered_too():
     coverage = Coverage(by_stem=True)
     boxes = FaceBoxes([torch.zeros(0, 4)])
     coverage.add(Annotation(("a",), None, boxes, (False,)))
-    with pytest.raises(DataError, match="none of the 1 pictures that came by has a face boxes"):
+    with pytest.raises(DataError, match="none of the 1 pictures that came by has face boxes"):
         coverage.conclude()
 
 

@@ -29,7 +29,7 @@ class Coverage:
     def __init__(self, *, by_stem: bool = False, alone: bool = True) -> None:
         self._by_stem = by_stem
         self._alone = alone
-        self._what = "mask"
+        self._what = "a mask"
         self._seen: dict[str, bool] = {}
         self._owners: dict[str, str] = {}
         self._nameless = [0, 0]  # without a record, with one
@@ -41,13 +41,13 @@ class Coverage:
         """The pictures of one step."""
         if self._reported or (annotation.person_mask is None and annotation.face_boxes is None):
             return
-        self._what = "face boxes" if annotation.person_mask is None else "mask"
+        self._what = "face boxes" if annotation.person_mask is None else "a mask"
         for name, on_record in zip(annotation.names, annotation.on_record, strict=True):
             self._add(name, on_record)
         number, none_yet = self._number(), not self._any()
         if none_yet and number >= _WORRYING and not self._warned:
             self._warned = True
-            proof.announce(f"warning: none of the first {number} pictures has a {self._what}.")
+            proof.announce(f"warning: none of the first {number} pictures has {self._what}.")
         if self._without_news >= max(_ROUND, len(self._seen)) or (none_yet and number >= _HOPELESS):
             self.conclude()
 
@@ -77,7 +77,7 @@ class Coverage:
         without = len(names) + self._nameless[False]
         if not self._any():
             text = (
-                f"none of the {without} pictures that came by has a {self._what}"
+                f"none of the {without} pictures that came by has {self._what}"
                 f"{f', among them {names[0]}' if names else ''}: they are found by the picture's file name, NAME.png "
                 "and NAME.json for NAME.jpg, or in columns of the data set."
             )
@@ -85,8 +85,9 @@ class Coverage:
                 raise DataError(text)
             proof.announce(f"warning: {text}")
         elif without:
+            kind = self._what.removeprefix("a ")
             more = f" and {without - _NAMED} more" if without > _NAMED else ""
             proof.announce(
-                f"warning: {without} of {self._number()} pictures have no {self._what} and are trained on with the "
+                f"warning: {without} of {self._number()} pictures have no {kind} and are trained on with the "
                 f"plain loss alone: {', '.join(names[:_NAMED])}{more}."
             )
