@@ -31,7 +31,11 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
             "model_pred has no gradient, so no loss could train the network: hand over the network's output itself, "
             "not a detached copy."
         )
-    for need, nobody in (("person_mask", "zeros for a picture without people"), ("face_boxes", "(0, 4) without faces")):
+    for need, nobody in (
+        ("person_mask", "zeros for a picture without people"),
+        ("face_boxes", "(0, 4) without faces"),
+        ("keypoints", "(0, 17, 3) without people"),
+    ):
         names = [t.name for t in terms if need in t.needs]
         if names and getattr(step, need) is None:
             raise CheckError(f"loss {names[0]!r} needs {need}, but the step has none: pass {need} ({nobody}).")

@@ -7,6 +7,11 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, in the place of another if there is one."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     partial.replace(path)

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from mldm_plugin.data.drawing import draw_annotation
 from mldm_plugin.report import LossReport
 from mldm_plugin.stack import LossStack
 from mldm_plugin.step import DiffusionStep
 
-_COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45"]
 # Plain letters: the font that Pillow carries has no combining marks, arrows or multiplication sign.
 _TITLES = ("picture", "people and faces", "x_t", "x0 estimate")
 _MARGIN, _GAP, _LINE = 8, 4, 18
@@ -22,7 +21,7 @@ _LEAST_WIDTH = 128  # smaller pictures are enlarged by a whole number, so that t
 
 
 def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_rows: int = 4) -> Image.Image:
-    """One row an image: the picture, its masks and boxes, decode(z_t), decode(ẑ₀), with t and every term's value.
+    """One row an image: the picture, its annotation, decode(z_t), decode(ẑ₀), with t and every term's value.
 
     Args:
         stack: for its decoder and noise schedule; a decoder is needed.
@@ -64,17 +63,8 @@ def as_bytes(images: Tensor) -> list[Tensor]:
 
 
 def _annotate(picture: Tensor, step: DiffusionStep, row: int) -> Tensor:
-    if step.person_mask is not None:
-        labels = step.person_mask[row].cpu()
-        people = [k for k in labels.unique().tolist() if k > 0]
-        if people:
-            masks = torch.cat([labels == k for k in people])
-            colours = [_COLOURS[(k - 1) % len(_COLOURS)] for k in people]
-            picture = draw_segmentation_masks(picture, masks, alpha=0.45, colors=colours)
-    if step.face_boxes is not None and len(step.face_boxes[row]):
-        width = max(1, picture.shape[-1] // 128)
-        picture = draw_bounding_boxes(picture, step.face_boxes[row].cpu(), colors="yellow", width=width)
-    return picture
+    given = (step.person_mask, step.face_boxes, step.keypoints)
+    return draw_annotation(picture, *(None if of_all is None else of_all[row].cpu() for of_all in given))
 
 
 def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:

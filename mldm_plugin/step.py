@@ -14,6 +14,7 @@ from mldm_plugin.errors import DataError
 # The fields that start as None but are there when a loss that needs them is called are typed as the loss sees them.
 _ABSENT: Any = None
 _OF_THE_BATCH = ("base_loss", "other_loss")
+_OF_EACH_IMAGE = ("timesteps", "pixel_values", "person_mask", "face_boxes", "keypoints", "sigmas", "base_weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class DiffusionStep:
         person_mask: (N, 1, H, W) label map: 0 background, k for the k-th person.
         face_boxes: N tensors (K_i, 4) of pixel x0, y0, x1, y1; they are clipped to the picture and boxes
             that are left without area (the [0, 0, 0, 0] of padding) are dropped.
+        keypoints: N tensors (K_i, 17, 3) of COCO's keypoints, x, y in pixels and v (0 not there, 1 hidden, 2
+            visible); the k-th person is label k of the mask. None where the data set has none.
         pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
@@ -60,6 +63,7 @@ class DiffusionStep:
     pixel_values: Tensor | None = None
     person_mask: Tensor = _ABSENT
     face_boxes: Sequence[Tensor] = _ABSENT
+    keypoints: Sequence[Tensor] | None = None
 
     pred_latents: Tensor = _ABSENT
     pred_images: Tensor = _ABSENT
@@ -73,7 +77,7 @@ class DiffusionStep:
                     f"{name} has shape {tuple(shape)}, expected that of latents, {tuple(self.latents.shape)}: "
                     "pass tensors of the same images, unpacked to (N, C, h, w)."
                 )
-        for name in ("timesteps", "pixel_values", "person_mask", "face_boxes", "sigmas", "base_weights"):
+        for name in _OF_EACH_IMAGE:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise DataError(f"{name} is for {len(value)} images, expected {n}, as many as latents.")
@@ -81,6 +85,9 @@ class DiffusionStep:
             _check_pictures(self.pixel_values)
         if self.person_mask is not None:
             _check_mask(self.person_mask, self.pixel_values)
+        for people in self.keypoints or ():
+            if people.shape[1:] != (17, 3):
+                raise DataError(f"keypoints have shape {tuple(people.shape)}, expected (K, 17, 3): x, y, v each.")
 
     def __len__(self) -> int:
         return self.latents.shape[0]

@@ -15,7 +15,7 @@ from mldm_plugin.step import DiffusionStep
 
 log = logging.getLogger(__name__)
 
-NEEDS = frozenset({"pred_images", "person_mask", "face_boxes"})
+NEEDS = frozenset({"pred_images", "person_mask", "face_boxes", "keypoints"})
 
 # A term that no image reached in this many steps is warned about. At T = 100 and batch 1 a gate stays closed for
 # 200 steps with probability 1e-9. Chosen.
@@ -67,6 +67,10 @@ class Term:
         has = torch.ones(len(step), dtype=torch.bool)
         if "face_boxes" in self.needs:
             has &= torch.tensor([len(b) > 0 for b in step.face_boxes or [torch.empty(0, 4)] * len(step)])
+        if "keypoints" in self.needs:
+            has &= torch.tensor(
+                [bool((k[..., 2] > 0).any()) for k in step.keypoints or [torch.empty(0, 17, 3)] * len(step)]
+            )
         has = has.to(step.timesteps.device)
         if "person_mask" in self.needs:
             if step.person_mask is None:

@@ -65,7 +65,8 @@ def test_fetch_goes_on_after_a_failure_and_ends_with_status_1(monkeypatch):
     monkeypatch.setattr("mldm_plugin.perceptual.weights.fetch", fetch)
     result = run("fetch", "all")
     assert result.exit_code == 1
-    assert result.stdout.splitlines() == ["vgg16: vgg16", "vggface2_inception: vggface2_inception"]
+    others = ("vgg16", "vggface2_inception", "scrfd_10g", "mask_rcnn")
+    assert result.stdout.splitlines() == [f"{name}: {name}" for name in others]
     assert result.stderr == "mldm: vggface2_resnet50 cannot be fetched.\n"
 
 

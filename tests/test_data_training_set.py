@@ -266,7 +266,7 @@ DAMAGE = {
     break_mask_depth: (r"mask .*1_mask.png is a picture of mode I;16", True),
     break_picture: (r"1.png cannot be read as a picture", True),
     break_hint: (r"1_hint.png cannot be read as a picture", False),
-    turn_picture: (r"1.png has a mask or boxes and is stored turned", True),
+    turn_picture: (r"1.png has a mask, boxes or keypoints and is stored turned", True),
 }
 
 

@@ -1,6 +1,6 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → training, attach, evaluation → panel → stack → proof → decode, preset → schedule, … → step → errors
+cli → demo → training, attach, prepare, evaluation → panel → stack → proof → decode, preset → schedule, … → step
 hooks → the public names of mldm_plugin, hookspecs, step, errors and perceptual, never another hook
 """
 
@@ -26,7 +26,7 @@ LAYERS = (
     {"checks", "proof"},
     {"stack"},
     {"panel"},
-    {"training", "attach", "evaluation"},
+    {"training", "attach", "prepare", "evaluation"},
     {"demo"},
     {"cli", "__main__"},
 )

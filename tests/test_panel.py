@@ -9,7 +9,7 @@ from make_step import make_step
 from PIL import Image
 from test_stack import make_stack, two_terms
 
-from mldm_plugin.panel import _caption, draw_panel, save_panel
+from mldm_plugin.panel import _annotate, _caption, as_bytes, draw_panel, save_panel
 
 
 def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
@@ -52,3 +52,18 @@ def test_without_a_decoder_the_panel_says_why():
     stack.decoder = None
     with pytest.raises(ValueError, match="panels need a decoder"):
         draw_panel(stack, step, stack(step))
+
+
+def test_keypoints_are_drawn_where_they_are():
+    """A person of two points; a third is not there, and nothing is drawn for it."""
+    stack, step = two_terms(), replace(make_step((50, 50)), person_mask=None, face_boxes=None)
+    people = torch.zeros(1, 17, 3)
+    people[0, 5], people[0, 6] = torch.tensor([8.0, 10.0, 2.0]), torch.tensor([24.0, 10.0, 1.0])
+    picture, *_ = as_bytes(step.pixel_values)
+    drawn = _annotate(picture, replace(step, keypoints=[people, people[:0]]), 0)
+    changed = (drawn != picture).any(dim=0)
+    assert changed[10, 8:25].all()  # the shoulders, and the line that joins them
+    assert not changed[:8].any()
+    assert not changed[13:].any()
+    assert _annotate(picture, replace(step, keypoints=[people[:0]] * 2), 0).equal(picture)
+    assert draw_panel(stack, replace(make_step((50,)), keypoints=[people]), stack(make_step((50,)))).width > 0

@@ -152,6 +152,9 @@ def test_panels_come_with_a_plugin():
         (["--validation_prompt", "a"], "needs --validation_image"),
         (["--validation_image", "a"], "needs --validation_prompt"),
         (["--validation_prompt", "a", "b", "--validation_image", "1", "2", "3"], "as many of both"),
+        (["--color_jitter", "0.1", "0.1"], "expected four numbers"),
+        (["--color_jitter", "0.1", "0.1", "-0.1", "0"], "of at least 0"),
+        (["--color_jitter", "0.1", "0.1", "0.1", "0.6"], "hue of at most 0.5"),
         (["--report_to", "wandb", "--hub_token", "secret"], "hf auth login"),
     ],
 )

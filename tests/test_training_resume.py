@@ -62,6 +62,7 @@ CASES = {
     "plain": [],
     "accumulation": ["--gradient_accumulation_steps", 3, "--max_train_steps", 6],
     "workers": ["--dataloader_num_workers", 2],
+    "crops, flips and colours": ["--random_crop", "--random_flip", "--color_jitter", 0.3, 0.3, 0.3, 0.1],
     "schedule": ["--lr_scheduler", "cosine", "--lr_warmup_steps", 2, "--train_batch_size", 3],
 }
 
@@ -89,6 +90,7 @@ def test_killed_and_resumed_is_uninterrupted(case, tiny_pipeline, make_data, tmp
 LORA_CASES = {
     "crops and flips": [],
     "workers": ["--dataloader_num_workers", 2],
+    "colours": ["--color_jitter", 0.3, 0.3, 0.3, 0.1],
 }
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from email.message import Message
 
@@ -79,12 +80,13 @@ def answer_with(monkeypatch, body, length=None, content_type="application/octet-
 
 
 def test_the_table_is_complete_and_its_import_is_cheap():
-    assert set(WEIGHT_FILES) == {"vgg16", "vggface2_resnet50", "vggface2_inception"}
+    assert set(WEIGHT_FILES) == {"vgg16", "vggface2_resnet50", "vggface2_inception", "scrfd_10g", "mask_rcnn"}
     for name, file in WEIGHT_FILES.items():
         assert file.name == name
         assert file.url.startswith("https://")
         assert file.licence
         assert file.sha256 is None or len(file.sha256) == 64
+        assert file.member is None or file.size is not None  # the size bounds what is unpacked
     assert WEIGHT_FILES["vgg16"].sha256.startswith("397923af")  # torchvision's file names end in it
     assert len({f.file_name for f in WEIGHT_FILES.values()}) == len(WEIGHT_FILES)
     code = "import sys, mldm_plugin.perceptual.weights; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
@@ -92,10 +94,13 @@ def test_the_table_is_complete_and_its_import_is_cheap():
     assert out.stdout.strip() == "[]"
 
 
-def test_vgg16_is_torchvisions_file():
+def test_torchvisions_files_are_those_that_it_names():
     from torchvision.models import VGG16_Weights
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
     assert WEIGHT_FILES["vgg16"].url == VGG16_Weights.IMAGENET1K_V1.url
+    assert WEIGHT_FILES["mask_rcnn"].url == MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
+    assert WEIGHT_FILES["mask_rcnn"].sha256.startswith("73cbd019")
 
 
 @pytest.mark.parametrize("call", [locate, fetch, load_state_dict])
@@ -125,6 +130,17 @@ def test_locate_also_finds_torchvisions_download(cache, tmp_path):
     assert locate("vgg16") == ours
 
 
+def test_locate_also_finds_what_the_package_of_the_file_keeps(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("scrfd_10g") is None
+    theirs = tmp_path / ".insightface" / "models" / "buffalo_l" / "det_10g.onnx"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"not the network")
+    assert locate("scrfd_10g") == theirs
+    with pytest.raises(WeightsError, match=r"buffalo_l/det_10g\.onnx is not the file.*15 bytes, expected 16923827"):
+        fetch("scrfd_10g")
+
+
 def test_fetch_downloads_once(entry, cache, tmp_path):
     path = fetch("tiny")
     assert path == cache / "tiny.bin"
@@ -150,6 +166,57 @@ def test_the_page_for_a_browser_is_named_where_there_is_one(entry, cache, tmp_pa
     (tmp_path / "source.bin").unlink()
     with pytest.raises(WeightsError, match=r"Download https://example\.org/view elsewhere"):
         fetch("tiny")
+
+
+def archive_of(**members):
+    """A zip archive; an underscore in a name stands for its dot."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return stream.getvalue()
+
+
+def test_one_member_of_an_archive_is_taken(entry, cache, monkeypatch, tmp_path):
+    put(monkeypatch, member="inner.bin")
+    stream = io.BytesIO(archive_of(readme_txt=b"hello", inner_bin=CONTENT))
+    with zipfile.ZipFile(stream, "a") as archive:
+        archive.writestr("../../escaped", b"out")
+    answer_with(monkeypatch, stream.getvalue())
+    path = fetch("tiny")
+    assert path == cache / "tiny.bin"
+    assert path.read_bytes() == CONTENT
+    assert names_in(cache) == ["tiny.bin"]
+    assert {p.name for p in tmp_path.iterdir()} == {"cache", "source.bin"}
+
+
+DEFLATED = archive_of(inner_bin=CONTENT)
+ENCRYPTED = bytearray(DEFLATED)
+ENCRYPTED[6] |= 1
+ENCRYPTED[DEFLATED.index(b"PK\x01\x02") + 8] |= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (archive_of(other_bin=CONTENT), "the archive has no inner.bin"),
+        (archive_of(inner_bin=CONTENT * 99), "has 118800 bytes, expected 1200"),
+        (archive_of(inner_bin=CONTENT[:-5] + b"wrong"), "sha256 is"),
+        (DEFLATED[:40] + b"\0\0\0\0" + DEFLATED[44:], "no whole zip archive"),
+        (bytes(ENCRYPTED), "no whole zip archive.*encrypted"),
+        (b"<html>sign in</html>", "no whole zip archive"),
+    ],
+)
+def test_a_bad_archive_is_not_kept(entry, cache, monkeypatch, body, fault):
+    put(monkeypatch, member="inner.bin", instead="there is another way")
+    answer_with(monkeypatch, body)
+    with pytest.raises(WeightsError, match=fault) as caught:
+        fetch("tiny")
+    assert str(caught.value).endswith(
+        f"elsewhere and save its member inner.bin as {cache / 'tiny.bin'} (MLDM_WEIGHTS names another folder); "
+        "there is another way."
+    )
+    assert names_in(cache) == []
 
 
 @pytest.mark.parametrize(

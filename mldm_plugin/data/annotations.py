@@ -1,9 +1,8 @@
-"""What a data set says about a picture: its person mask and its face boxes, read and checked."""
+"""What a data set says about a picture: its person mask, face boxes and keypoints, read and checked."""
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from torch import Tensor
 from mldm_plugin.errors import DataError
 
 MASK_MODES = ("L", "P", "1")  # one byte or bit a pixel; a palette's numbers are the labels
+LARGEST = 1e7  # pixels, chosen: beyond any picture
+KEYPOINTS = 17  # of a person, in COCO
 
 
 def name_of(value: Any, row: int) -> str:
@@ -94,8 +95,8 @@ def check_upright(picture: PIL.Image.Image, name: str) -> None:
     orientation = picture.getexif().get(Exif.Orientation, 1)
     if orientation not in (0, 1):
         raise DataError(
-            f"{name} has a mask or boxes and is stored turned (EXIF orientation {orientation}), so their frame is "
-            "ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
+            f"{name} has a mask, boxes or keypoints and is stored turned (EXIF orientation {orientation}), so their "
+            "frame is ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
         )
 
 
@@ -117,13 +118,18 @@ def parse_boxes(value: Any, name: str) -> Tensor:
 def _check_box(box: Any, name: str) -> None:
     if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4:
         raise DataError(f"{name}: face box {box!r} is not four numbers; give [x0, y0, x1, y1] in pixels.")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in box):
+    if not all(_is_pixel(v) for v in box):
         raise DataError(f"{name}: face box {box!r} is not four finite numbers; give [x0, y0, x1, y1] in pixels.")
     x0, y0, x1, y1 = box
     if x1 < x0 or y1 < y0:
         raise DataError(f"{name}: face box {box!r} is reversed; give x0 < x1 and y0 < y1, not x, y, width, height.")
     if x1 == x0 or y1 == y0:
         raise DataError(f"{name}: face box {box!r} is empty; remove it or give it an area.")
+
+
+def _is_pixel(value: Any) -> bool:
+    """A finite number of a size that a picture may have; larger ones become infinite in float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def check_boxes_inside(boxes: Tensor, size: tuple[int, int], name: str) -> None:
@@ -133,5 +139,47 @@ def check_boxes_inside(boxes: Tensor, size: tuple[int, int], name: str) -> None:
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             raise DataError(
                 f"{name}: face box {[x0, y0, x1, y1]} lies outside the picture, which is {width}x{height}; give "
+                "pixels of the stored picture."
+            )
+
+
+def parse_keypoints(value: Any, name: str) -> Tensor:
+    """Keypoints of the people of one picture as float32 (K, 17, 3): x, y in pixels, v 0, 1 or 2, in COCO's order.
+
+    Raises:
+        DataError: not 51 numbers each, not finite, or another v.
+    """
+    if value is None:
+        return torch.zeros(0, KEYPOINTS, 3)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise DataError(
+            f"{name}: keypoints is {value!r}, expected a list with {KEYPOINTS * 3} numbers for each person."
+        )
+    for k, person in enumerate(value, start=1):
+        _check_person(person, f"{name}: the keypoints of person {k}")
+    return torch.tensor([list(person) for person in value], dtype=torch.float32).reshape(-1, KEYPOINTS, 3)
+
+
+def _check_person(person: Any, whose: str) -> None:
+    if not isinstance(person, (list, tuple, np.ndarray)) or len(person) != KEYPOINTS * 3:
+        many = len(person) if isinstance(person, (list, tuple, np.ndarray)) else repr(person)
+        raise DataError(
+            f"{whose} are {many}, expected {KEYPOINTS * 3} numbers: x, y, v of COCO's {KEYPOINTS} keypoints."
+        )
+    for number in person:
+        if not _is_pixel(number):
+            raise DataError(f"{whose} hold {number!r}, expected finite numbers.")
+    for v in person[2::3]:
+        if v not in (0, 1, 2):
+            raise DataError(f"{whose} have v = {v!r}, expected 0 (not labelled), 1 (labelled, hidden) or 2 (visible).")
+
+
+def check_keypoints_inside(keypoints: Tensor, size: tuple[int, int], name: str) -> None:
+    """Refuse a person all of whose labelled keypoints lie outside its picture of `size` (width, height)."""
+    for k, person in enumerate(keypoints, start=1):
+        points = person[person[:, 2] > 0, :2]
+        if len(points) and not ((points >= 0) & (points <= torch.tensor(size))).all(dim=1).any():
+            raise DataError(
+                f"{name}: the keypoints of person {k} all lie outside the picture, which is {size[0]}x{size[1]}; give "
                 "pixels of the stored picture."
             )

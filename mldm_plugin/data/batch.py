@@ -11,48 +11,65 @@ from torch import Tensor
 
 from mldm_plugin.errors import DataError
 
+NOT_LOADED: Any = None  # pictures are there wherever they are looked at, and are typed so
+
 
 @dataclass(frozen=True)
 class Example:
     """One picture, framed, with all that belongs to it.
 
     Args:
-        pixel_values: float (3, S, S) in [-1, 1].
+        pixel_values: float (3, S, S) in [-1, 1]; None where latents were cached and nothing looks at pictures.
         conditioning_pixel_values: the hint, float (3, S, S) in [0, 1]; None for a ControlNet without one.
         person_mask: uint8 (1, S, S) labels; None where masks are not read.
         face_boxes: float32 (K, 4) pixels of the framed picture; None where boxes are not read.
+        keypoints: float32 (K, 17, 3), x, y, v of COCO's keypoints of each person, in pixels of the framed picture;
+            None where they are not read.
         input_ids: (L,) tokens of the caption drawn for this pass; None outside training.
+        posterior: (2C, h, w) parameters of the VAE's posterior; None where latents are not cached.
+        text: (L, D), what the text encoder makes of `input_ids`; None where it is not cached.
     """
 
     pixel_values: Tensor
     conditioning_pixel_values: Tensor | None = None
     person_mask: Tensor | None = None
     face_boxes: Tensor | None = None
+    keypoints: Tensor | None = None
     input_ids: Tensor | None = None
+    posterior: Tensor | None = None
+    text: Tensor | None = None
 
 
-class FaceBoxes(Sequence[Tensor]):
-    """The boxes of each image of a batch: tensors (K_i, 4) that stay on the CPU.
+class OnCPU(Sequence[Tensor]):
+    """A tensor for each image of a batch, which stays on the CPU: its numbers are needed, not its memory.
 
-    Cropping needs their numbers, not their memory. accelerate moves every tensor that it finds in lists, tuples
-    and mappings to the device; it leaves this sequence alone.
+    accelerate moves every tensor that it finds in lists, tuples and mappings to the device; it leaves this sequence
+    alone.
     """
 
-    def __init__(self, boxes: Sequence[Tensor]) -> None:
-        self._boxes = tuple(boxes)
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tuple(tensors)
 
     def __len__(self) -> int:
-        return len(self._boxes)
+        return len(self._tensors)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        return self._boxes[index]
+        return self._tensors[index]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._boxes)
+        return iter(self._tensors)
+
+
+class FaceBoxes(OnCPU):
+    """The boxes of each image of a batch, (K_i, 4)."""
+
+
+class Keypoints(OnCPU):
+    """The keypoints of each image of a batch, (K_i, 17, 3)."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +80,20 @@ class Failed:
 
 
 def collate(examples: Sequence[Example] | Failed) -> dict[str, Any]:
-    """A batch: tensors stacked, boxes in `FaceBoxes`; empty if a resumed run skips it."""
+    """A batch: tensors stacked, boxes in `FaceBoxes`, keypoints in `Keypoints`; empty if a resumed run skips it."""
     if isinstance(examples, Failed):
         return {"failed": examples.message}
     if not examples:
         return {}
     batch: dict[str, Any] = {}
-    for name in ("pixel_values", "conditioning_pixel_values", "input_ids", "person_mask"):
+    for name in ("pixel_values", "conditioning_pixel_values", "person_mask", "input_ids", "posterior", "text"):
         values = [getattr(example, name) for example in examples]
         if values[0] is not None:
             batch[name] = torch.stack(values)
     if examples[0].face_boxes is not None:
         batch["face_boxes"] = FaceBoxes([e.face_boxes for e in examples if e.face_boxes is not None])
+    if examples[0].keypoints is not None:
+        batch["keypoints"] = Keypoints([e.keypoints for e in examples if e.keypoints is not None])
     return batch
 
 

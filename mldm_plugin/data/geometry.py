@@ -1,19 +1,31 @@
-"""Resize, crop and mirror, the same for a picture and for all that is drawn on it."""
+"""Resize, crop and mirror, the same for a picture and for all that is drawn on it.
+
+Coordinates are continuous, in pixels: the middle of the first pixel is 0.5, and mirrored in a square of side S, x
+becomes S - x. This holds for boxes and for keypoints.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import PIL.Image
 import torch
+import torchvision
 from PIL.ExifTags import Base as Exif
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from mldm_plugin.errors import DataError
+
 # Of a box's area inside the stored picture. Chosen: a box that is mostly cut off would crop mostly padding.
 LEAST_VISIBLE = 0.5
+
+# Of each of COCO's 17 keypoints, which one it is in the mirror: nose, then left and right eye, ear, shoulder, elbow,
+# wrist, hip, knee, ankle.
+MIRRORED_KEYPOINTS = [0, *(k for pair in range(1, 17, 2) for k in (pair + 1, pair))]
 
 
 class LabelMap(tv_tensors.Mask):
@@ -29,27 +41,13 @@ def _resize_label_map(inpt: LabelMap, size: list[int] | None, max_size: int | No
 
 
 @dataclass(frozen=True)
-class Framed:
-    """A picture and its annotation after the crop.
-
-    Args:
-        picture: float (3, S, S) in [0, 1].
-        mask: uint8 (1, S, S) labels, or None.
-        boxes: float32 (K, 4) clipped to the crop; those less than half visible are gone.
-    """
-
-    picture: Tensor
-    mask: Tensor | None
-    boxes: Tensor
-
-
-@dataclass(frozen=True)
 class Cut:
-    """Where the square lies in the resized picture, and whether it is mirrored."""
+    """Where the square lies in the resized picture, whether it is mirrored, and how its colours change."""
 
     top: int
     left: int
     mirrored: bool = False
+    colour: Mapping[str, Any] | None = None
 
 
 class Framing:
@@ -60,6 +58,8 @@ class Framing:
         interpolation: of the picture, by torchvision's name in any case; masks take the nearest neighbour.
         random_crop: whether `draw` places the square at random; else it is the middle.
         random_flip: whether `draw` mirrors every other picture.
+        color_jitter: brightness, contrast, saturation and hue, as for torchvision's ColorJitter: how far `draw`
+            changes them at most; None draws nothing for it.
     """
 
     def __init__(
@@ -69,43 +69,57 @@ class Framing:
         interpolation: str = "bilinear",
         random_crop: bool = False,
         random_flip: bool = False,
+        color_jitter: Sequence[float] | None = None,
     ) -> None:
-        self._resolution = resolution
+        self.resolution = resolution
+        self.interpolation = interpolation.lower()
         self._interpolation = getattr(v2.InterpolationMode, interpolation.upper())
         self.random_crop = random_crop
         self.random_flip = random_flip
+        self._colour = None if color_jitter is None else v2.ColorJitter(*color_jitter)
+
+    @property
+    def draws(self) -> bool:
+        """Whether `draw` draws anything."""
+        return self.random_crop or self.random_flip or self._colour is not None
 
     def middle(self, size: tuple[int, int]) -> Cut:
         """The middle of a picture of `size` (width, height), as torchvision's CenterCrop finds it."""
-        left, top = (round((side - self._resolution) / 2) for side in self._resized(size))
+        left, top = (round((side - self.resolution) / 2) for side in self.resized(size))
         return Cut(top, left)
 
     def draw(self, size: tuple[int, int]) -> Cut:
         """The cut of a picture of `size` (width, height) in this pass.
 
-        Draws from torch's global generator what torchvision's RandomCrop and then RandomHorizontalFlip draw:
-        two integers if there is room to choose from, and one number if pictures are mirrored.
+        Draws from torch's global generator what torchvision's RandomCrop, RandomHorizontalFlip and then ColorJitter
+        draw: two integers if there is room to choose from, one number if pictures are mirrored, and what colours
+        take if they are changed.
         """
         cut = self.middle(size)
-        width, height = self._resized(size)
-        if self.random_crop and (width, height) != (self._resolution, self._resolution):
-            top, left = (int(torch.randint(side - self._resolution + 1, (1,))) for side in (height, width))
+        width, height = self.resized(size)
+        if self.random_crop and (width, height) != (self.resolution, self.resolution):
+            top, left = (int(torch.randint(side - self.resolution + 1, (1,))) for side in (height, width))
             cut = Cut(top, left)
-        return replace(cut, mirrored=True) if self.random_flip and bool(torch.rand(1) < 0.5) else cut
+        if self.random_flip and bool(torch.rand(1) < 0.5):
+            cut = replace(cut, mirrored=True)
+        return cut if self._colour is None else replace(cut, colour=self._colour.make_params([]))
 
-    def picture(self, picture: PIL.Image.Image) -> Tensor:
-        """A picture alone, its middle, float (3, S, S) in [0, 1]."""
-        return _to_tensor(self._apply(picture, self.middle(picture.size)))
-
-    def __call__(self, picture: PIL.Image.Image, mask: Tensor | None, boxes: Tensor, cut: Cut | None = None) -> Framed:
-        """A picture with its mask (1, H, W) and its boxes (K, 4), in pixels of that picture; by default its middle."""
+    def picture(self, picture: PIL.Image.Image, cut: Cut | None = None) -> Tensor:
+        """A picture, float (3, S, S) in [0, 1]; by default its middle, as for all that follows."""
         cut = cut or self.middle(picture.size)
-        cropped_boxes, kept = self.boxes(boxes, picture.size, cut)
-        return Framed(
-            picture=_to_tensor(self._apply(picture, cut)),
-            mask=None if mask is None else self._apply(LabelMap(mask), cut).as_subclass(Tensor),
-            boxes=cropped_boxes[kept],
-        )
+        square = self._apply(picture, cut)
+        if cut.colour is not None and self._colour is not None:
+            square = self._colour.transform(square, dict(cut.colour))
+        return _to_tensor(square)
+
+    def mask(self, mask: Tensor, cut: Cut | None = None) -> Tensor:
+        """A label map, uint8 (1, H, W) of a picture's size, as (1, S, S)."""
+        return self._apply(LabelMap(mask), cut or self.middle((mask.shape[2], mask.shape[1]))).as_subclass(Tensor)
+
+    def kept_boxes(self, boxes: Tensor, size: tuple[int, int], cut: Cut | None = None) -> Tensor:
+        """Those boxes, clipped, that are at least half visible."""
+        clipped, kept = self.boxes(boxes, size, cut)
+        return clipped[kept]
 
     def boxes(self, boxes: Tensor, size: tuple[int, int], cut: Cut | None = None) -> tuple[Tensor, Tensor]:
         """All boxes (K, 4) of a picture of `size` (width, height) as the crop clips them, and which (K,) are kept."""
@@ -113,20 +127,45 @@ class Framing:
         drawn = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         clipped = v2.functional.clamp_bounding_boxes(drawn)
         cropped = v2.functional.clamp_bounding_boxes(self._apply(clipped, cut or self.middle(size)))
-        scale = self._resolution / min(width, height)
+        scale = self.resolution / min(width, height)
         visible = _areas(cropped) / (_areas(clipped) * scale**2).clamp_min(torch.finfo(torch.float32).tiny)
         return cropped.as_subclass(Tensor), visible >= LEAST_VISIBLE
 
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def keypoints(self, keypoints: Tensor, size: tuple[int, int], cut: Cut | None = None) -> Tensor:
+        """COCO's keypoints (K, 17, 3) of the people of a picture of `size` (width, height), x, y, v each.
+
+        One that is not labelled or lies outside of the square is 0, 0, 0, as in COCO; every person keeps its place.
+        In the mirror left and right have changed their names. torchvision's own flip is not used: it counts pixels
+        (S - 1 - x).
+
+        Raises:
+            DataError: torchvision is too old to know keypoints.
+        """
+        if not hasattr(tv_tensors, "KeyPoints"):
+            raise DataError(
+                f"keypoints need torchvision 0.23 or later, this is {torchvision.__version__}: upgrade it, or train "
+                "without the column (--keypoints_column none)."
+            )
+        cut = cut or self.middle(size)
+        drawn = tv_tensors.KeyPoints(keypoints[..., :2], canvas_size=(size[1], size[0]))
+        points = self._apply(drawn, replace(cut, mirrored=False)).as_subclass(Tensor)
+        inside = ((points >= 0) & (points <= self.resolution)).all(dim=-1)
+        if cut.mirrored:
+            points = torch.stack([self.resolution - points[..., 0], points[..., 1]], dim=-1)
+        moved = torch.cat([points, keypoints[..., 2:]], dim=-1)
+        moved = torch.where((inside & (keypoints[..., 2] > 0))[..., None], moved, 0.0)
+        return moved[:, MIRRORED_KEYPOINTS] if cut.mirrored else moved
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height after the resize."""
         width, height = size
-        long_side = int(self._resolution * max(size) / min(size))
-        return (self._resolution, long_side) if width <= height else (long_side, self._resolution)
+        long_side = int(self.resolution * max(size) / min(size))
+        return (self.resolution, long_side) if width <= height else (long_side, self.resolution)
 
     def _apply(self, drawing: Any, cut: Cut) -> Any:
-        """A picture, label map or boxes, resized, cropped and mirrored."""
-        resized = v2.functional.resize(drawing, [self._resolution], interpolation=self._interpolation, antialias=True)
-        square = v2.functional.crop(resized, cut.top, cut.left, self._resolution, self._resolution)
+        """A picture, label map, boxes or keypoints, resized, cropped and mirrored."""
+        resized = v2.functional.resize(drawing, [self.resolution], interpolation=self._interpolation, antialias=True)
+        square = v2.functional.crop(resized, cut.top, cut.left, self.resolution, self.resolution)
         return v2.functional.horizontal_flip(square) if cut.mirrored else square
 
 

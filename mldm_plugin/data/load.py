@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,7 +26,8 @@ def open_rows(
 ) -> datasets.Dataset:
     """The rows of split `train` of a Hub data set, or of a folder; at most `at_most`, shuffled by `seed`.
 
-    With `every_file` a folder of pictures is one split, whatever its subfolders are called.
+    With `every_file` a folder of pictures is one split, whatever its subfolders are called; parquet files are read as
+    they are named.
 
     Raises:
         DataError: it cannot be opened, or has no such split.
@@ -33,7 +35,7 @@ def open_rows(
     try:
         if name is not None:
             splits: Any = load_dataset(name, config, cache_dir=cache, data_dir=folder)
-        elif every_file:
+        elif every_file and not _holds_parquet(folder):
             splits = load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
         else:
             splits = load_dataset(folder, cache_dir=cache)
@@ -51,6 +53,10 @@ def open_rows(
     return rows
 
 
+def _holds_parquet(folder: str | None) -> bool:
+    return folder is not None and any(Path(folder).rglob("*.parquet"))
+
+
 def check_rows(training_set: TrainingSet, indices: Iterable[int]) -> list[str]:
     """Check annotations, sizes and file types of these rows from metadata and file headers alone.
 
@@ -63,23 +69,23 @@ def check_rows(training_set: TrainingSet, indices: Iterable[int]) -> list[str]:
     return [name for index in indices if (name := training_set.check_row(index)) is not None]
 
 
-def find_examples(training_set: TrainingSet, *, person: bool, face: bool) -> list[Example]:
-    """The first pictures that together show a person and a face after framing, as far as they are asked for.
+def find_examples(training_set: TrainingSet, *, person: bool, face: bool, keypoints: bool = False) -> list[Example]:
+    """The first pictures that together show a person, a face and keypoints after framing, as far as asked for.
 
     Draws nothing. With neither asked for, it is the first picture.
 
     Raises:
         DataError: there is no such picture in the whole data set.
     """
-    wanted = {"person": person, "face": face}
+    wanted = {"person": person, "face": face, "keypoint": keypoints}
     found: list[Example] = []
     for index in range(len(training_set)):
         if found and not any(wanted.values()):
             return found
-        if wanted["face"] and not wanted["person"] and len(training_set.stored_boxes(index)) == 0:
+        if wanted == {"person": False, "face": True, "keypoint": False} and len(training_set.stored_boxes(index)) == 0:
             continue
         example = training_set.look(index)
-        has = {"person": _shows_person(example), "face": _shows_face(example)}
+        has = {"person": _shows_person(example), "face": _shows_face(example), "keypoint": _shows_keypoints(example)}
         if not any(wanted.values()) or any(has[what] and wanted[what] for what in wanted):
             found.append(example)
             wanted = {what: wanted[what] and not has[what] for what in wanted}
@@ -87,8 +93,8 @@ def find_examples(training_set: TrainingSet, *, person: bool, face: bool) -> lis
         columns = training_set.columns
         raise DataError(
             f"no {missing} anywhere in the {len(training_set)} pictures of the data set (columns {columns.mask!r}, "
-            f"{columns.boxes!r}), but a loss of the preset needs one: annotate the data set, or set that loss's "
-            "weight to 0."
+            f"{columns.boxes!r}, {columns.keypoints!r}), but a loss of the preset needs one: annotate the data set, or "
+            "set that loss's weight to 0."
         )
     return found
 
@@ -99,3 +105,7 @@ def _shows_person(example: Example) -> bool:
 
 def _shows_face(example: Example) -> bool:
     return example.face_boxes is not None and len(example.face_boxes) > 0
+
+
+def _shows_keypoints(example: Example) -> bool:
+    return example.keypoints is not None and bool((example.keypoints[..., 2] > 0).any())

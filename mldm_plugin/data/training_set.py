@@ -1,4 +1,4 @@
-"""The training set: captions, pictures, hints, masks and boxes, row by row."""
+"""The training set: captions, pictures, hints, masks, boxes and keypoints, row by row."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from torch.utils.data import Dataset, get_worker_info
 
 from mldm_plugin.data.annotations import (
     check_boxes_inside,
+    check_keypoints_inside,
     check_mask_mode,
     check_mask_size,
     check_upright,
     name_of,
     parse_boxes,
+    parse_keypoints,
     read_header,
     read_mask,
     read_picture,
 )
-from mldm_plugin.data.batch import Example, Failed
+from mldm_plugin.data.batch import NOT_LOADED, Example, Failed
 from mldm_plugin.data.geometry import Cut, Framing, upright_size
+from mldm_plugin.data.latents_cache import LatentsCache, picture_digest
 from mldm_plugin.errors import DataError, nearest
 
 GeneratorState = tuple[Any, Tensor]  # Python's and torch's
@@ -33,13 +36,14 @@ GeneratorState = tuple[Any, Tensor]  # Python's and torch's
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in the data set things are. `conditioning`, `mask` and `boxes` may be None: not read."""
+    """Where in the data set things are. `conditioning` and what follows it may be None: not read."""
 
     picture: str = "image"
     caption: str = "text"
     conditioning: str | None = "conditioning_image"
     mask: str | None = None
     boxes: str | None = None
+    keypoints: str | None = None
 
     def check(self, present: Sequence[str]) -> None:
         """Raise DataError for a column that the data set does not have."""
@@ -49,6 +53,7 @@ class Columns:
             "conditioning_image_column": self.conditioning,
             "mask_column": self.mask,
             "face_boxes_column": self.boxes,
+            "keypoints_column": self.keypoints,
         }
         for flag, column in flags.items():
             if column is not None and column not in present:
@@ -64,9 +69,9 @@ class TrainingSet(Dataset[Any]):
     """Rows of a `datasets.Dataset` as examples.
 
     The random draws are those of diffusers' scripts, in their order: for each picture of a batch its crop and flip
-    from torch's generator, then for each caption from Python's generator a `random()` where captions may be left
-    empty, and a `choice` where it is a list. A resumed run lets `skip_batches` pass: their draws are made, nothing
-    is decoded.
+    (and, which they do not have, its colours) from torch's generator, then for each caption from Python's generator a
+    `random()` where captions may be left empty, and a `choice` where it is a list. A resumed run lets `skip_batches`
+    pass: their draws are made, nothing is decoded.
 
     Args:
         rows: the data set.
@@ -100,6 +105,9 @@ class TrainingSet(Dataset[Any]):
         self._framing = Framing(resolution, **(framing or {}))
         self._tokenizer = tokenizer
         self._empty_prompts = empty_prompts
+        self._latents: LatentsCache | None = None
+        self._digests: Sequence[str] = ()
+        self._loads_pictures = True
         self._skip = 0
         self._calls = 0
         self._drawn_from: GeneratorState | None = None
@@ -121,7 +129,7 @@ class TrainingSet(Dataset[Any]):
     def __getitem__(self, index: int) -> Example:
         """One example, with its crop and caption drawn."""
         example = self._load(index, self._framing.draw)
-        return replace(example, input_ids=self._tokenize([self._draw_caption(index)])[0])
+        return self._with_text(example, self.tokens(self._draw_caption(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example] | Failed:
         """One batch; nothing for a batch that is skipped. What cannot be loaded is reported in its turn."""
@@ -136,9 +144,52 @@ class TrainingSet(Dataset[Any]):
                 self._mark_generators()
             examples = [self._load(index, self._framing.draw) for index in indices]
             tokens = self._tokenize([self._draw_caption(index) for index in indices])
+            return [self._with_text(e, t) for e, t in zip(examples, tokens, strict=True)]
         except DataError as error:
             return Failed(str(error))
-        return [replace(e, input_ids=t) for e, t in zip(examples, tokens, strict=True)]
+
+    def read_latents(self, cache: LatentsCache, digests: Sequence[str], *, pictures: bool) -> None:
+        """From now on give each example what the cache holds of it, and its picture only if `pictures`.
+
+        `digests` are those of all rows. Crops and colours must not be drawn: an entry is of one transform.
+        """
+        self._latents, self._digests, self._loads_pictures = cache, digests, pictures
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """All that is done to every picture, but for its mirroring."""
+        framing = self._framing
+        return {"resolution": framing.resolution, "interpolation": framing.interpolation, "crop": "middle"}
+
+    @property
+    def mirrors(self) -> bool:
+        return self._framing.random_flip
+
+    def name(self, index: int) -> str:
+        """How an error names a picture."""
+        return name_of(self._rows[index][self.columns.picture], index)
+
+    def digest(self, index: int) -> str:
+        """The `picture_digest` of a row."""
+        return picture_digest(self._rows[index][self.columns.picture], self.name(index))
+
+    def picture(self, index: int, *, mirrored: bool) -> Tensor:
+        """The middle of a picture alone, float (3, S, S) in [-1, 1]."""
+        picture = read_picture(self._rows[index][self.columns.picture], self.name(index)).convert("RGB")
+        cut = replace(self._framing.middle(picture.size), mirrored=mirrored)
+        return (self._framing.picture(picture, cut) - 0.5) / 0.5
+
+    def captions(self) -> list[str]:
+        """Every caption that may be drawn, once, and the empty one."""
+        captions = {"": None}
+        for index, given in enumerate(self._captions[self.columns.caption]):
+            for caption in given if isinstance(given, list) and given else [given]:
+                captions[_checked_caption(caption, index)] = None
+        return list(captions)
+
+    def tokens(self, caption: str) -> Tensor:
+        """A caption as `input_ids`, (L,)."""
+        return self._tokenize([caption])[0]
 
     def look(self, index: int) -> Example:
         """The middle of one picture, without a caption. Draws nothing."""
@@ -146,27 +197,40 @@ class TrainingSet(Dataset[Any]):
 
     def _load(self, index: int, place: Callable[[tuple[int, int]], Cut]) -> Example:
         row = self._rows[index]
-        name = name_of(row[self.columns.picture], index)
-        picture = read_picture(row[self.columns.picture], name).convert("RGB")
-        mask, boxes = self._annotation(row, index)
-        if mask is not None or (boxes is not None and len(boxes)):
-            check_upright(read_header(row[self.columns.picture], name), name)
+        stored, name = row[self.columns.picture], name_of(row[self.columns.picture], index)
+        picture = read_picture(stored, name).convert("RGB") if self._loads_pictures else None
+        size = upright_size(read_header(stored, name)) if picture is None else picture.size
+        mask, boxes, keypoints = self._annotation(row, index)
+        if mask is not None or any(labels is not None and len(labels) for labels in (boxes, keypoints)):
+            check_upright(read_header(stored, name), name)
         if mask is not None:
-            check_mask_size((mask.shape[2], mask.shape[1]), picture.size, self._mask_name(row, index), name)
+            check_mask_size((mask.shape[2], mask.shape[1]), size, self._mask_name(row, index), name)
         if boxes is not None:
-            check_boxes_inside(boxes, picture.size, name)
-        framed = self._framing(picture, mask, torch.zeros(0, 4) if boxes is None else boxes, place(picture.size))
-        size = framed.picture.shape[-2:]
+            check_boxes_inside(boxes, size, name)
+        if keypoints is not None:
+            check_keypoints_inside(keypoints, size, name)
+        cut = place(size)
         return Example(
-            pixel_values=(framed.picture - 0.5) / 0.5,
-            conditioning_pixel_values=self._hint(row, index),
-            person_mask=self._mask_or_nobody(framed.mask, size),
-            face_boxes=None if boxes is None else framed.boxes,
+            pixel_values=NOT_LOADED if picture is None else (self._framing.picture(picture, cut) - 0.5) / 0.5,
+            conditioning_pixel_values=self._hint(row, index, size, cut),
+            person_mask=self._framed_mask(mask, cut),
+            face_boxes=None if boxes is None else self._framing.kept_boxes(boxes, size, cut),
+            keypoints=None if keypoints is None else self._framing.keypoints(keypoints, size, cut),
+            posterior=self._posterior(index, cut),
         )
+
+    def _posterior(self, index: int, cut: Cut) -> Tensor | None:
+        if self._latents is None:
+            return None
+        return self._latents.read(self._latents.posterior_key(self._digests[index], cut.mirrored))
+
+    def _with_text(self, example: Example, tokens: Tensor) -> Example:
+        text = None if self._latents is None else self._latents.read(self._latents.text_key(tokens))
+        return replace(example, input_ids=tokens, text=text)
 
     def _draw_only(self, indices: Sequence[int]) -> None:
         """Draw what loading a batch would draw; sizes come from the files' headers."""
-        for index in indices if self._framing.random_crop or self._framing.random_flip else ():
+        for index in indices if self._framing.draws else ():
             stored = self._rows[index][self.columns.picture]
             self._framing.draw(upright_size(read_header(stored, name_of(stored, index))))
         for index in indices:
@@ -196,11 +260,13 @@ class TrainingSet(Dataset[Any]):
         row = self._rows[index]
         name = name_of(row[self.columns.picture], index)
         picture = read_header(row[self.columns.picture], name)
-        boxes = parse_boxes(row[self.columns.boxes], name) if self.columns.boxes else torch.zeros(0, 4)
+        boxes = parse_boxes(row[self.columns.boxes] if self.columns.boxes else None, name)
+        keypoints = parse_keypoints(row[self.columns.keypoints] if self.columns.keypoints else None, name)
         mask = row[self.columns.mask] if self.columns.mask else None
-        if mask is not None or len(boxes):
+        if mask is not None or len(boxes) or len(keypoints):
             check_upright(picture, name)
         check_boxes_inside(boxes, picture.size, name)
+        check_keypoints_inside(keypoints, picture.size, name)
         if mask is not None:
             mask_name = name_of(mask, index)
             header = read_header(mask, mask_name)
@@ -211,24 +277,40 @@ class TrainingSet(Dataset[Any]):
         )
         return name if left_out else None
 
-    def _annotation(self, row: dict[str, Any], index: int) -> tuple[Tensor | None, Tensor | None]:
-        mask = read_mask(row[self.columns.mask], self._mask_name(row, index)) if self.columns.mask else None
-        name = name_of(row[self.columns.picture], index)
-        return mask, parse_boxes(row[self.columns.boxes], name) if self.columns.boxes else None
+    def _annotation(self, row: dict[str, Any], index: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Mask, boxes and keypoints as they are stored; None for what is not read."""
+        columns, name = self.columns, name_of(row[self.columns.picture], index)
+        return (
+            read_mask(row[columns.mask], self._mask_name(row, index)) if columns.mask else None,
+            parse_boxes(row[columns.boxes], name) if columns.boxes else None,
+            parse_keypoints(row[columns.keypoints], name) if columns.keypoints else None,
+        )
 
     def _mask_name(self, row: dict[str, Any], index: int) -> str:
         return name_of(row[self.columns.mask] if self.columns.mask else None, index)
 
-    def _mask_or_nobody(self, mask: Tensor | None, size: torch.Size) -> Tensor | None:
+    def _framed_mask(self, mask: Tensor | None, cut: Cut) -> Tensor | None:
+        """Zeros for a picture without a mask."""
         if self.columns.mask is None:
             return None
-        return torch.zeros(1, *size, dtype=torch.uint8) if mask is None else mask
+        side = self._framing.resolution
+        return torch.zeros(1, side, side, dtype=torch.uint8) if mask is None else self._framing.mask(mask, cut)
 
-    def _hint(self, row: dict[str, Any], index: int) -> Tensor | None:
+    def _hint(self, row: dict[str, Any], index: int, size: tuple[int, int], cut: Cut) -> Tensor | None:
+        """The hint, cut out and mirrored as its picture of `size` is, in its own colours; in the middle, any size."""
         column = self.columns.conditioning
         if column is None:
             return None
-        return self._framing.picture(read_picture(row[column], name_of(row[column], index)).convert("RGB"))
+        name = name_of(row[column], index)
+        hint = read_picture(row[column], name).convert("RGB")
+        if not self._framing.random_crop:
+            cut = replace(self._framing.middle(hint.size), mirrored=cut.mirrored)
+        elif self._framing.resized(hint.size) != self._framing.resized(size):
+            raise DataError(
+                f"hint {name} is {hint.width}x{hint.height}, its picture {size[0]}x{size[1]}: to be cropped alike they "
+                "must have the same shape; mend the hint, or train without --random_crop."
+            )
+        return self._framing.picture(hint, replace(cut, colour=None))
 
     def _draw_caption(self, index: int) -> str:
         caption = self._captions[index][self.columns.caption]
@@ -236,11 +318,7 @@ class TrainingSet(Dataset[Any]):
             return ""
         if isinstance(caption, list) and caption:
             caption = random.choice(caption)
-        if not isinstance(caption, str):
-            raise DataError(
-                f"row {index} of the data set: the caption is {caption!r}, expected a text or a list of texts."
-            )
-        return caption
+        return _checked_caption(caption, index)
 
     def _tokenize(self, captions: list[str]) -> Tensor:
         return self._tokenizer(
@@ -250,3 +328,9 @@ class TrainingSet(Dataset[Any]):
             truncation=True,
             return_tensors="pt",
         ).input_ids
+
+
+def _checked_caption(caption: Any, index: int) -> str:
+    if not isinstance(caption, str):
+        raise DataError(f"row {index} of the data set: the caption is {caption!r}, expected a text or a list of texts.")
+    return caption

@@ -1,4 +1,4 @@
-"""The weights of the frozen networks: where they come from, how they are checked, where they lie.
+"""The weights of the networks: where they come from, how they are checked, where they lie.
 
 Importing this module is cheap (no torch), so that the command line can list the table.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import lzma
 import os
-import pickle
-import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from mldm_plugin.errors import WeightsError, nearest
 
@@ -40,6 +42,9 @@ class WeightFile:
         sha256: hexadecimal digest, or None where none is published.
         size: bytes, or None where not known.
         page: address for a browser, where the file's host may refuse programs.
+        member: its name in the zip archive that lies at `url`; None where the file itself lies there.
+        also_in: folder in which the package that the file belongs to keeps it.
+        instead: what there is without it, a clause.
     """
 
     name: str
@@ -49,6 +54,9 @@ class WeightFile:
     sha256: str | None = None
     size: int | None = None
     page: str | None = None
+    member: str | None = None
+    also_in: str | None = None
+    instead: str = "`weights: random` is for tests and demos alone"
 
 
 _TABLE = (
@@ -78,6 +86,28 @@ _TABLE = (
         "CC BY-NC 4.0 in mirrors of the data.",
         sha256="060b24840d57519af854efb1c1d86f110842a1312220afbde4aebb0df1448c9d",
         size=111_831_500,
+    ),
+    # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
+    WeightFile(
+        name="scrfd_10g",
+        file_name="det_10g.onnx",
+        url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+        licence="insightface's own: for non-commercial research only; trained on WIDER FACE.",
+        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+        size=16_923_827,
+        member="det_10g.onnx",
+        also_in="~/.insightface/models/buffalo_l",
+        instead="`--faces lbp` and `--faces keypoints` need no weights",
+    ),
+    # The digest begins as the file name says; the rest is what public repositories that pin the file agree on.
+    WeightFile(
+        name="mask_rcnn",
+        file_name="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        licence="BSD-3-Clause (torchvision); trained on COCO, annotations CC BY 4.0, pictures under Flickr's terms.",
+        sha256="73cbd0190fcbe3ba339921fbce2c3a0b6bb9126c9a133c85e43a2a8e060a109e",
+        size=185_828_065,
+        instead="give masks of your own",
     ),
 )
 WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}
@@ -109,12 +139,12 @@ def cache_folder() -> Path:
 
 
 def locate(name: str) -> Path | None:
-    """The file of `name` on this machine, or None. torchvision's own downloads count too."""
-    file_name = weight_file(name).file_name
-    for folder in (cache_folder(), _hub_folder() / "checkpoints"):
-        if (folder / file_name).is_file():
-            return folder / file_name
-    return None
+    """The file of `name` on this machine, or None. What torchvision or insightface downloaded counts too."""
+    file = weight_file(name)
+    folders = [cache_folder(), _hub_folder() / "checkpoints"]
+    if file.also_in is not None:
+        folders.append(Path(file.also_in).expanduser())
+    return next((folder / file.file_name for folder in folders if (folder / file.file_name).is_file()), None)
 
 
 def fetch(name: str, progress: bool = True) -> Path:
@@ -144,7 +174,12 @@ def fetch(name: str, progress: bool = True) -> Path:
         handle, part_name = tempfile.mkstemp(prefix=f".{file.file_name}.", suffix=".part", dir=target.parent)
         part = Path(part_name)
         with os.fdopen(handle, "wb") as stream:
-            _download(file, stream, progress)
+            if file.member is None:
+                _download(file, stream, progress)
+            else:
+                with tempfile.TemporaryFile(dir=target.parent) as archive:
+                    _download(file, archive, progress)
+                    _unpack(file, archive, stream)
         if fault := _fault(file, part):
             raise WeightsError(_by_hand(file, target, f"what came is not that file: {fault}"))
         part.chmod(0o644)  # mkstemp makes it private; a shared cache is read by others too
@@ -159,10 +194,11 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def _by_hand(file: WeightFile, target: Path, reason: str) -> str:
+    what = "it" if file.member is None else f"its member {file.member}"
     return (
         f"Cannot fetch the weights {file.name!r} ({file.file_name}) from {file.url}: {reason}. "
-        f"Download {file.page or file.url} elsewhere and save it as {target} "
-        "(MLDM_WEIGHTS names another folder); `weights: random` is for tests and demos alone."
+        f"Download {file.page or file.url} elsewhere and save {what} as {target} "
+        f"(MLDM_WEIGHTS names another folder); {file.instead}."
     )
 
 
@@ -175,7 +211,7 @@ def _download(file: WeightFile, stream: IO[bytes], progress: bool) -> None:
     request = Request(file.url, headers={"User-Agent": "mldm-plugin"})
     with urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
         length = answer.headers.get("Content-Length")
-        total = int(length) if length else file.size
+        total = int(length) if length else file.size if file.member is None else None
         hide = None if progress else True  # None: shown on a terminal only
         with tqdm(total=total, desc=file.file_name, unit="B", unit_scale=True, disable=hide) as bar:
             came = 0
@@ -185,6 +221,25 @@ def _download(file: WeightFile, stream: IO[bytes], progress: bool) -> None:
                 bar.update(len(chunk))
     if length and came != int(length):
         raise OSError(f"the connection broke after {came} of {length} bytes")
+
+
+def _unpack(file: WeightFile, archive: IO[bytes], stream: IO[bytes]) -> None:
+    """Write the one member of a zip archive to `stream`. No name in the archive is used as a path.
+
+    Raises:
+        OSError: no archive, a damaged one, or one whose member is missing or not of the expected size.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            info = next((info for info in opened.infolist() if info.filename == file.member), None)
+            if info is None:
+                raise OSError(f"the archive has no {file.member}")
+            if file.size is not None and info.file_size != file.size:  # no more than file_size is ever unpacked
+                raise OSError(f"{file.member} in the archive has {info.file_size} bytes, expected {file.size}")
+            with opened.open(info) as member:
+                shutil.copyfileobj(member, stream, CHUNK)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, RuntimeError) as error:  # also if encrypted
+        raise OSError(f"what came is no whole zip archive: {error}") from error
 
 
 def _fault(file: WeightFile, path: Path) -> str | None:
@@ -233,128 +288,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     if path.suffix == ".pkl":
+        from mldm_plugin.perceptual.arrays_only import load_arrays
+
         with path.open("rb") as stream:
-            return _arrays(stream)
+            return load_arrays(stream)
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What `_codecs.encode` does in pickles of byte strings; no other codec is lent to a file."""
-    if encoding not in ("latin1", "latin-1"):
-        raise WeightsError(f"it asks for the codec {encoding!r}, and only latin1 is admitted.")
-    return text.encode("latin1")
-
-
-class _Lent:
-    """Something that a pickle may call, and neither look into nor change."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise WeightsError("it changes what it may only call.")
-
-
-class _Kind:
-    """Stands for a `numpy.dtype` of numbers; a file that makes others could have raw bytes taken for objects."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch("[fiu][1248]|b1", code):
-            raise WeightsError(f"it holds an array of kind {code!r}, and only numbers are admitted.")
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] not in ("<", ">", "=", "|"):
-            raise WeightsError(f"it holds an array of byte order {state[1]!r}.")
-        self.order = state[1]
-
-
-class _Array:
-    """Stands for an array: `array` once the file has given its content."""
-
-    __slots__ = ("array",)
-
-    def __init__(self) -> None:
-        self.array: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        import numpy as np
-
-        *_, shape, kind, fortran, content = state
-        if not isinstance(kind, _Kind):
-            raise WeightsError(f"it holds an array of kind {kind!r}, and only numbers are admitted.")
-        raw = content.encode("latin1") if isinstance(content, str) else content  # Python 2's bytes come as text
-        flat = np.frombuffer(raw, np.dtype(kind.order + kind.code))
-        self.array = flat.reshape(shape, order="F" if fortran else "C")
-
-
-def _refuse(*_: Any) -> Any:
-    raise WeightsError("it makes a numpy.ndarray over raw bytes.")
-
-
-_NDARRAY = _Lent(_refuse)
-
-
-def _reconstruct(which: Any, *_: Any) -> _Array:
-    if which is not _NDARRAY:
-        raise WeightsError(f"it makes a {which!r}, and only numpy.ndarray is admitted.")
-    return _Array()
-
-
-def _scalar(kind: Any, content: Any) -> _Array:
-    scalar = _Array()
-    scalar.__setstate__(((), kind, False, content))
-    return scalar
-
-
-def _dict(pairs: Any = ()) -> dict[Any, Any]:
-    if not isinstance(pairs, (list, tuple)):
-        raise WeightsError(f"it makes an OrderedDict of a {type(pairs).__name__}, expected pairs.")
-    return dict(pairs)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Admits the few names that pickles of numpy arrays refer to, as stand-ins; nothing of numpy's is lent."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        admitted: dict[tuple[str, str], _Lent] = {
-            ("numpy", "ndarray"): _NDARRAY,
-            ("numpy", "dtype"): _Lent(_Kind),
-            ("_codecs", "encode"): _Lent(_latin1),
-            ("collections", "OrderedDict"): _Lent(_dict),
-        }
-        for array_module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # it moved in numpy 2
-            admitted[array_module, "_reconstruct"] = _Lent(_reconstruct)
-            admitted[array_module, "scalar"] = _Lent(_scalar)
-        if (module, name) not in admitted:
-            raise WeightsError(f"it refers to {module}.{name}, and only numpy arrays are admitted.")
-        return admitted[module, name]
-
-
-def _arrays(stream: IO[bytes]) -> dict[str, Tensor]:
-    """The dict of numpy arrays in a pickle, also of Python 2 (hence latin1), as tensors."""
-    import numpy as np
-    import torch
-
-    content = _ArraysOnly(stream, encoding="latin1").load()
-    if not isinstance(content, dict):
-        raise WeightsError(f"it holds a {type(content).__name__}, expected a dict of arrays.")
-    tensors = {}
-    for key, value in content.items():
-        if not isinstance(value, _Array) or value.array is None:
-            raise WeightsError(f"its entry {key!r} is no array of numbers.")
-        array = value.array
-        tensors[str(key)] = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-    return tensors
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], name: str, ignore: Iterable[str] = ()) -> nn.Module:

@@ -25,6 +25,7 @@ from mldm_plugin.step import DiffusionStep
 from mldm_plugin.training import loop
 from mldm_plugin.training.controlnet_flags import FLAGS
 from mldm_plugin.training.controlnet_networks import WEIGHTS, load_networks
+from mldm_plugin.training.networks import encoded_text, posterior
 from mldm_plugin.training.objective import Outcome, annotation_of
 from mldm_plugin.training.run import Run
 from mldm_plugin.training.trainer import Prompt, Reading, Trainer
@@ -48,7 +49,7 @@ def training_step(run: Run, batch: dict[str, Any]) -> Outcome:
 def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
     """Noise the latents, predict, compare."""
     net = run.networks
-    latents = net.vae.encode(batch["pixel_values"].to(run.dtype)).latent_dist.sample() * net.vae.config.scaling_factor
+    latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
     noise = torch.randn_like(latents)
     last = net.noise_scheduler.config.num_train_timesteps
     timesteps = torch.randint(0, last, (len(latents),), device=latents.device)
@@ -76,10 +77,11 @@ def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
 
 def predict(run: Run, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
     """The U-Net's output, steered by the ControlNet."""
-    text = run.networks.text_encoder(batch["input_ids"], return_dict=False)[0]
+    text = encoded_text(run.networks, batch)
     hint = batch.get("conditioning_pixel_values")
     if hint is None:
-        hint = torch.zeros_like(batch["pixel_values"])
+        side = run.arguments.resolution
+        hint = noisy_latents.new_zeros(len(noisy_latents), 3, side, side)
     down, middle = run.model(
         noisy_latents, timesteps, encoder_hidden_states=text, controlnet_cond=hint.to(run.dtype), return_dict=False
     )
@@ -94,9 +96,10 @@ def predict(run: Run, batch: dict[str, Any], noisy_latents: Tensor, timesteps: T
 
 
 def read(arguments: argparse.Namespace) -> Reading:
-    """The script's way of reading: hints, some captions left empty, the middle of each picture."""
+    """The script's way of reading: hints, some captions left empty, the middle of each picture unless asked."""
     hints = arguments.conditioning_image_column if arguments.conditioning == "image" else None
-    return Reading(hints, arguments.proportion_empty_prompts, framing={}, every_file=False)
+    framing = {"random_crop": arguments.random_crop, "random_flip": arguments.random_flip}
+    return Reading(hints, arguments.proportion_empty_prompts, framing, every_file=False)
 
 
 def prompts(arguments: argparse.Namespace) -> list[Prompt]:

@@ -6,7 +6,14 @@ import argparse
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.training.flags import Flag, FlagTable
-from mldm_plugin.training.shared_flags import OUR_FLAGS, check_resolution, check_shared, with_defaults
+from mldm_plugin.training.shared_flags import (
+    OUR_FLAGS,
+    RANDOM_FLIP,
+    check_cacheable,
+    check_resolution,
+    check_shared,
+    with_defaults,
+)
 
 OF_THIS_SCRIPT: tuple[Flag, ...] = (
     Flag(
@@ -36,10 +43,18 @@ CONDITIONING = Flag(
     choices=("image", "none"),
 )
 
+RANDOM_CROP = Flag(
+    "random_crop",
+    bool,
+    False,
+    "Draw the crop at random, the same for picture, hint, mask, boxes and keypoints; without it it is the middle.",
+)
+
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuse flags that cannot work together."""
     check_shared(arguments, {"validation_steps": 1})
+    check_cacheable(arguments, random_crop=arguments.random_crop, way_out="leave out --random_crop")
     check_resolution(arguments)
     if not 0 <= arguments.proportion_empty_prompts <= 1:
         raise MldmError(f"--proportion_empty_prompts is {arguments.proportion_empty_prompts}, expected 0 to 1.")
@@ -64,6 +79,6 @@ FLAGS = FlagTable(
         *with_defaults(output_dir="controlnet-model", train_batch_size=4, num_train_epochs=1, learning_rate=5e-6),
         *OF_THIS_SCRIPT,
     ),
-    ours=(*OUR_FLAGS, CONDITIONING),
+    ours=(*OUR_FLAGS, CONDITIONING, RANDOM_CROP, RANDOM_FLIP),
     check=check,
 )

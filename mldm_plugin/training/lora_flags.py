@@ -6,12 +6,19 @@ import argparse
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.training.flags import Flag, FlagTable
-from mldm_plugin.training.shared_flags import OUR_FLAGS, check_resolution, check_shared, with_defaults
+from mldm_plugin.training.shared_flags import (
+    OUR_FLAGS,
+    RANDOM_FLIP,
+    check_cacheable,
+    check_resolution,
+    check_shared,
+    with_defaults,
+)
 
 OF_THIS_SCRIPT: tuple[Flag, ...] = (
     Flag("rank", int, 4, "Rank of the LoRA matrices; their scale alpha is the same number."),
     Flag("center_crop", bool, False, "Cut out the middle; without it the crop is drawn at random."),
-    Flag("random_flip", bool, False, "Mirror every other picture, drawn at random, with its mask and boxes."),
+    RANDOM_FLIP,
     Flag(
         "image_interpolation_mode",
         str,
@@ -44,7 +51,8 @@ CLIP_GRADIENTS = Flag(
 def check(arguments: argparse.Namespace) -> None:
     """Refuse flags that cannot work together."""
     check_shared(arguments, {"validation_epochs": 1, "rank": 1})
-    if arguments.loss_plugin:
+    check_cacheable(arguments, random_crop=not arguments.center_crop, way_out="add --center_crop")
+    if arguments.loss_plugin or arguments.cache_latents:
         check_resolution(arguments)
     if arguments.snr_gamma is not None and not arguments.snr_gamma > 0:
         raise MldmError(f"--snr_gamma is {arguments.snr_gamma}, expected more than 0, for example 5.0.")

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.import_utils import is_xformers_available
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PretrainedConfig
 
 from mldm_plugin.errors import MldmError
@@ -22,7 +23,8 @@ class Networks:
     """What a training step computes with.
 
     `trained` is what accelerate prepares: a ControlNet beside the frozen U-Net, or the U-Net itself, of which only
-    the LoRA has gradients.
+    the LoRA has gradients. `layouts` are the memory formats of the VAE's posterior for one picture and for several:
+    noise is drawn like the latents, in the order of memory, so latents from a cache take the same.
     """
 
     tokenizer: Any
@@ -31,6 +33,7 @@ class Networks:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     trained: nn.Module
+    layouts: tuple[torch.memory_format, torch.memory_format] = (torch.contiguous_format, torch.contiguous_format)
 
     def move_frozen(self, device: torch.device, dtype: torch.dtype) -> None:
         """Put the networks that are only used where and in what precision they are used."""
@@ -41,9 +44,32 @@ class Networks:
             if frozen.dtype != dtype:
                 frozen.to(dtype)
 
+    def set_encoders_aside(self) -> None:
+        """Take VAE and text encoder off the device; validation puts them back for as long as it lasts."""
+        for network in (self.vae, self.text_encoder):
+            network.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def trainable(self) -> list[nn.Parameter]:
         """What the optimizer gets, in the order of the network's parameters."""
         return [p for p in self.trained.parameters() if p.requires_grad]
+
+
+def posterior(networks: Networks, batch: dict[str, Any], dtype: torch.dtype) -> DiagonalGaussianDistribution:
+    """q(z₀ | picture) of each picture of a batch, from the cache if the batch was read from one."""
+    if "posterior" in batch:
+        parameters = batch["posterior"]
+        layout = networks.layouts[len(parameters) > 1]
+        return DiagonalGaussianDistribution(parameters.contiguous(memory_format=layout))
+    return networks.vae.encode(batch["pixel_values"].to(dtype)).latent_dist
+
+
+def encoded_text(networks: Networks, batch: dict[str, Any]) -> Tensor:
+    """The encoded captions of a batch, (N, L, D), from the cache if the batch was read from one."""
+    if "text" in batch:
+        return batch["text"]
+    return networks.text_encoder(batch["input_ids"], return_dict=False)[0]
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class PlainObjective:
     """The mean squared error of diffusers' script."""
 
     failure: MldmError | None = None
+    needs_pictures = False
 
     def __call__(self, plain: Tensor, make_step: Callable[[], DiffusionStep]) -> Outcome:
         value = plain.detach().item()
@@ -55,6 +56,11 @@ class PluginObjective:
     def __init__(self, stack: LossStack) -> None:
         self.stack = stack
         self.failure: MldmError | None = None
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a loss compares with the pictures themselves."""
+        return self.stack.target == "image" and "pred_images" in needs_of(self.stack)
 
     def allow_panels(self, vae: nn.Module) -> None:
         """Have a decoder for panels, even where no loss needs one."""
@@ -100,19 +106,20 @@ def prove(stack: LossStack, training_set: TrainingSet, networks: Networks, devic
     needs = needs_of(stack)
     if not stack.terms:
         return
-    examples = find_examples(training_set, person="person_mask" in needs, face="face_boxes" in needs)
+    examples = find_examples(
+        training_set, person="person_mask" in needs, face="face_boxes" in needs, keypoints="keypoints" in needs
+    )
     stack.prove(_probe(examples, networks, device))
 
 
 def _probe(examples: list[Example], networks: Networks, device: torch.device) -> DiffusionStep:
-    pixel_values = torch.stack([e.pixel_values for e in examples]).to(device)
-    vae = networks.vae
+    batch, vae = collate(examples), networks.vae
+    pixel_values = batch["pixel_values"].to(device)
     with torch.no_grad():
         latents = vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
     noise = torch.zeros_like(latents)
     timesteps = torch.zeros(len(examples), dtype=torch.long, device=device)
     noisy = networks.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(latents.dtype)
-    batch = collate(examples)
     return DiffusionStep(
         latents=latents,
         noise=noise,
@@ -126,4 +133,4 @@ def _probe(examples: list[Example], networks: Networks, device: torch.device) ->
 
 def annotation_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that losses look at, by the names of `DiffusionStep`."""
-    return {name: batch.get(name) for name in ("pixel_values", "person_mask", "face_boxes")}
+    return {name: batch.get(name) for name in ("pixel_values", "person_mask", "face_boxes", "keypoints")}

@@ -25,6 +25,7 @@ from mldm_plugin.stack import LossStack
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
 from mldm_plugin.training.batches import Batches, make_dataloader
+from mldm_plugin.training.caching import cache_latents
 from mldm_plugin.training.checkpoints import Checkpoints
 from mldm_plugin.training.hub import make_repository
 from mldm_plugin.training.networks import Networks
@@ -74,7 +75,7 @@ class Run:
     def assemble(
         cls, trainer: Trainer, arguments: argparse.Namespace, preset: Preset | None, plugins: Plugins | None
     ) -> Run:
-        """Load, check, prove and, if asked, resume. Nothing is written until all of it has succeeded.
+        """Load, check, prove, encode ahead and resume if asked. Nothing is written before but a cache of latents.
 
         Raises:
             MldmError: anything that the user can mend, on every process alike.
@@ -98,6 +99,8 @@ class Run:
         objective = make_objective(arguments, preset, plugins, training_set.columns, networks, accelerator)
         networks.move_frozen(accelerator.device, dtype)
         prove_objective(objective, training_set, networks, accelerator)
+        if arguments.cache_latents:
+            cache_latents(training_set, networks, arguments, accelerator, pictures=objective.needs_pictures)
         run = cls(
             trainer=trainer,
             arguments=arguments,
@@ -227,6 +230,7 @@ def open_training_set(
             conditioning=reading.conditioning,
             mask=_if_present(arguments.mask_column, rows, annotated),
             boxes=_if_present(arguments.face_boxes_column, rows, annotated),
+            keypoints=_if_present(arguments.keypoints_column, rows, annotated),
         )
         training_set = TrainingSet(
             rows,
@@ -234,7 +238,7 @@ def open_training_set(
             resolution=arguments.resolution,
             tokenizer=tokenizer,
             empty_prompts=reading.empty_prompts,
-            framing=reading.framing,
+            framing={**reading.framing, "color_jitter": arguments.color_jitter},
         )
         if annotated:
             log.info(f"checking the annotation of {len(rows)} pictures")
@@ -304,6 +308,7 @@ def _check_columns(needs: frozenset[str], columns: Columns) -> None:
     for need, column, flag, what in (
         ("person_mask", columns.mask, "mask_column", "mask_file_name, an 8-bit label picture"),
         ("face_boxes", columns.boxes, "face_boxes_column", "face_boxes, a list of [x0, y0, x1, y1]"),
+        ("keypoints", columns.keypoints, "keypoints_column", "keypoints, 51 numbers for each person"),
     ):
         if need in needs and column is None:
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,12 +133,50 @@ OUR_FLAGS: tuple[Flag, ...] = (
         "Column of the face boxes: x0, y0, x1, y1 in pixels of the stored picture.",
     ),
     Flag(
+        "keypoints_column",
+        str,
+        "keypoints",
+        "Column of the keypoints: for each person, in the order of the mask's labels, x, y, v of COCO's 17 points in "
+        "pixels of the stored picture. Read where the data set has it, for losses of your own.",
+    ),
+    Flag(
+        "color_jitter",
+        float,
+        None,
+        "Change brightness, contrast, saturation and hue of every picture at random by at most these four, as "
+        "torchvision's ColorJitter; for example 0.2 0.2 0.2 0.05. Hints keep their colours.",
+        many=True,
+    ),
+    Flag(
+        "cache_latents",
+        bool,
+        False,
+        "Encode every picture (and its mirror image, with --random_flip) and every caption once, before the first "
+        "step, and keep them on disk for later runs. Not with crops or colours that are drawn anew in each pass. "
+        "Pictures are then loaded only for losses that compare with them (target: image).",
+    ),
+    Flag(
+        "latents_cache_dir",
+        str,
+        None,
+        "Where --cache_latents keeps what it encodes; by default beside the folder of the data set, named like it "
+        "with .latents at the end.",
+    ),
+    Flag(
         "panel_steps",
         int,
         None,
         "Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin "
         f"{DEFAULT_PANEL_STEPS} by default.",
     ),
+)
+
+RANDOM_FLIP = Flag(
+    "random_flip",
+    bool,
+    False,
+    "Mirror every other picture, drawn at random, with its hint, mask, boxes and keypoints. Not for hints whose "
+    "colours tell left from right, as OpenPose's do.",
 )
 
 MINIMA = {
@@ -172,6 +210,7 @@ def check_shared(arguments: argparse.Namespace, minima: Mapping[str, int]) -> No
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise MldmError(f"--{name} is {value}, expected at least {least}.")
+    _check_color_jitter(arguments.color_jitter)
     if arguments.report_to == "wandb" and arguments.hub_token is not None:
         raise MldmError("--hub_token would be sent to W&B with the other flags: log in with `hf auth login` instead.")
 
@@ -180,3 +219,25 @@ def check_resolution(arguments: argparse.Namespace) -> None:
     """Refuse a resolution that the VAE does not give back."""
     if arguments.resolution % 8:
         raise MldmError(f"--resolution is {arguments.resolution}, expected a multiple of 8, the VAE's reduction.")
+
+
+def check_cacheable(arguments: argparse.Namespace, *, random_crop: bool, way_out: str) -> None:
+    """Refuse to cache what is drawn anew in each pass."""
+    if not arguments.cache_latents:
+        if arguments.latents_cache_dir is not None:
+            raise MldmError("--latents_cache_dir is for --cache_latents; give both, or neither.")
+        return
+    if random_crop:
+        raise MldmError(f"--cache_latents cannot hold crops that are drawn at random in each pass: {way_out}.")
+    if arguments.color_jitter is not None:
+        raise MldmError("--cache_latents cannot hold colours that are drawn in each pass: leave out --color_jitter.")
+
+
+def _check_color_jitter(given: Sequence[float] | None) -> None:
+    if given is None:
+        return
+    if len(given) != 4 or not all(limit >= 0 for limit in given) or not given[3] <= 0.5:
+        raise MldmError(
+            f"--color_jitter is {' '.join(f'{limit:g}' for limit in given)}, expected four numbers of at least 0: "
+            "brightness, contrast, saturation, and hue of at most 0.5."
+        )

@@ -23,6 +23,7 @@ from mldm_plugin.step import DiffusionStep
 from mldm_plugin.training import loop
 from mldm_plugin.training.lora_flags import FLAGS
 from mldm_plugin.training.lora_networks import WEIGHTS, load_networks
+from mldm_plugin.training.networks import encoded_text, posterior
 from mldm_plugin.training.objective import Outcome, annotation_of
 from mldm_plugin.training.run import Run
 from mldm_plugin.training.trainer import Prompt, Reading, Trainer
@@ -44,12 +45,12 @@ def training_step(run: Run, batch: dict[str, Any]) -> Outcome:
 
 def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
     """Noise the latents, predict, compare."""
-    vae, scheduler = run.networks.vae, run.networks.noise_scheduler
-    latents = vae.encode(batch["pixel_values"].to(run.dtype)).latent_dist.sample() * vae.config.scaling_factor
+    net, scheduler = run.networks, run.networks.noise_scheduler
+    latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
     noise = draw_noise(latents, run.arguments.noise_offset)
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
     noisy_latents = scheduler.add_noise(latents, noise, t)
-    text = run.networks.text_encoder(batch["input_ids"], return_dict=False)[0]
+    text = encoded_text(net, batch)
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(latents, noise, t)
     model_pred = run.model(noisy_latents, t, text, return_dict=False)[0]

@@ -64,6 +64,8 @@ def validate(run: Run, *, final: bool = False) -> list[Sampled]:
             sampled.append(Sampled(prompt.text, prompt.hint, pictures))
     _save(sampled, run.folder / "validation", run.step)
     _hand_to_trackers(sampled, run.accelerator, run.step, "test" if final else "validation")
+    if arguments.cache_latents:
+        run.networks.set_encoders_aside()
     del pipeline
     gc.collect()
     if torch.cuda.is_available():

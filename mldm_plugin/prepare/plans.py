@@ -1,0 +1,181 @@
+"""What the commands convert: each lists its sources, tells what is known of all of them, and how to convert one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mldm_plugin import __version__
+from mldm_plugin.errors import DataError
+from mldm_plugin.perceptual.weights import fetch
+from mldm_plugin.prepare import folder as own_folder
+from mldm_plugin.prepare.convert import Recipe
+from mldm_plugin.prepare.engines import usable_cores
+from mldm_plugin.prepare.source import FindFaces, FindPeople, Source
+
+Facts = Mapping[str, Any]  # plain JSON, kept with the list of sources
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One conversion, not begun.
+
+    Args:
+        command: what was asked for, as plain JSON; how it is known again when it goes on.
+        sources: lists the pictures, with a scratch folder at hand, and the facts that hold for all of them.
+        recipe: from these facts, how one picture is converted.
+        most_workers: as many processes as it makes sense to start; None is one a core.
+    """
+
+    command: Mapping[str, Any]
+    sources: Callable[[Path], tuple[Facts, Iterable[Source]]]
+    recipe: Callable[[Facts], Recipe]
+    most_workers: int | None = None
+
+
+def coco(
+    images: Path,
+    instances: Path,
+    *,
+    captions: Path | None = None,
+    keypoints: Path | None = None,
+    min_person_area: float | None = None,
+    target_count: int | None = None,
+    faces: str = "auto",
+) -> Plan:
+    """Pictures of COCO that show people: those of at least an area, or as many as are wanted.
+
+    Raises:
+        DataError: `faces` needs what the annotation does not have. Faults of the files are found when it is listed.
+    """
+    from mldm_plugin.prepare.coco import Coco, CocoFiles
+    from mldm_plugin.prepare.people import CocoPeople
+
+    def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
+        if captions is None:
+            _tell("no --captions: every caption will be empty")
+        found = Coco(CocoFiles(instances, images, captions, keypoints), scratch / "coco.sqlite")
+        has_keypoints = found.has("keypoints")
+        if faces == "keypoints" and not has_keypoints:
+            raise DataError("--faces keypoints: the annotation has no keypoints; give --keypoints F.json too.")
+        detector = _detector(faces, annotated=found.has("face_box"))
+        least = found.threshold(target_count) if target_count else min_person_area or 0.0
+        areas = found.areas()
+        kept = sum(area >= least for area in areas)
+        _tell(f"{found.count()} pictures, {len(areas)} with people, {kept} of them at least {least:.4f} people")
+        return {"keypoints": has_keypoints, "faces": detector}, found.sources(least)
+
+    return Plan(
+        command=_command(
+            "coco",
+            images=str(images.resolve()),
+            files={str(path.resolve()): _identity(path) for path in (instances, captions, keypoints) if path},
+            min_person_area=min_person_area,
+            target_count=target_count,
+            faces=faces,
+        ),
+        sources=sources,
+        recipe=lambda facts: _recipe(CocoPeople(facts["keypoints"]), facts),
+    )
+
+
+def folder(photos: Path, *, caption: str | None = None, masks: str = "maskrcnn", faces: str = "auto") -> Plan:
+    """Somebody's own photos; `masks` is `maskrcnn`, `none` or a folder of label pictures.
+
+    Raises:
+        DataError: `masks` is not a folder.
+        WeightsError: Mask R-CNN's weights cannot be had.
+    """
+    given = None if masks in ("maskrcnn", "none") else Path(masks)
+    if given is not None and not given.is_dir():
+        raise DataError(f"--masks {masks} is neither maskrcnn nor none nor a folder with label pictures.")
+
+    def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
+        listed = list(own_folder.sources(photos, caption, given))
+        if masks == "maskrcnn":
+            fetch("mask_rcnn")  # once, before many processes ask for it
+        return {"faces": _detector(faces, annotated=False), "columns": own_folder.types(listed)}, listed
+
+    def recipe(facts: Facts) -> Recipe:
+        return _recipe(_people_of_photos(masks), facts)
+
+    return Plan(
+        command=_command(
+            "folder",
+            folder=str(photos.resolve()),
+            contents=own_folder.digest(photos, given),
+            caption=caption,
+            masks=masks if given is None else str(given.resolve()),
+            faces=faces,
+        ),
+        sources=sources,
+        recipe=recipe,
+        most_workers=_networks_at_once() if masks == "maskrcnn" else None,
+    )
+
+
+def celebamask_hq(data_set: Path, *, faces: str = "auto") -> Plan:
+    """CelebAMask-HQ as it is handed out."""
+    from mldm_plugin.prepare import celebamask_hq as celeba
+
+    return Plan(
+        command=_command("celebamask-hq", folder=str(data_set.resolve()), faces=faces),
+        sources=lambda scratch: ({"faces": _detector(faces, annotated=True)}, celeba.sources(data_set)),
+        recipe=lambda facts: _recipe(celeba.CelebAMaskHQ(), facts),
+    )
+
+
+def _people_of_photos(masks: str) -> FindPeople | None:
+    if masks == "none":
+        return None
+    if masks == "maskrcnn":
+        from mldm_plugin.prepare.mask_rcnn import MaskRCNN
+
+        return MaskRCNN()
+    from mldm_plugin.prepare.people import GivenMask
+
+    return GivenMask()
+
+
+def _recipe(people: FindPeople | None, facts: Facts) -> Recipe:
+    return Recipe(people, _resolved(facts["faces"], annotated=True)[0], facts.get("columns", {}))
+
+
+def _networks_at_once() -> int:
+    """One on a GPU; on a CPU each takes 2 GB and computes in the threads that others leave it."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(usable_cores() // 4, 1)
+
+
+def _detector(name: str, *, annotated: bool) -> str:
+    """The name of the detector that is used, told to the user."""
+    detector, line = _resolved(name, annotated)
+    _tell(line)
+    return "none" if detector is None else detector.name
+
+
+def _resolved(name: str, annotated: bool) -> tuple[FindFaces | None, str]:
+    from mldm_plugin.prepare.faces import resolve
+
+    return resolve(name, annotated)
+
+
+def _command(what: str, **asked: Any) -> dict[str, Any]:
+    return {"data": what, "mldm_plugin": __version__, **asked}
+
+
+def _identity(path: Path) -> list[int]:
+    """By what a file is known to be the same: its size in bytes and when it was changed, in nanoseconds."""
+    try:
+        known = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a JSON file in COCO's format.") from error
+    return [known.st_size, known.st_mtime_ns]
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
