@@ -83,5 +83,6 @@ def scratch(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path)) as database:
+    """A finished database, which nobody changes any more: read without locks, which network disks may lack."""
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
         yield database

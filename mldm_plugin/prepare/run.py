@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mldm_plugin.prepare.formats import FORMATS, SHARD_SIZES
 from mldm_plugin.prepare.index import Index
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.plans import Plan
-from mldm_plugin.prepare.source import RejectedError, Source
+from mldm_plugin.prepare.source import RejectedError
 from mldm_plugin.prepare.workspace import Counts, Workspace, is_made, opened, recorded_counts
 
 
@@ -48,10 +47,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work as it is sent to another process."""
+    """A unit of work as it is sent to another process: the sources from place `start` up to `stop` of the index."""
 
     number: int
-    sources: list[Source]
+    start: int
+    stop: int
     recipe: Recipe
     format: str
     out: Path
@@ -89,16 +89,15 @@ def _convert_all(plan: Plan, output: Output, space: Workspace, index: Index) -> 
     shards = range((total + output.shard - 1) // output.shard)
     todo = [number for number in shards if not space.is_done(number)]
 
-    def jobs() -> Iterator[Shard]:
-        for number in todo:
-            sources = index.part(number * output.shard, (number + 1) * output.shard)
-            yield Shard(number, sources, recipe, output.format, output.out)
-
+    jobs = [
+        Shard(number, number * output.shard, (number + 1) * output.shard, recipe, output.format, output.out)
+        for number in todo
+    ]
     finished = total - sum(min(output.shard, total - number * output.shard) for number in todo)
     most = min(usable_cores(), plan.most_workers or usable_cores())
     workers = most if output.workers is None else output.workers
     with tqdm(total=total, initial=finished, desc="pictures", unit="") as bar:
-        for pictures in ENGINES[output.engine](convert_shard, jobs(), workers):
+        for pictures in ENGINES[output.engine](convert_shard, jobs, workers):
             bar.update(pictures)
     missing = [number for number in shards if not space.is_done(number)]
     if missing:
@@ -112,7 +111,8 @@ def convert_shard(shard: Shard) -> int:
     """Convert, write and note one shard. Returns how many pictures it had."""
     space = Workspace(shard.out)
     converted, rejected = [], []
-    for source in shard.sources:
+    sources = Index(space.index).part(shard.start, shard.stop)
+    for source in sources:
         try:
             converted.append(convert(source, shard.recipe))
         except RejectedError as error:
@@ -128,7 +128,7 @@ def convert_shard(shard: Shard) -> int:
             "rejected": rejected,
         },
     )
-    return len(shard.sources)
+    return len(sources)
 
 
 def join(space: Workspace) -> Counts:
