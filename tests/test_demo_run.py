@@ -14,6 +14,8 @@ from mldm_plugin.demo.curves import plot_curves, read_metrics
 from mldm_plugin.demo.pipeline import FITTED
 from mldm_plugin.errors import DataError
 
+pytestmark = pytest.mark.timeout(900)  # the demo trains; a busy machine takes its time
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
