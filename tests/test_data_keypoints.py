@@ -21,6 +21,7 @@ from mldm_plugin.data.load import check_rows, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.errors import DataError
 from mldm_plugin.step import DiffusionStep
+from mldm_plugin.term import Term
 from mldm_plugin.training.objective import annotation_of
 
 PERSON = [v for k in range(17) for v in (24 + k / 2, 30 + k, k % 3)]
@@ -197,3 +198,15 @@ def test_a_loss_of_the_users_own_sees_keypoints_in_training(train, make_data, tm
     nobody = make_data(tmp_path / "nobody", 4, rows=with_people(0, 0, 0, 0))
     assert train(tmp_path / "none", *flags, "--train_data_dir", nobody) == 1
     assert "no keypoint anywhere in the 4 pictures" in capsys.readouterr().err
+
+
+def test_people_without_a_labelled_point_have_no_keypoints():
+    class Pose:
+        needs = frozenset({"keypoints"})
+
+    same = dict.fromkeys(("latents", "noise", "noisy_latents", "model_pred", "target"), torch.zeros(3, 4, 8, 8))
+    labelled = torch.zeros(2, 17, 3)
+    labelled[1, 5] = torch.tensor([3.0, 4.0, 1.0])
+    people = [torch.zeros(1, 17, 3), labelled, torch.zeros(0, 17, 3)]
+    step = DiffusionStep(**same, timesteps=torch.zeros(3), keypoints=people)
+    assert Term("pose", Pose(), 1.0).has(step).tolist() == [False, True, False]
