@@ -193,7 +193,7 @@ class Coco:
 
     def _read_keypoints(self, tables: sqlite3.Connection, path: Path, faults: Faults) -> None:
         query = "UPDATE people SET annotation = json_set(annotation, '$.keypoints', json(?)) WHERE id = ?"
-        for item, _ in _progress(read(path, "annotations", CocoKeypoints, faults), "keypoints"):
+        for item in _progress(read(path, "annotations", CocoKeypoints, faults), "keypoints"):
             size = tables.execute(_SIZE_OF_PERSON, (item.id,)).fetchone()
             if item.keypoints is None:
                 faults.add(path, "annotations", item.id, "keypoints", "is missing")
@@ -203,7 +203,7 @@ class Coco:
                 faults.add(path, "annotations", item.id, "id", f"is no person's in {self._files.instances}")
 
     def _read_captions(self, tables: sqlite3.Connection, path: Path, faults: Faults) -> None:
-        for item, _ in _progress(read(path, "annotations", CocoCaption, faults), "captions"):
+        for item in _progress(read(path, "annotations", CocoCaption, faults), "captions"):
             if _size_of(tables, item.image_id) is None:
                 faults.add(path, "annotations", item.id, "image_id", f"{item.image_id} is no image's id")
             caption = item.caption.strip()

@@ -186,11 +186,11 @@ class Faults:
 T = TypeVar("T", bound=_Item)
 
 
-def read(path: Path, key: str, kind: type[T], faults: Faults) -> Iterator[tuple[T, Any]]:
-    """The sound items of the array `key`, each also as it is in the file; what is wrong goes to `faults`."""
+def read(path: Path, key: str, kind: type[T], faults: Faults) -> Iterator[T]:
+    """The sound items of the array `key`; what is wrong goes to `faults`."""
     for number, (_, raw) in enumerate(items(path, key)):
         if (item := parsed(raw, kind, path, key, faults, number)) is not None:
-            yield item, raw
+            yield item
 
 
 def parsed(raw: Any, kind: type[T], path: Path, key: str, faults: Faults, number: int | None = None) -> T | None:

@@ -92,7 +92,7 @@ def _about_faces(faces: list[Face], detector: FindFaces) -> dict[str, Any]:
     Without scores there is no such column: pyarrow 26 reads a JSON list of nulls wrongly.
     """
     boxes = [[float(v) for v in face.box] for face in faces]
-    scores = {"face_scores": [face.score for face in faces]} if getattr(detector, "scored", False) else {}
+    scores = {"face_scores": [face.score for face in faces]} if detector.scored else {}
     return {
         "face_boxes": boxes,
         **scores,
