@@ -12,6 +12,7 @@ from torch import Tensor
 from mldm_plugin.hookspecs import hookimpl
 from mldm_plugin.perceptual.lpips_vgg import LPIPSVGG
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm, masked_sum
+from mldm_plugin.perceptual.unit_difference import weighted_square
 from mldm_plugin.step import DiffusionStep
 
 LayerWeight = Annotated[float, Field(ge=0)]
@@ -23,7 +24,8 @@ def spatial_distance(
     """Σ_p M_p Σ_l (U_l Σ_c w_lc (f̂_lc − f_lc)²)_p for each image and mask: LPIPS's spatial map, masked and summed.
 
     Args:
-        predicted, target: unit-normalised features, one (n, C_l, h_l, w_l) a layer; gradients flow.
+        predicted: features, one (n, C_l, h_l, w_l) a layer; gradients flow.
+        target: the same of the picture, unit-normalised.
         channel_weights: LPIPS's learned weights, one (1, C_l, 1, 1) a layer.
         mask: (n, K, H, W), K masks an image, in {0, 1} or between.
 
@@ -31,7 +33,7 @@ def spatial_distance(
         (n, K), ≥ 0; 0 for an empty mask.
     """
     layers = zip(predicted, target, channel_weights, strict=True)
-    return sum_layers([masked_sum((w * (p - t) ** 2).sum(dim=1, keepdim=True), mask) for p, t, w in layers])
+    return sum_layers([masked_sum(weighted_square(p, t, w), mask) for p, t, w in layers])
 
 
 def feature_distance(
@@ -44,7 +46,8 @@ def feature_distance(
     """Σ_l α_l ‖M ⊙ U_l (f̂_l − f_l)‖₂ / √size for each image and mask: eq. 2.
 
     Args:
-        predicted, target, mask: as in `spatial_distance`.
+        predicted, target: unit-normalised features, one (n, C_l, h_l, w_l) a layer; gradients flow.
+        mask: as in `spatial_distance`.
         layer_weights: α_l.
         size: (n, K), what the squared norm is divided by, > 0.
 
@@ -113,14 +116,15 @@ class MaskedLPIPS:
 
     def __call__(self, step: DiffusionStep) -> Tensor:
         """(n,) one value per image, ≥ 0, 0 without people; gradient to `step.pred_images`."""
-        predicted = self.network(step.pred_images)
-        with torch.no_grad():
+        with torch.no_grad():  # first, while nothing is kept for the backward pass yet
             target = self.network(step.target_images)
+        spatial = self.form == "spatial"
+        predicted = self.network.features(step.pred_images) if spatial else self.network(step.pred_images)
         label_map = step.person_mask.to(step.pred_images.device)
         mask = (label_map > 0 if self.people == "union" else split_people(label_map)).to(predicted[0].dtype)
         area = mask.sum(dim=(-2, -1))
         size = area.clamp_min(1) if self.divide_by == "area" else torch.full_like(area, label_map[0].numel())
-        if self.form == "spatial":
+        if spatial:
             weights = self.network.channel_weights(predicted[0])
             return (spatial_distance(predicted, target, weights, mask) / size).sum(dim=1)
         return feature_distance(predicted, target, self.layer_weights, mask, size).sum(dim=1)

@@ -62,6 +62,20 @@ class Preset(BaseModel):
     combine: Literal["convex", "additive"] = "convex"
     base: BaseSettings = BaseSettings()
     target: Literal["image", "decoded"] = "image"
+    vae: str = Field(
+        default="model",
+        description="what decodes: the model's own VAE, `taesd` (the tiny autoencoder of the model's family), or the "
+        "folder or Hub name of an AutoencoderTiny",
+    )
+    decode: Literal["full", "region"] = Field(
+        default="full", description="whole pictures, or only the windows that the losses look at"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of decoder and feature networks; auto is bfloat16 where the trainer's is a half"
+    )
+    pixel_memory_gb: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="what decoding with gradient may take at most, in GB"
+    )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
     training: dict[str, Any] = {}
@@ -161,6 +175,8 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
     except ValidationError as error:
         faults += describe_faults(error, _known_keys)
     faults += _check_room(contents if preset is None else preset.model_dump())
+    if contents.get("decode") == "region" and contents.get("vae", "model") != "model":
+        faults.append("decode: region is for the model's own VAE; a tiny autoencoder is cheap as it is: decode: full")
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
     if faults or preset is None:

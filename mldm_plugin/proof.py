@@ -7,6 +7,7 @@ target, and decoded clean latents must look like the picture. A failure stops th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from mldm_plugin.errors import CheckError
 from mldm_plugin.schedule import NoiseSchedule, stable_diffusion_snr
 from mldm_plugin.step import DiffusionStep
+from mldm_plugin.tensor_memory import TensorMemory
 
 if TYPE_CHECKING:
     from mldm_plugin.stack import LossStack
@@ -30,6 +32,8 @@ _LATENT_TOLERANCE = 0.05
 # On the demo's pictures its VAE's reconstructions correlate by 0.96 to 1.00, random weights' by −0.06 to 0.30. Chosen.
 _LEAST_LIKENESS, _FLAT = 0.5, 0.05
 _PICTURES = 4  # looked at, at most
+# A gradient further off than this (25°) from the VAE's own is warned about. Chosen.
+_LEAST_COSINE = 0.9
 # The probe's output differs from the target by this share of unit noise, so that every loss has a slope. Chosen.
 _PROBE_ERROR = 0.1
 
@@ -52,6 +56,7 @@ class ProofRow:
     gradient: float
     detached: bool
     remark: str
+    cosine: float | None
 
 
 def prove_terms(stack: LossStack, step: DiffusionStep, names: Sequence[str]) -> str:
@@ -67,29 +72,103 @@ def prove_terms(stack: LossStack, step: DiffusionStep, names: Sequence[str]) -> 
         CheckError: a term that is dead or not finite, named with the reason.
         LossError: a loss that does not return one value per image.
     """
-    rows = []
+    notes = []
     with torch.autocast(step.latents.device.type, enabled=False), torch.enable_grad():
-        for term in stack.terms:
-            if term.name in names:
-                rows.append(_prove(stack, term, step.select(stack.rows_with(term, step)[:1])))
-        picture = _check_picture(stack, step) if any("pred_images" in t.needs for t in stack.terms) else None
-    return _table(rows, stack.combine, picture)
+        if any("pred_images" in t.needs for t in stack.terms):
+            notes.append(_check_picture(stack, step))
+            stack.pixel_path.foresee_memory(step)
+        terms = [t for t in stack.terms if t.name in names]
+        rows = [_prove(stack, t, step.select(stack.rows_with(t, step)[:1])) for t in terms]
+        if stack.pixel_path.save_memory(step):  # what was seen no longer holds
+            rows = [_prove(stack, t, step.select(stack.rows_with(t, step)[:1])) for t in terms]
+        if stack.pixel_path.stand_in(step) and rows:
+            notes.append(_describe_cosines(stack.pixel_path.stand_in(step), rows))
+        if stack.pixel_path.memory.losses:
+            notes.append(stack.pixel_path.describe_memory(step))
+    return _table(rows, stack.combine, [n for n in notes if n])
 
 
 def _prove(stack: LossStack, term: Term, image: DiffusionStep) -> ProofRow:
     probe = _probe(stack.schedule, term, image)
+    stands_in = "pred_images" in term.needs and stack.pixel_path.stand_in(image)
     if "pred_images" in term.needs:
-        probe = stack.decode(probe)
-    value = term.evaluate(probe)
+        with stack.pixel_path.in_its_precision(image):
+            value, gradient = _measure(stack, term, probe)
+    else:
+        value, gradient = _value_and_gradient(term, probe)
     if not torch.isfinite(value).all():
         raise CheckError(
             f"loss {term.name!r} is {value.tolist()} on a real picture at start-up, expected a finite value."
         )
-    gradient = _gradient(value, probe.model_pred)
-    row = ProofRow(term.name, term.weight, term.max_timestep, value.mean().item(), gradient, term.detach, term.remark)
+    row = ProofRow(
+        term.name,
+        term.weight,
+        term.max_timestep,
+        value.mean().item(),
+        0.0 if gradient is None else gradient.norm().item(),
+        term.detach,
+        term.remark,
+        _cosine(stack, term, probe, gradient) if stands_in and not term.detach and gradient is not None else None,
+    )
     if not term.detach:
         _refuse_dead(row, value)
     return row
+
+
+def _value_and_gradient(term: Term, probe: DiffusionStep) -> tuple[Tensor, Tensor | None]:
+    """The loss of a probe, and its gradient at the network's output."""
+    value = term.evaluate(probe)
+    return value, _gradient(value, probe)
+
+
+def _gradient(value: Tensor, probe: DiffusionStep) -> Tensor | None:
+    if not value.requires_grad:
+        return None
+    return torch.autograd.grad(value.sum(), probe.model_pred, allow_unused=True)[0]
+
+
+def _measure(stack: LossStack, term: Term, probe: DiffusionStep) -> tuple[Tensor, Tensor | None]:
+    """The same for a loss on pictures, noting the memory it took."""
+    with TensorMemory() as memory:
+        seen = stack.pixel_path.decode(probe)
+        decoder, pixels = memory.live, math.prod(seen.pred_images.shape[-2:])
+        value = term.evaluate(seen)
+        del seen
+        kept = memory.live
+        gradient = _gradient(value, probe)
+        stayed = memory.live  # weights of the loss's networks, if they have just come to the device
+    faces = len(probe.face_boxes[0]) if "face_boxes" in term.needs else None
+    stack.pixel_path.memory.learn(
+        term.name,
+        decoder=decoder,
+        kept=kept - stayed,
+        peak=memory.peak - stayed,
+        faces=faces,
+        pixels=pixels,
+        share=stack.pixel_path.shares(probe)[0],
+    )
+    return value, gradient
+
+
+def _cosine(stack: LossStack, term: Term, probe: DiffusionStep, gradient: Tensor) -> float | None:
+    """Between the gradient with what stands in for the VAE, and with the VAE itself in float32."""
+    if stack.decoder is None or not stack.decoder.has_exact:
+        return None
+    probe = replace(probe, pred_latents=stack.schedule.pred_latents(probe))
+    _, exact = _value_and_gradient(term, stack.pixel_path.decode(probe, exact=True))
+    return None if exact is None else torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0).item()
+
+
+def _describe_cosines(stand_in: str, rows: Sequence[ProofRow]) -> str:
+    cosines = {r.term: r.cosine for r in rows if r.cosine is not None}
+    text = ", ".join(f"{name} {cosine:.3f}" for name, cosine in cosines.items())
+    if not cosines:
+        return f"decoding by {stand_in}: not compared with the VAE in float32, which is gone, or looks at no picture"
+    poor = min(cosines.values()) < _LEAST_COSINE
+    return (
+        f"{'warning: ' if poor else ''}decoding by {stand_in}: cosine of the gradient with that of the "
+        f"VAE in float32: {text}"
+    )
 
 
 def _probe(schedule: NoiseSchedule, term: Term, image: DiffusionStep) -> DiffusionStep:
@@ -116,13 +195,6 @@ def _probe(schedule: NoiseSchedule, term: Term, image: DiffusionStep) -> Diffusi
     return replace(step, pred_latents=schedule.pred_latents(step))
 
 
-def _gradient(value: Tensor, model_pred: Tensor) -> float:
-    if not value.requires_grad:
-        return 0.0
-    (gradient,) = torch.autograd.grad(value.sum(), model_pred, allow_unused=True)
-    return 0.0 if gradient is None else gradient.norm().item()
-
-
 def _refuse_dead(row: ProofRow, value: Tensor) -> None:
     if row.gradient > 0 and row.gradient < float("inf"):
         return
@@ -144,13 +216,15 @@ def _check_picture(stack: LossStack, step: DiffusionStep) -> str | None:
     """The clean latents must be those of the pictures, and decode to something that resembles them."""
     if step.pixel_values is None or stack.decoder is None or not stack.decoder.can_encode:
         return None
-    step = step.select(range(min(_PICTURES, len(step))))
+    n = min(_PICTURES, len(step))
+    step = step.select(range(n))
     latents = step.latents.float()
     pictures: Any = step.pixel_values
     pictures = pictures.to(latents)
     with torch.no_grad():
-        decoded = stack.decode(replace(step, pred_latents=latents)).pred_images
-        encoded = stack.decoder.encode(pictures)
+        clean = [replace(one, pred_latents=one.latents.float()) for one in map(step.select, [[i] for i in range(n)])]
+        decoded = torch.cat([stack.pixel_path.decode(one, exact=True).pred_images for one in clean])
+        encoded = torch.cat([stack.decoder.encode(one) for one in pictures.split(1)])
     error = _distance(encoded, latents)
     likeness = min(_correlation(d.clamp(-1, 1), p) for d, p in zip(decoded, pictures, strict=True))
     if error <= _LATENT_TOLERANCE and likeness >= _LEAST_LIKENESS:
@@ -201,7 +275,7 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].nan_to_num(0.0).item()
 
 
-def _table(rows: Sequence[ProofRow], combine: str, picture: str | None) -> str:
+def _table(rows: Sequence[ProofRow], combine: str, notes: Sequence[str]) -> str:
     lines = [
         f"Start-up proof ({combine} mix): gradient of each loss at the network output",
         f"  {'loss':<20} {'weight':>7} {'T':>5} {'value':>10} {'|gradient|':>11}  verdict",
@@ -211,6 +285,5 @@ def _table(rows: Sequence[ProofRow], combine: str, picture: str | None) -> str:
         verdict += f"; {r.remark}" if r.remark else ""
         limit = "all" if r.max_timestep is None else str(r.max_timestep)
         lines.append(f"  {r.term:<20} {r.weight:>7g} {limit:>5} {r.value:>10.4g} {r.gradient:>11.3g}  {verdict}")
-    if picture:
-        lines.append(f"  {picture}")
+    lines += [f"  {note}" for note in notes]
     return "\n".join(lines)

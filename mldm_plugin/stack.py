@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mldm_plugin import checks, proof
-from mldm_plugin.decode import LatentDecoder
-from mldm_plugin.errors import DataError, LossError, NonFiniteLossError
+from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.pixel_path import PixelPath
+from mldm_plugin.decode.tiny import load_tiny
+from mldm_plugin.errors import LossError, NonFiniteLossError, PresetError
+from mldm_plugin.gated import Evaluation, evaluate, with_gradient
 from mldm_plugin.plugins import Plugins, load_plugins
 from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.report import LossReport, TermReport
@@ -47,6 +50,7 @@ class LossStack:
         combine: `convex` or `additive`.
         target: compare with the `image`, or with the `decoded` clean latents.
         base_weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
+        precision, pixel_memory_gb: see `PixelPath`.
         picture_check: what to do when decode(clean latents) does not resemble the picture.
         estimate_tolerance: relative error of ẑ₀(target) that is let pass; more for a trainer that perturbs its input.
         after_loss: called with each step and report.
@@ -62,6 +66,8 @@ class LossStack:
         combine: Literal["convex", "additive"] = "convex",
         target: Literal["image", "decoded"] = "image",
         base_weighting: Callable[[Tensor], Tensor] | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        pixel_memory_gb: float | None = None,
         picture_check: Literal["stop", "warn"] = "stop",
         estimate_tolerance: float = checks.ESTIMATE_TOLERANCE,
         after_loss: Callable[..., Any] | None = None,
@@ -69,9 +75,10 @@ class LossStack:
     ) -> None:
         self.terms = [t for t in terms if t.weight > 0]
         self.schedule = schedule
-        self.decoder = decoder
         self.combine = combine
-        self.target = target
+        looked_at = frozenset[str]().union(*(t.needs for t in self.terms if "pred_images" in t.needs))
+        self.pixel_path = PixelPath(decoder, target, precision, pixel_memory_gb, looked_at)
+        self._refuse_windows_for_whole_pictures()
         self.base_weighting = base_weighting
         self.picture_check = picture_check
         self.estimate_tolerance = estimate_tolerance
@@ -128,12 +135,12 @@ class LossStack:
         return cls(
             terms,
             schedule=NoiseSchedule.from_scheduler(noise_scheduler, prediction_type),
-            decoder=LatentDecoder(vae, scaling_factor, latents_mean, latents_std)
-            if vae is not None and terms
-            else None,
+            decoder=_build_decoder(preset, vae if terms else None, scaling_factor, latents_mean, latents_std),
             combine=preset.combine,
             target=preset.target,
             base_weighting=None if weighting == "none" else plugins.base_weightings[weighting](**preset.base.options),
+            precision=preset.precision,
+            pixel_memory_gb=preset.pixel_memory_gb,
             picture_check=preset.checks.picture,
             estimate_tolerance=estimate_tolerance,
             after_loss=hook if hook.get_hookimpls() else None,
@@ -148,29 +155,33 @@ class LossStack:
             CheckError: a start-up check failed, in the first step or the first that a term can be checked in.
             NonFiniteLossError: a term was not finite for ten gated steps in a row; `.report` holds this step.
         """
-        for term in self.terms:
-            term.settle()
         if self._first_step:  # before a timestep that the schedule does not have is looked up
             checks.check_host(self.schedule, self.terms, step)
         step = self._complete(step)
         gates = self._gates(step)
         self._check(step, gates)
         base = self._base_loss(step)
-        values = self._evaluate(step, gates)
-        finite = _all_finite(values)
-        correction = self._correction(step, {n: v for n, v in values.items() if finite[n]}, gates)
+        with self.pixel_path.in_its_precision(step):
+            given = evaluate(self.terms, step, gates, self.schedule, self.pixel_path)
+        correction = self._correction(step, given)
         report = LossReport(
             loss=base if correction is None else base + correction,
             ldm=base.detach(),
-            terms={
-                t.name: TermReport.of(t, gates[t.name], values.get(t.name), finite.get(t.name, True), step)
-                for t in self.terms
-            },
+            terms={t.name: TermReport.of(t, given.terms.get(t.name), step) for t in self.terms},
         )
         if self._after_loss is not None:
             self._after_loss(step=step, report=report)
-        self._count(gates, finite, report)
+        self._count(report)
         return report
+
+    @property
+    def decoder(self) -> LatentDecoder | None:
+        """Latents to pictures; None where no loss needs it."""
+        return self.pixel_path.decoder
+
+    @decoder.setter
+    def decoder(self, decoder: LatentDecoder | None) -> None:
+        self.pixel_path.decoder = decoder
 
     def prove(self, step: DiffusionStep) -> str:
         """Check every term that `step` allows, announce the table, and return it. See `proof`."""
@@ -190,24 +201,14 @@ class LossStack:
         """The images of a step that have what a term needs, whatever their timestep."""
         return [i for i, has in enumerate(term.has(step).tolist()) if has]
 
-    def decode(self, step: DiffusionStep) -> DiffusionStep:
-        """`step` with `pred_images`, with gradient, and `target_images`, without."""
-        if self.decoder is None:
-            raise LossError("a loss needs pictures, but no VAE was given: pass vae to LossStack.from_preset.")
-        pred_images = self.decoder(step.pred_latents)
-        for name in ("pixel_values", "person_mask"):
-            given = getattr(step, name)
-            if given is not None and given.shape[-2:] != pred_images.shape[-2:]:
-                raise DataError(
-                    f"{name} is {tuple(given.shape[-2:])}, the latents decode to {tuple(pred_images.shape[-2:])}: "
-                    "pass what belongs to the picture that the latents were encoded from."
+    def _refuse_windows_for_whole_pictures(self) -> None:
+        for term in self.terms:
+            whole = "pred_images" in term.needs and not term.needs & {"person_mask", "face_boxes"}
+            if self.decoder is not None and self.decoder.in_windows and whole:
+                raise PresetError(
+                    f"loss {term.name!r} looks at whole pictures, so decode: region would hide most of them from it: "
+                    "use decode: full."
                 )
-        if self.target == "image" and step.pixel_values is not None:
-            target_images = step.pixel_values.detach().to(pred_images)
-        else:
-            with torch.no_grad():
-                target_images = self.decoder(step.latents.float())
-        return replace(step, pred_images=pred_images, target_images=target_images)
 
     def _complete(self, step: DiffusionStep) -> DiffusionStep:
         """Add ẑ₀, and clip the face boxes to the picture."""
@@ -274,37 +275,27 @@ class LossStack:
         open_ = torch.stack(gates).tolist()
         return {t.name: [i for i, o in enumerate(row) if o] for t, row in zip(self.terms, open_, strict=True)}
 
-    def _evaluate(self, step: DiffusionStep, gates: dict[str, list[int]]) -> dict[str, Tensor]:
-        """The values of each term on its gated images; those that need pictures share one decode."""
-        active = [t for t in self.terms if gates[t.name]]
-        if not active:
-            return {}
-        trains = torch.is_grad_enabled() and not all(t.detach for t in active)
-        with torch.autocast(step.latents.device.type, enabled=False), torch.set_grad_enabled(trains):
-            rows = sorted({r for t in active if "pred_images" in t.needs for r in gates[t.name]})
-            decoded = self.decode(step.select(rows)) if rows else step
-            values = {}
-            for term in active:
-                own = gates[term.name]
-                needs_pictures = "pred_images" in term.needs
-                seen = decoded.select([rows.index(r) for r in own]) if needs_pictures else step.select(own)
-                values[term.name] = term.evaluate(term.guard(seen))
-            return values
-
-    def _correction(self, step: DiffusionStep, values: dict[str, Tensor], gates: dict[str, list[int]]) -> Tensor | None:
-        """Σ_ij w_ij (L_ij − b_i)/N for convex, Σ_ij w_ij L_ij/N for additive; None if no image is gated."""
-        parts = []
+    def _correction(self, step: DiffusionStep, given: Evaluation) -> Tensor | None:
+        """Σ_ij w_ij (L_ij − b_i)/N for convex, Σ_ij w_ij L_ij/N for additive; None if no image is in the mix."""
+        value, plain = [], []
         for term in self.terms:
-            if term.name in values:
-                difference = values[term.name]
-                if self.combine == "convex":
-                    difference = difference - self._squared_error(step.select(gates[term.name]))
-                parts.append(term.weight * difference.sum() / len(step))
-        return torch.stack(parts).sum() if parts else None
+            of_term = given.terms.get(term.name)
+            if of_term is None or not any(of_term.used):
+                continue
+            used = [i for i, u in enumerate(of_term.used) if u]
+            value.append(term.weight * of_term.values[used].sum() / len(step))
+            if self.combine == "convex":
+                error = self._squared_error(step.select([of_term.rows[i] for i in used]))
+                plain.append(term.weight * error.sum() / len(step))
+        if not value:
+            return None
+        terms = with_gradient(torch.stack(value).sum(), step.model_pred, given.gradient)
+        return terms - torch.stack(plain).sum() if plain else terms
 
-    def _count(self, gates: dict[str, list[int]], finite: dict[str, bool], report: LossReport) -> None:
+    def _count(self, report: LossReport) -> None:
         for term in self.terms:
-            term.note(gated=bool(gates[term.name]), finite=finite.get(term.name, True))
+            seen = report.terms[term.name]
+            term.note(gated=seen.gated > 0, finite=seen.finite, gradient_finite=seen.gradient_finite)
             if term.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
                 raise NonFiniteLossError(
                     f"loss {term.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "
@@ -313,12 +304,25 @@ class LossStack:
                 )
 
 
-def _all_finite(values: dict[str, Tensor]) -> dict[str, bool]:
-    """Whether each term's values are finite. One synchronisation with the device."""
-    if not values:
-        return {}
-    flags = torch.stack([torch.isfinite(v.detach()).all() for v in values.values()]).tolist()
-    return dict(zip(values, flags, strict=True))
+def _build_decoder(
+    preset: Preset,
+    vae: Any,
+    scaling_factor: float | None,
+    latents_mean: Sequence[float] | Tensor | None,
+    latents_std: Sequence[float] | Tensor | None,
+) -> LatentDecoder | None:
+    if vae is None:
+        return None
+    if preset.vae != "model" and latents_mean is not None:
+        raise PresetError(f"vae: {preset.vae} does not read latents that are normalised by channel: use vae: model.")
+    if preset.vae != "model" and scaling_factor not in (None, vae.config.scaling_factor):
+        raise PresetError(
+            f"vae: {preset.vae} reads latents scaled by {vae.config.scaling_factor:g}, this trainer scales them by "
+            f"{scaling_factor:g}: use vae: model."
+        )
+    tiny = None if preset.vae == "model" else load_tiny(preset.vae, vae.config)
+    regional = preset.decode == "region"
+    return LatentDecoder(vae, scaling_factor, latents_mean, latents_std, tiny=tiny, region=regional)
 
 
 def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:

@@ -14,7 +14,16 @@ from mldm_plugin.errors import DataError
 # The fields that start as None but are there when a loss that needs them is called are typed as the loss sees them.
 _ABSENT: Any = None
 _OF_THE_BATCH = ("base_loss", "other_loss")
-_OF_EACH_IMAGE = ("timesteps", "pixel_values", "person_mask", "face_boxes", "keypoints", "sigmas", "base_weights")
+_OF_EACH_IMAGE = (
+    "timesteps",
+    "pixel_values",
+    "person_mask",
+    "face_boxes",
+    "keypoints",
+    "sigmas",
+    "base_weights",
+    "decoder_statistics",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +51,8 @@ class DiffusionStep:
             that are left without area (the [0, 0, 0, 0] of padding) are dropped.
         keypoints: N tensors (K_i, 17, 3) of COCO's keypoints, x, y in pixels and v (0 not there, 1 hidden, 2
             visible); the k-th person is label k of the mask. None where the data set has none.
+        decoder_statistics: (N, S) float32, what `decode: region` needs of the clean latents, where it is cached; None
+            has it computed.
         pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
@@ -64,6 +75,7 @@ class DiffusionStep:
     person_mask: Tensor = _ABSENT
     face_boxes: Sequence[Tensor] = _ABSENT
     keypoints: Sequence[Tensor] | None = None
+    decoder_statistics: Tensor | None = None
 
     pred_latents: Tensor = _ABSENT
     pred_images: Tensor = _ABSENT

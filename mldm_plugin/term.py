@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -46,9 +46,6 @@ class Term:
     remark: str = ""
     nonfinite_in_a_row: int = field(default=0, init=False)
     steps_without_effect: int = field(default=0, init=False)
-    gradient_stopped: bool = field(default=False, init=False)
-    _gradient_finite: Tensor | None = field(default=None, init=False)
-    _gradient_due: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         needs = getattr(self.loss, "needs", None)
@@ -101,38 +98,8 @@ class Term:
             )
         return values.float().detach() if self.detach else values.float()
 
-    def guard(self, step: DiffusionStep) -> DiffusionStep:
-        """`step` through which a gradient of this loss that is not finite passes as 0, and is remembered.
-
-        A finite value can have a NaN gradient (a root at 0). It is stopped in float32, before the network: what
-        overflows there in half precision is left to the host's loss scaling. The weight has then been taken from the
-        plain loss already; that step trains with less.
-        """
-        guarded = {}
-        for name in ("model_pred", "pred_latents", "pred_images"):
-            tensor = getattr(step, name)
-            if tensor is not None and tensor.requires_grad and torch.is_grad_enabled() and not self.detach:
-                guarded[name] = tensor.float().view_as(tensor)
-                guarded[name].register_hook(self._stop)
-        self._gradient_finite, self._gradient_due = None, bool(guarded)
-        return replace(step, **guarded)
-
-    def _stop(self, gradient: Tensor) -> Tensor:
-        finite = torch.isfinite(gradient).all()
-        self._gradient_finite = finite if self._gradient_finite is None else self._gradient_finite & finite
-        return torch.where(finite, gradient, 0)
-
-    def settle(self) -> None:
-        """Judge the last step by the gradient it gave, if it gave any; to be called when the next one begins."""
-        self.gradient_stopped = False
-        if self._gradient_due and self._gradient_finite is not None:
-            finite = bool(self._gradient_finite)
-            self.gradient_stopped = not finite
-            self._record(finite, "gradient")
-        self._gradient_finite, self._gradient_due = None, False
-
-    def note(self, *, gated: bool, finite: bool) -> None:
-        """What this step's values were; a finite one waits for its gradient."""
+    def note(self, *, gated: bool, finite: bool, gradient_finite: bool) -> None:
+        """What this step's values and their gradient were."""
         if not gated:
             self.steps_without_effect += 1
             if self.steps_without_effect == STEPS_WITHOUT_EFFECT:
@@ -145,13 +112,9 @@ class Term:
                 )
             return
         self.steps_without_effect = 0
-        if not finite:
-            self._gradient_due = False
-            self._record(False, "value")
-        elif not self._gradient_due and torch.is_grad_enabled():
-            self._record(True, "value")
-
-    def _record(self, finite: bool, what: str) -> None:
-        self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
-        if not finite:
+        if not (finite and gradient_finite):
+            self.nonfinite_in_a_row += 1
+            what = "gradient" if finite else "value"
             log.warning("the %s of loss %r was not finite and is left out of its step.", what, self.name)
+        elif torch.is_grad_enabled():
+            self.nonfinite_in_a_row = 0

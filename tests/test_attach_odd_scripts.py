@@ -14,7 +14,7 @@ from mldm_plugin.attach.annotation import Collate
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
-from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 
 
 def test_an_output_that_was_preconditioned_under_another_name():

@@ -90,7 +90,12 @@ def test_our_own_trainer(record, expected, monkeypatch):
         encode=lambda pixels: SimpleNamespace(latent_dist=posterior), config=SimpleNamespace(scaling_factor=0.5)
     )
     networks = SimpleNamespace(vae=vae, noise_scheduler=ddpm())
-    run = SimpleNamespace(networks=networks, dtype=torch.float32, objective=PluginObjective(stack))
+    run = SimpleNamespace(
+        networks=networks,
+        dtype=torch.float32,
+        objective=PluginObjective(stack),
+        draw_timesteps=lambda latents: torch.randint(0, 1000, (len(latents),)),
+    )
     monkeypatch.setattr(controlnet, "predict", lambda *_: step["model_pred"])
     batch = {"pixel_values": step["pixel_values"], "person_mask": step["person_mask"]}
     torch.manual_seed(SEED)

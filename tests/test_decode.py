@@ -4,7 +4,7 @@ import pytest
 import torch
 from make_step import tiny_vae
 
-from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 
 MEAN, STD = [0.5, -0.25, 1.0, 0.0], [2.0, 0.5, 1.0, 4.0]
 

@@ -1,6 +1,6 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → training, attach, prepare, evaluation → panel → stack → proof → decode, preset → schedule, … → step
+cli → demo → training, attach, prepare, evaluation → panel → stack → proof → gated → decode, preset → schedule, … → step
 hooks → the public names of mldm_plugin, hookspecs, step, errors and perceptual, never another hook
 """
 
@@ -20,13 +20,14 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").glob("*.py")])
 LAYERS = (
     {"errors", "files"},
     {"step", "hookspecs"},
-    {"schedule", "perceptual", "plugins", "data", "term", "metrics"},
-    {"report"},
+    {"schedule", "perceptual", "plugins", "data", "term", "metrics", "tensor_memory"},
     {"decode", "preset"},
+    {"gated"},
+    {"report"},
     {"checks", "proof"},
     {"stack"},
     {"panel"},
-    {"training", "attach", "prepare", "evaluation"},
+    {"training", "attach", "prepare", "evaluation", "bench", "planning"},
     {"demo"},
     {"cli", "__main__"},
 )

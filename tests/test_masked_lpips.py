@@ -1,5 +1,6 @@
 """Masked LPIPS in both published forms."""
 
+import copy
 from dataclasses import replace
 
 import lpips
@@ -66,7 +67,12 @@ def test_spatial_equals_the_lpips_package_times_mask_over_area(spatial, referenc
     theirs = (reference(predicted, target) * binary).sum((1, 2, 3)) / binary.sum((1, 2, 3))
     ours = spatial(seen(predicted, target, mask))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-    mine, his = torch.autograd.grad(ours.sum(), predicted)[0], torch.autograd.grad(theirs.sum(), predicted)[0]
+    exact = predicted.detach().double().requires_grad_()  # in float32 a rounded sum may switch a ReLU
+    twin = copy.deepcopy(reference).double()
+    theirs = (twin(exact, target.double()) * binary).sum((1, 2, 3)) / binary.sum((1, 2, 3))
+    ours = spatial(seen(exact, target.double(), mask))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    mine, his = torch.autograd.grad(ours.sum(), exact)[0], torch.autograd.grad(theirs.sum(), exact)[0]
     assert (mine - his).norm() <= 1e-5 * his.norm()
 
 
@@ -92,11 +98,13 @@ def test_features_equals_upsampling_and_masking_literally(features, people, divi
 
 
 def test_by_hand():
-    """One layer, one channel, two features over four pixels: differences 1 and 3 become 1, 1.5, 2.5, 3."""
+    """One layer, two features over four pixels: differences 1 and 3 become 1, 1.5, 2.5, 3."""
     f, g = [torch.tensor([[[[2.0, 4.0]]]])], [torch.tensor([[[[1.0, 1.0]]]])]
     mask = torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]])
-    # spatial upsamples the squares 1 and 9: 1, 3, 7, 9
-    assert spatial_distance(f, g, [torch.full((1, 1, 1, 1), 0.5)], mask).item() == pytest.approx(0.5 * (3 + 7))
+    # spatial normalises (3, 4) and (0, 2) to (.6, .8) and (0, 1), and upsamples the squares 1 and 9: 1, 3, 7, 9
+    raw = [torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]])]
+    unit = [torch.tensor([[[[1.6, 0.0]], [[0.8, -2.0]]]])]
+    assert spatial_distance(raw, unit, [torch.full((1, 2, 1, 1), 0.5)], mask).item() == pytest.approx(0.5 * (3 + 7))
     size = torch.tensor([[2.0]])
     assert feature_distance(f, g, [0.2], mask, size).item() == pytest.approx(0.2 * ((1.5**2 + 2.5**2) / 2) ** 0.5)
 
@@ -136,12 +144,12 @@ def test_flat_pictures_have_a_finite_gradient(spatial, colour):
 
 
 def test_a_pixel_without_features_has_gradient_0(spatial):
-    from mldm_plugin.perceptual.lpips_vgg import _unit_normalise
+    from mldm_plugin.perceptual.unit_difference import unit_normalise
 
     features = torch.zeros(1, 3, 2, 2)
     features[0, :, 0, 0] = torch.tensor([3.0, 0, 4])
     features.requires_grad_()
-    normalised = _unit_normalise(features)
+    normalised = unit_normalise(features)
     torch.testing.assert_close(normalised[0, :, 0, 0], torch.tensor([0.6, 0, 0.8]))
     normalised.square().sum().backward()
     assert torch.isfinite(features.grad).all()

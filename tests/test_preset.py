@@ -164,7 +164,7 @@ def test_from_preset_builds_what_the_preset_says(tmp_path):
     stack = LossStack.from_preset(path, vae=VAE, noise_scheduler=ddpm())
     assert [t.name for t in stack.terms] == ["masked_lpips"]  # weight 0 needs no network
     assert stack.terms[0].loss.people == "each"
-    assert (stack.combine, stack.target, stack.picture_check) == ("additive", "decoded", "warn")
+    assert (stack.combine, stack.pixel_path.target, stack.picture_check) == ("additive", "decoded", "warn")
     assert stack.base_weighting.gamma == 3
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from make_step import ddpm, flow, make_step, people_mask, tiny_vae
 
-from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.errors import CheckError, DataError, LossError
 from mldm_plugin.schedule import NoiseSchedule
 from mldm_plugin.stack import LossStack
@@ -73,7 +73,7 @@ def expected_by_eq_3(stack, step, combine="convex"):
             has = (one.person_mask > 0).any() if "person_mask" in term.needs else True
             has = has and (len(one.face_boxes[0]) > 0 if "face_boxes" in term.needs else True)
             if one.timesteps.item() <= term.max_timestep and has:
-                seen = stack.decode(replace(one, pred_latents=stack.schedule.pred_latents(one)))
+                seen = stack.pixel_path.decode(replace(one, pred_latents=stack.schedule.pred_latents(one)))
                 value = value + term.weight * term.loss(seen).squeeze()
                 kept -= term.weight
         total = total + value + (kept if combine == "convex" else 1.0) * b

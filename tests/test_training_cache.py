@@ -20,8 +20,9 @@ from test_training_processes import launch
 from test_training_resume import start
 
 from mldm_plugin.data.latents_cache import LatentsCache
+from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.errors import MldmError
-from mldm_plugin.training import caching, controlnet_flags, lora_flags
+from mldm_plugin.training import caching, controlnet_flags, loop, lora_flags
 from mldm_plugin.training.arguments import name_the_plugin
 
 CONTROLNET, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
@@ -86,6 +87,36 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(loop, "train", train_from_zero)
     return calls
+
+
+def test_decoder_statistics_are_kept_for_windows_and_nothing_is_decoded_whole_while_training(
+    data, train, tmp_path, monkeypatch
+):
+    """decode: region wants the group norms of each clean picture: once, not in every step."""
+    preset = tmp_path / "faces.yaml"
+    preset.write_text(
+        "decode: region\nchecks: {picture: warn}\nlosses:\n  face: {weight: 0.5, max_timestep: null, weights: random}\n"
+    )
+    flags = ["--random_flip", "--max_train_steps", 3, "--preset", preset, "--train_data_dir", data, "--panel_steps", 0]
+    measured, steps = [], []
+    original, finish_step = RegionDecode.statistics, loop.finish_step
+    monkeypatch.setattr(RegionDecode, "statistics", lambda self, z: measured.append(len(z)) or original(self, z))
+    monkeypatch.setattr(
+        loop, "finish_step", lambda *args, **kwargs: steps.append(len(measured)) or finish_step(*args, **kwargs)
+    )
+    assert train(tmp_path / "without", *flags) == 0
+    assert len(set(steps)) == 3  # in every step
+    steps.clear()
+    assert train(tmp_path / "with", *flags, "--cache_latents") == 0
+    assert len(set(steps)) == 1  # before the first one only
+    before = entries(data)
+    kept = [load_file(path)["value"] for path in before]
+    own = [value for value in kept if value.ndim == 1]
+    assert len(own) == 10  # five pictures and their mirror images, whose statistics differ
+    assert len({value.sum().item() for value in own}) == 10
+    assert all(value.dtype == torch.float32 for value in own)
+    assert train(tmp_path / "again", *flags, "--cache_latents") == 0
+    assert entries(data) == before
 
 
 PLAIN = ["--random_flip", "--max_train_steps", 6]

@@ -30,7 +30,7 @@ from mldm_plugin.attach.scope import (
     turned,
 )
 from mldm_plugin.checks import estimate_errors
-from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset

@@ -27,6 +27,7 @@ class Example:
             None where they are not read.
         input_ids: (L,) tokens of the caption drawn for this pass; None outside training.
         posterior: (2C, h, w) parameters of the VAE's posterior; None where latents are not cached.
+        decoder_statistics: (S,) group norm statistics of the picture's decode; None where they are not cached.
         text: (L, D), what the text encoder makes of `input_ids`; None where it is not cached.
     """
 
@@ -37,6 +38,7 @@ class Example:
     keypoints: Tensor | None = None
     input_ids: Tensor | None = None
     posterior: Tensor | None = None
+    decoder_statistics: Tensor | None = None
     text: Tensor | None = None
 
 
@@ -79,6 +81,17 @@ class Failed:
     message: str
 
 
+_STACKED = (
+    "pixel_values",
+    "conditioning_pixel_values",
+    "person_mask",
+    "input_ids",
+    "posterior",
+    "decoder_statistics",
+    "text",
+)
+
+
 def collate(examples: Sequence[Example] | Failed) -> dict[str, Any]:
     """A batch: tensors stacked, boxes in `FaceBoxes`, keypoints in `Keypoints`; empty if a resumed run skips it."""
     if isinstance(examples, Failed):
@@ -86,7 +99,7 @@ def collate(examples: Sequence[Example] | Failed) -> dict[str, Any]:
     if not examples:
         return {}
     batch: dict[str, Any] = {}
-    for name in ("pixel_values", "conditioning_pixel_values", "person_mask", "input_ids", "posterior", "text"):
+    for name in _STACKED:
         values = [getattr(example, name) for example in examples]
         if values[0] is not None:
             batch[name] = torch.stack(values)

@@ -56,7 +56,7 @@ def measure(
     totals: dict[str, list[float]] = {}
     seen: list[Seen] = []
     for timestep in TIMESTEPS:
-        steps = [_step(pipeline, controlnet, stack, e, text, timestep, i) for i, (e, text) in enumerate(examples)]
+        steps = [fixed_step(pipeline, controlnet, stack, e, text, timestep, i) for i, (e, text) in enumerate(examples)]
         seen = [(step, stack(step)) for step in steps]
         for _, report in seen:
             for name, value in report.logs().items():
@@ -65,9 +65,10 @@ def measure(
     return {name: sum(values) / len(values) for name, values in totals.items()}, seen
 
 
-def _step(
+def fixed_step(
     pipeline: Any, controlnet: Any, stack: LossStack, example: Example, text: str, timestep: int, seed: int
 ) -> DiffusionStep:
+    """One picture at a timestep, with noise that depends on `seed` alone."""
     pixel_values = example.pixel_values[None]
     latents = pipeline.vae.encode(pixel_values).latent_dist.mode() * pipeline.vae.config.scaling_factor
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
@@ -102,7 +103,7 @@ def before_and_after(
     """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, and x̂0 with the trained ControlNet."""
 
     def decode(step: DiffusionStep, latents: Tensor) -> DiffusionStep:
-        return stack.decode(replace(step, pred_latents=latents))
+        return stack.pixel_path.decode(replace(step, pred_latents=latents))
 
     rows, captions = [], []
     for picture, (one, report_one), (two, report_two) in zip(pictures, before, after, strict=True):

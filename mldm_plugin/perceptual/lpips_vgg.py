@@ -6,10 +6,10 @@ import warnings
 from typing import Any, Literal
 
 import lpips
-import torch
 from torch import Tensor, nn
 
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.unit_difference import unit_normalise
 from mldm_plugin.perceptual.weights import fill, load_state_dict
 
 
@@ -30,26 +30,19 @@ class LPIPSVGG:
         self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
         self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features of `images` (n, 3, H, W) in [-1, 1]: five tensors (n, C_l, h_l, w_l)."""
+        return list(self._features(images))
+
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Unit-normalised features of `images` (n, 3, H, W) in [-1, 1]: five tensors (n, C_l, h_l, w_l)."""
-        return [_unit_normalise(f) for f in self._features(images)]
+        """The same, unit-normalised."""
+        return [unit_normalise(f) for f in self._features(images)]
 
     def channel_weights(self, like: Tensor) -> list[Tensor]:
         """The learned weights, five tensors (1, C_l, 1, 1), ≥ 0, on the device and in the dtype of `like`."""
         if self._channel_weights[0].device != like.device or self._channel_weights[0].dtype != like.dtype:
             self._channel_weights = [w.to(like) for w in self._channel_weights]
         return self._channel_weights
-
-
-def _unit_normalise(features: Tensor, eps: float = 1e-10) -> Tensor:
-    """Each pixel's feature vector divided by its length plus `eps`, as in lpips.
-
-    A pixel whose features are all 0 gets gradient 0, where lpips itself gives NaN (the root's slope at 0).
-    """
-    squared = (features**2).sum(dim=1, keepdim=True)
-    positive = squared > 0
-    length = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
-    return features / (length + eps)
 
 
 def _lpips_model() -> lpips.LPIPS:

@@ -81,13 +81,13 @@ def _neighbour_products(values: Tensor, *offset: int) -> Tensor:
 def _upsampling(maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     (height, width), (h, w) = mask.shape[-2:], maps.shape[-2:]
     return (
-        _interpolation(height, h, maps.dtype, maps.device),
-        _interpolation(width, w, maps.dtype, maps.device),
+        interpolation_matrix(height, h, maps.dtype, maps.device),
+        interpolation_matrix(width, w, maps.dtype, maps.device),
     )
 
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(size: int, source: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def interpolation_matrix(size: int, source: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (size, source) of linear upsampling with align_corners=False, by upsampling the unit vectors."""
     unit = torch.eye(source, dtype=torch.float64)[None]
     return F.interpolate(unit, size=size, mode="linear", align_corners=False)[0].T.to(device, dtype)

@@ -28,8 +28,12 @@ def name_the_plugin(given: Mapping[str, Any]) -> dict[str, Any]:
                 "that gives its losses a weight, or copy one with `mldm presets copy`."
             )
         filled["preset"] = "mldm"
+    if "pixel_memory_gb" in filled:
+        filled["set"] = [*filled.get("set", ()), f"pixel_memory_gb={filled['pixel_memory_gb']}"]
     if "set" in filled and "preset" not in filled:
-        raise PresetError("--set changes a preset, but there is none: add --preset or --loss-plugin mldm.")
+        raise PresetError(
+            "--set and --pixel_memory_gb change a preset, but there is none: add --preset or --loss-plugin mldm."
+        )
     return filled
 
 

@@ -51,8 +51,7 @@ def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
     net = run.networks
     latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
     noise = torch.randn_like(latents)
-    last = net.noise_scheduler.config.num_train_timesteps
-    timesteps = torch.randint(0, last, (len(latents),), device=latents.device)
+    timesteps = run.draw_timesteps(latents)
     noisy_latents = net.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(run.dtype)
     model_pred = predict(run, batch, noisy_latents, timesteps)
     if net.noise_scheduler.config.prediction_type == "v_prediction":

@@ -10,7 +10,7 @@ from typing import Any
 from mldm_plugin.errors import PresetError, nearest
 
 DEFAULT_PANEL_STEPS = 500  # chosen: as rare as diffusers' checkpoints
-NOT_IN_PRESETS = frozenset({"loss_plugin", "preset", "set"})
+NOT_IN_PRESETS = frozenset({"loss_plugin", "preset", "set", "pixel_memory_gb"})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mldm_plugin.data.batch import Example, collate
 from mldm_plugin.data.load import find_examples
 from mldm_plugin.data.training_set import TrainingSet
-from mldm_plugin.decode import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.errors import MldmError, NonFiniteLossError
 from mldm_plugin.panel import draw_panel, save_panel
 from mldm_plugin.report import LossReport
@@ -37,6 +37,7 @@ class PlainObjective:
 
     failure: MldmError | None = None
     needs_pictures = False
+    statistics: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, plain: Tensor, make_step: Callable[[], DiffusionStep]) -> Outcome:
         value = plain.detach().item()
@@ -60,7 +61,13 @@ class PluginObjective:
     @property
     def needs_pictures(self) -> bool:
         """Whether a loss compares with the pictures themselves."""
-        return self.stack.target == "image" and "pred_images" in needs_of(self.stack)
+        return self.stack.pixel_path.target == "image" and "pred_images" in needs_of(self.stack)
+
+    @property
+    def statistics(self) -> Callable[[Tensor], Tensor] | None:
+        """What a decoder in windows wants to know of clean latents; None for any other."""
+        decoder = self.stack.decoder
+        return None if decoder is None or not decoder.in_windows else lambda latents: decoder.statistics(latents)[0]
 
     def allow_panels(self, vae: nn.Module) -> None:
         """Have a decoder for panels, even where no loss needs one."""
@@ -133,4 +140,5 @@ def _probe(examples: list[Example], networks: Networks, device: torch.device) ->
 
 def annotation_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that losses look at, by the names of `DiffusionStep`."""
-    return {name: batch.get(name) for name in ("pixel_values", "person_mask", "face_boxes", "keypoints")}
+    names = ("pixel_values", "person_mask", "face_boxes", "keypoints", "decoder_statistics")
+    return {name: batch.get(name) for name in names}

@@ -14,6 +14,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
+from torch import Tensor
 
 from mldm_plugin.data.load import check_rows, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
@@ -32,6 +33,7 @@ from mldm_plugin.training.networks import Networks
 from mldm_plugin.training.objective import PlainObjective, PluginObjective, needs_of, prove
 from mldm_plugin.training.optimisation import Length, make_lr_scheduler, make_optimizer
 from mldm_plugin.training.run_folder import RunFolder
+from mldm_plugin.training.timesteps import Timesteps
 from mldm_plugin.training.trainer import Reading, Trainer
 
 log = get_logger(__name__)
@@ -61,11 +63,14 @@ class Run:
     folder: Path
     step: int = 0
     repository: str | None = None
+    timesteps: Timesteps = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     metrics: MetricsFile = field(init=False)
     meter: StepMeter = field(init=False)
 
     def __post_init__(self) -> None:
+        levels = self.networks.noise_scheduler.config.num_train_timesteps
+        self.timesteps = Timesteps(self.accelerator, self.arguments, levels)
         limit, trained = self.arguments.checkpoints_total_limit, self.networks.trained
         self.checkpoints = Checkpoints(self.accelerator, self.folder, limit, trained, self.trainer.weights)
         self.metrics = MetricsFile(self.folder)
@@ -100,7 +105,7 @@ class Run:
         networks.move_frozen(accelerator.device, dtype)
         prove_objective(objective, training_set, networks, accelerator)
         if arguments.cache_latents:
-            cache_latents(training_set, networks, arguments, accelerator, pictures=objective.needs_pictures)
+            cache_latents(training_set, networks, arguments, accelerator, objective)
         run = cls(
             trainer=trainer,
             arguments=arguments,
@@ -150,6 +155,11 @@ class Run:
                 f"start of epoch {self.batches.epoch}, as that script does."
             )
         log.info(f"resuming from {checkpoint}")
+
+    def draw_timesteps(self, latents: Tensor) -> Tensor:
+        """t of each of the `latents` (N, …) of the batch that was taken last, (N,)."""
+        before = self.batches.used - 1
+        return self.timesteps.draw(len(latents), latents.device, step=self.step, micro_batch=before)
 
     def start_trackers(self) -> None:
         """Open the trackers, with every flag that is a single value."""

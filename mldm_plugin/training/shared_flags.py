@@ -121,6 +121,14 @@ OUR_FLAGS: tuple[Flag, ...] = (
         repeated=True,
     ),
     Flag(
+        "pixel_memory_gb",
+        float,
+        None,
+        "What decoding with gradient may take at most, in GB: as many pictures at a time as fit, and if one does not, "
+        "the decoder's activations are computed twice. The same as --set pixel_memory_gb=…; without it one large "
+        "picture is decoded at a time, and nothing twice.",
+    ),
+    Flag(
         "mask_column",
         str,
         "mask",
@@ -138,6 +146,15 @@ OUR_FLAGS: tuple[Flag, ...] = (
         "keypoints",
         "Column of the keypoints: for each person, in the order of the mask's labels, x, y, v of COCO's 17 points in "
         "pixels of the stored picture. Read where the data set has it, for losses of your own.",
+    ),
+    Flag(
+        "timestep_sampling",
+        str,
+        "uniform",
+        "How timesteps are drawn: each image's by itself, or stratified, one from each of as many equal parts of the "
+        "schedule as there are images between two optimizer steps, so that every process has its share of those that "
+        "are decoded. Either way each image's timestep is uniform.",
+        choices=("uniform", "stratified"),
     ),
     Flag(
         "color_jitter",

@@ -48,7 +48,7 @@ def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
     net, scheduler = run.networks, run.networks.noise_scheduler
     latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
     noise = draw_noise(latents, run.arguments.noise_offset)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+    t = run.draw_timesteps(latents)
     noisy_latents = scheduler.add_noise(latents, noise, t)
     text = encoded_text(net, batch)
     predicts_noise = scheduler.config.prediction_type == "epsilon"
