@@ -80,7 +80,7 @@ def test_every_candidate_is_in_the_tables(finished):
 def test_the_json_holds_every_sample(finished):
     _, record, _ = finished
     assert record["format"] == 1
-    assert record["command"].startswith("mldm ")
+    assert record["command"].startswith("mldm")
     assert not record["interrupted"]
     assert record["versions"]["torch"] == torch.__version__
     assert record["device"]["type"] in ("cpu", "cuda")

@@ -184,7 +184,7 @@ def test_the_table_and_the_line_under_it(vram, command, monkeypatch):
     result = CliRunner().invoke(plan, ["--vram", vram, "--batch", "1", "--batch", "2"], catch_exceptions=False)
     lines = result.output.splitlines()
     assert lines[-1] == command
-    assert len(lines) == 2 + 12 + 2
+    assert len(lines) == 2 + 12 + 3 + 2  # head, settings, what is assumed, the command
     expected = [f"{MEASURED.peak(budget.Setting(b, False, True, 'full')).gb:.1f}" for b in (1, 2)]
     shown = next(line for line in lines if line.split()[:3] == ["whole", "no", "yes"]).split()[3:]
     assert [cell.rstrip("*") for cell in shown] == expected
