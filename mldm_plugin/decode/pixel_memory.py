@@ -9,7 +9,7 @@ from mldm_plugin.step import DiffusionStep
 
 GB = 1e9
 # Without a budget, pictures that take less than this in all share a decode. One picture of 512² takes more by itself
-# (8 GB in float32), so it goes alone: decoding several of that size at once was not faster (docs/performance.md).
+# (7 GB in float32), so it goes alone. Chosen.
 _TOGETHER_GB = 2.0
 
 

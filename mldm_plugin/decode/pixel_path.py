@@ -103,9 +103,9 @@ class PixelPath:
             if self.decoder is not None and not self.decoder.in_windows:
                 self.decoder.checkpointing = True
             log.warning(
-                "a picture of %d x %d takes more than pixel_memory_gb %g: larger, or with more faces, than the one at "
-                "start-up. The decoder's activations are computed twice from here on; lower the budget's rivals "
-                "(batch size, resolution) if memory runs out.",
+                "a picture of %d x %d takes more than pixel_memory_gb %g: larger, with more faces or a larger window "
+                "than the one at start-up. From here on the decoder's activations are computed twice (but for "
+                "windows); if memory runs out, lower the resolution.",
                 *(self.decoder.image_size(step.latents) if self.decoder is not None else (0, 0)),
                 self.memory.budget_gb,
             )
