@@ -26,8 +26,8 @@ LAYERS = (
     {"report"},
     {"checks", "proof"},
     {"stack"},
-    {"panel"},
-    {"training", "attach", "prepare", "evaluation", "bench", "planning"},
+    {"panel", "planning"},
+    {"training", "attach", "prepare", "evaluation", "bench"},
     {"demo"},
     {"cli", "__main__"},
 )

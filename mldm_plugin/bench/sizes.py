@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# runwayml/stable-diffusion-v1-5, unet/config.json.
-_SD15_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-# stabilityai/stable-diffusion-xl-base-1.0, unet/config.json.
-_SDXL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+from mldm_plugin.planning.families import FAMILIES
+
 # One level at the latents' own resolution: many operations for few weights, as at 64² latents.
 _TINY_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -59,7 +37,7 @@ class Size:
     """
 
     what: str
-    unet: dict[str, Any] = field(repr=False)
+    unet: Mapping[str, Any] = field(repr=False)
     vae_channels: tuple[int, ...]
     scaling_factor: float
     resolution: int
@@ -87,7 +65,7 @@ SIZES: dict[str, Size] = {
     ),
     "sd15": Size(
         what="Stable Diffusion 1.5 with random weights, for a GPU",
-        unet=_SD15_UNET,
+        unet=FAMILIES["sd15"].unet,
         vae_channels=(128, 256, 512, 512),
         scaling_factor=0.18215,
         resolution=512,
@@ -98,7 +76,7 @@ SIZES: dict[str, Size] = {
     ),
     "sdxl": Size(
         what="Stable Diffusion XL with random weights, for a GPU",
-        unet=_SDXL_UNET,
+        unet=FAMILIES["sdxl"].unet,
         vae_channels=(128, 256, 512, 512),
         scaling_factor=0.13025,
         resolution=1024,
