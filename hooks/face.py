@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError, PresetError
 from mldm_plugin.hookspecs import hookimpl
 from mldm_plugin.perceptual.face_crops import crop_faces, largest
 from mldm_plugin.perceptual.face_networks import FaceFeatures
-from mldm_plugin.step import DiffusionStep
 
 LayerWeight = Annotated[float, Field(ge=0)]
 

@@ -9,21 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mldm_plugin.engine.report import LossReport
+    from mldm_plugin.engine.stack import LossStack
+    from mldm_plugin.engine.step import DiffusionStep
     from mldm_plugin.errors import MldmError
     from mldm_plugin.hookspecs import hookimpl
     from mldm_plugin.plugins import load_plugins
     from mldm_plugin.preset import load_preset
-    from mldm_plugin.report import LossReport
-    from mldm_plugin.stack import LossStack
-    from mldm_plugin.step import DiffusionStep
 
 __version__ = "0.1.0"
 __all__ = ["DiffusionStep", "LossReport", "LossStack", "MldmError", "hookimpl", "load_plugins", "load_preset"]
 
 _HOMES = {
-    "DiffusionStep": "step",
-    "LossReport": "report",
-    "LossStack": "stack",
+    "DiffusionStep": "engine.step",
+    "LossReport": "engine.report",
+    "LossStack": "engine.stack",
     "MldmError": "errors",
     "hookimpl": "hookspecs",
     "load_plugins": "plugins",

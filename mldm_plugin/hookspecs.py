@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from mldm_plugin.report import LossReport
-    from mldm_plugin.step import DiffusionStep
+    from mldm_plugin.engine.report import LossReport
+    from mldm_plugin.engine.step import DiffusionStep
 
 hookspec = pluggy.HookspecMarker("mldm")
 hookimpl = pluggy.HookimplMarker("mldm")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep
 
 
 def ddpm(prediction_type: str = "epsilon", **kwargs) -> DDPMScheduler:

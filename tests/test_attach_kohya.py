@@ -28,8 +28,8 @@ from mldm_plugin.attach.edits import ScriptError
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.schedule import stable_diffusion_snr
 from mldm_plugin.errors import DataError
-from mldm_plugin.schedule import stable_diffusion_snr
 
 HELPERS = Path(__file__).parent / "scripts"
 STAND_INS = HELPERS / "kohya"

@@ -20,10 +20,10 @@ from mldm_plugin.attach.scope import (
     turned,
     unpack,
 )
-from mldm_plugin.checks import estimate_errors
 from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.engine.checks import estimate_errors
+from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import CheckError, DataError
-from mldm_plugin.schedule import NoiseSchedule
 
 SD = {"latents": "latents", "noise": "noise", "noisy_latents": "noisy_latents", "model_pred": "model_pred"}
 SDXL = {"latents": "model_input", "noise": "noise", "noisy_latents": "noisy_model_input", "model_pred": "model_pred"}

@@ -5,11 +5,11 @@ import torch
 from diffusers.training_utils import compute_snr
 from make_step import ddpm, make_step
 
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.hooks.debiased import Debiased
 from mldm_plugin.hooks.min_snr import MinSNR
 from mldm_plugin.hooks.p2 import P2
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack
 
 snr = torch.tensor([0.0, 1.0, 3.0, 24.0])
 

@@ -19,9 +19,9 @@ from mldm_plugin.data.annotations import parse_keypoints
 from mldm_plugin.data.batch import Keypoints, checked, collate
 from mldm_plugin.data.load import check_rows, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import DataError
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.term import Term
 from mldm_plugin.training.objective import annotation_of
 
 PERSON = [v for k in range(17) for v in (24 + k / 2, 30 + k, k % 3)]

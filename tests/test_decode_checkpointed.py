@@ -6,7 +6,7 @@ from diffusers import AutoencoderTiny
 from make_step import tiny_vae
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 
 def pictures_and_gradient(decoder, latents):

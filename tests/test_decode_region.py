@@ -17,8 +17,8 @@ from mldm_plugin.decode.region import GRID, RegionDecode, Window
 from mldm_plugin.demo.fit import encode, load_pictures
 from mldm_plugin.demo.photos import RESOLUTION, WINDOWS, labels, load_annotations, stored_side
 from mldm_plugin.demo.pipeline import FITTED, build_vae, load_fitted
+from mldm_plugin.engine.schedule import stable_diffusion_snr
 from mldm_plugin.errors import PresetError
-from mldm_plugin.schedule import stable_diffusion_snr
 
 
 def lively_vae():

@@ -7,8 +7,8 @@ from make_step import ddpm, make_step, tiny_vae
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.decode.tiny import FAMILIES, load_tiny
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PresetError, WeightsError
-from mldm_plugin.stack import LossStack
 
 
 @pytest.fixture(scope="module")

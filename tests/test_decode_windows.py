@@ -9,10 +9,10 @@ from test_stack import FaceLoss, PictureLoss
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.decode.looked_at import regions_of
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import PresetError
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack
-from mldm_plugin.term import Term
 
 
 def large_step():

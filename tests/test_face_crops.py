@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from mldm_plugin.engine.step import clip_boxes
 from mldm_plugin.perceptual.face_crops import BOX_EXTENSION, crop_faces, largest, square_boxes
-from mldm_plugin.step import clip_boxes
 
 
 def picture(n=1, height=24, width=24, seed=0, dtype=torch.float32):

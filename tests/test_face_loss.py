@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mldm_plugin.engine.step import DiffusionStep, clip_boxes
 from mldm_plugin.errors import DataError, PresetError, WeightsError
 from mldm_plugin.hooks import face
 from mldm_plugin.hooks.face import Face, face_distance
 from mldm_plugin.perceptual.face_crops import crop_faces
 from mldm_plugin.perceptual.face_networks import FACE_NETWORKS, FaceNetwork, vggface2_input
-from mldm_plugin.step import DiffusionStep, clip_boxes
 
 FORMS = ["spatial", "features"]
 

@@ -8,10 +8,10 @@ from make_step import make_step
 from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
 
 from mldm_plugin.decode.pixel_memory import PixelMemory
-from mldm_plugin.gated import with_gradient
+from mldm_plugin.engine.early_backward import with_gradient
+from mldm_plugin.engine.term import Term
 from mldm_plugin.perceptual.frozen import Frozen
-from mldm_plugin.tensor_memory import TensorMemory
-from mldm_plugin.term import Term
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 TIMESTEPS = (50, 20, 900, 80, 3)
 

@@ -18,15 +18,12 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").glob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (
-    {"errors", "files"},
-    {"step", "hookspecs"},
-    {"schedule", "perceptual", "plugins", "data", "term", "metrics", "tensor_memory"},
-    {"decode", "preset"},
-    {"gated"},
-    {"report"},
-    {"checks", "proof"},
-    {"stack"},
-    {"panel", "planning"},
+    {"errors"},
+    {"hookspecs", "records"},
+    {"perceptual", "plugins"},
+    {"decode", "preset", "data"},
+    {"engine"},
+    {"planning"},
     {"training", "attach", "prepare", "evaluation", "bench"},
     {"demo"},
     {"cli", "__main__"},

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from mldm_plugin.metrics import MetricsFile, StepMeter
+from mldm_plugin.records.metrics import MetricsFile, StepMeter
 
 ALONE = SimpleNamespace(num_processes=1)
 

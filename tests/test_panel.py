@@ -9,7 +9,7 @@ from make_step import make_step
 from PIL import Image
 from test_stack import make_stack, two_terms
 
-from mldm_plugin.panel import _annotate, _caption, as_bytes, draw_panel, save_panel
+from mldm_plugin.records.panels import _annotate, _caption, as_bytes, draw_panel, save_panel
 
 
 def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():

@@ -17,7 +17,7 @@ from mldm_plugin.planning.families import FAMILIES, Family, read_family
 from mldm_plugin.planning.pixels import PixelMemory
 from mldm_plugin.planning.shadow import building, compute_like_cuda_autocast
 from mldm_plugin.planning.step import StepMemory, TrainedNetworks, Weights
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 CPU = torch.device("cpu")
 SMALL = Family(

@@ -7,9 +7,9 @@ import textwrap
 import pytest
 from make_step import ddpm, make_step, tiny_vae
 
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PluginError
 from mldm_plugin.plugins import load_plugins, options_model
-from mldm_plugin.stack import LossStack
 
 GOOD = """
     from mldm_plugin import hookimpl

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from test_stack import VAE, ddpm
 
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PresetError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
-from mldm_plugin.stack import LossStack
 
 # name: λ1, λ2, T, base weighting, batch, epochs: "Improving Latent Diffusion with Perceptual Mask-Aware Loss",
 # section 4, section 5 and Table 1; the released train_mldm.py; P2 as in "Conditioning Diffusion Models via …".

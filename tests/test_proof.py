@@ -9,10 +9,10 @@ from make_step import ddpm, flow, make_step, tiny_vae
 from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.stack import CHECKED_STEPS, LossStack
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError, DataError
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import CHECKED_STEPS, LossStack
-from mldm_plugin.term import Term
 
 
 def loss(function):

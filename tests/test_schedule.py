@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_step import ddpm, flow, make_step
 
+from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents, stable_diffusion_snr
 from mldm_plugin.errors import CheckError
-from mldm_plugin.schedule import NoiseSchedule, pred_latents, stable_diffusion_snr
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

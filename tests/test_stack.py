@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from make_step import ddpm, flow, make_step, people_mask, tiny_vae
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError, DataError, LossError
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.stack import LossStack
-from mldm_plugin.term import Term
 
 VAE = tiny_vae()
 

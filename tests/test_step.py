@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_step import make_step
 
+from mldm_plugin.engine.step import clip_boxes
 from mldm_plugin.errors import DataError
-from mldm_plugin.step import clip_boxes
 
 
 def test_shapes_that_do_not_belong_together_are_named():

@@ -9,8 +9,8 @@ import torch
 from make_step import make_step
 from test_stack import FaceLoss, PictureLoss, make_stack, two_terms
 
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import LossError, NonFiniteLossError
-from mldm_plugin.term import Term
 
 
 class Poisoned(PictureLoss):
@@ -153,7 +153,7 @@ def test_a_loss_must_say_what_it_needs():
 
 
 def test_a_term_without_effect_is_warned_about_once(caplog, monkeypatch):
-    monkeypatch.setattr("mldm_plugin.term.STEPS_WITHOUT_EFFECT", 3)
+    monkeypatch.setattr("mldm_plugin.engine.term.STEPS_WITHOUT_EFFECT", 3)
     stack = two_terms()
     with caplog.at_level(logging.WARNING):
         for _ in range(7):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldm_plugin.perceptual.unit_difference import unit_normalise, weighted_square
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 
 def draw(n=2, channels=6, height=3, width=5, seed=0, dtype=torch.float64):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin import proof
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder
 from mldm_plugin.attach.coverage import Coverage
@@ -29,14 +28,15 @@ from mldm_plugin.attach.scope import (
     tolerance_of,
     turned,
 )
-from mldm_plugin.checks import estimate_errors
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine import proof
+from mldm_plugin.engine.checks import estimate_errors
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
-from mldm_plugin.report import LossReport
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
 
 _SAME = 1e-3  # relative; rounding of half precision excepted. Chosen.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mldm_plugin import proof
 from mldm_plugin.attach.annotation import Annotation
+from mldm_plugin.engine import proof
 from mldm_plugin.errors import DataError
 
 # Chosen: so many different pictures with nothing on record are worth a warning, and so many are no accident.

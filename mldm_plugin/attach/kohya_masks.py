@@ -21,11 +21,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mldm_plugin import proof
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, SideFolder, Stored, annotate
 from mldm_plugin.attach.frame import Affine, Frame, scaling
 from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.engine import proof
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mldm_plugin import proof
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
+from mldm_plugin.engine import proof
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
-from mldm_plugin.files import write_text
-from mldm_plugin.metrics import MetricsFile, StepMeter
-from mldm_plugin.panel import draw_panel, save_panel
 from mldm_plugin.preset import Preset
-from mldm_plugin.report import LossReport
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.records.files import write_text
+from mldm_plugin.records.metrics import MetricsFile, StepMeter
+from mldm_plugin.records.panels import draw_panel, save_panel
 
 
 class Records:

@@ -16,10 +16,10 @@ from mldm_plugin.bench.measure import Case
 from mldm_plugin.bench.networks import Networks
 from mldm_plugin.bench.strategies import DecodeEverything, WholeBatchGate, WithPlugin, plain_loss
 from mldm_plugin.bench.workload import Batch, Loss, People, Timesteps, pixel_path, training_step
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm
 from mldm_plugin.plugins import Plugins
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
 
 PLAIN = "plain step"
 OURS = "with the plugin"

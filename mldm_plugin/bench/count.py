@@ -24,10 +24,10 @@ from mldm_plugin.bench.rows import Row
 from mldm_plugin.bench.sizes import Size
 from mldm_plugin.bench.strategies import decode
 from mldm_plugin.bench.workload import People
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import PresetError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
-from mldm_plugin.step import DiffusionStep
 
 # The losses are counted on real tensors of these sides, and drawn on a straight line over area: convolutions grow
 # with it, faces, cut out at one size, do not.

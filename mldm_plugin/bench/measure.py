@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mldm_plugin.bench.expected import Gate
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 
 @dataclass

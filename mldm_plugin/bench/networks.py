@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mldm_plugin.bench.sizes import Size
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset, load_preset
-from mldm_plugin.stack import LossStack
 
 TEXT_LENGTH = 77  # tokens of CLIP
 POOLED_WIDTH, TIME_IDS = 1280, 6  # SDXL's pooled text embedding; sizes and crop

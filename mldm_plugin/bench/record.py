@@ -20,7 +20,7 @@ from mldm_plugin.bench.goals import Goal
 from mldm_plugin.bench.measure import Case, Quartiles
 from mldm_plugin.bench.rows import EXPECTED_AT, Row
 from mldm_plugin.errors import MldmError
-from mldm_plugin.files import write_text
+from mldm_plugin.records.files import write_text
 
 _PACKAGES = ("mldm-plugin", "torchvision", "diffusers", "lpips", "numpy")
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 
 
 def plain_loss(step: DiffusionStep) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mldm_plugin.decode.checkpointed import Checkpointing
 from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.perceptual.frozen import Frozen, in_bfloat16
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 _NO_WINDOWS = "this decoder was not made for windows: LatentDecoder(…, region=True)"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.face_crops import square_boxes
-from mldm_plugin.step import DiffusionStep
 
 
 def regions_of(step: DiffusionStep, looked_at: Collection[str]) -> list[Tensor]:

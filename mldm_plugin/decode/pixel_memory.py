@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep
 
 GB = 1e9
 # Without a budget, pictures that take less than this in all share a decode. One picture of 512² takes more by itself

@@ -15,9 +15,9 @@ from torch import Tensor
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.decode.looked_at import regions_of
 from mldm_plugin.decode.pixel_memory import GB, PixelMemory
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError, LossError
 from mldm_plugin.perceptual.frozen import in_bfloat16
-from mldm_plugin.step import DiffusionStep
 
 log = logging.getLogger(__name__)
 

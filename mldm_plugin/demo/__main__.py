@@ -69,8 +69,8 @@ def report(out: Path, model: Path, data: Path) -> int:
 
     from mldm_plugin.demo.compare import before_and_after, load_examples, measure
     from mldm_plugin.demo.curves import plot_curves, read_metrics
-    from mldm_plugin.panel import save_panel
-    from mldm_plugin.stack import LossStack
+    from mldm_plugin.engine.stack import LossStack
+    from mldm_plugin.records.panels import save_panel
     from mldm_plugin.training.run_folder import checkpoints_in, step_of
 
     say("4. The same pictures and the same noise, before training, at each checkpoint and after it")

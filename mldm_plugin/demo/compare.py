@@ -16,10 +16,10 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.data.load import open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.demo.photos import WINDOWS
-from mldm_plugin.panel import arrange, as_bytes
-from mldm_plugin.report import LossReport
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.records.panels import arrange, as_bytes
 
 # Chosen to show a large face, small ones, whole bodies; the first timestep keeps detail, the second loses it.
 SHOWN = ("astronaut", "hopper_face", "two_men", "right_two")

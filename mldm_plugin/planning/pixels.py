@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mldm_plugin.decode.checkpointed import Checkpointing
 from mldm_plugin.decode.region import RegionDecode
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.step import count
+from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.tensor_memory import TensorMemory
 
 Decode = Literal["full", "checkpointed", "region"]
 DECODES: tuple[Decode, ...] = ("full", "checkpointed", "region")

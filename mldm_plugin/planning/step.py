@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.shadow import META, building, compute_like_cuda_autocast, flash_attention
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 Kind = Literal["controlnet", "lora"]
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' LoRA script adapts

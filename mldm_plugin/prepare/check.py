@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from mldm_plugin.errors import DataError
-from mldm_plugin.files import write_bytes, write_text
 from mldm_plugin.prepare.engines import in_processes
 from mldm_plugin.prepare.inspection import Findings, Look, inspect
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.picture import SUFFIXES
 from mldm_plugin.prepare.stored import parts
+from mldm_plugin.records.files import write_bytes, write_text
 
 SHOWN = 48  # sound rows on the sheet, evenly over the data set; chosen: a screenful
 FAULTY_SHOWN = 24  # rows with faults, shown besides

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mldm_plugin.errors import DataError
-from mldm_plugin.files import write_text
+from mldm_plugin.records.files import write_text
 
 # In the output: the command that made it, and its counts. Hidden, or `datasets` would take a small folder for JSON.
 RECORD = ".prepared.json"

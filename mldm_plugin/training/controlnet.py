@@ -20,8 +20,8 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UniPCM
 from torch import Tensor
 
 from mldm_plugin.data.annotations import read_picture
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError
-from mldm_plugin.step import DiffusionStep
 from mldm_plugin.training import loop
 from mldm_plugin.training.controlnet_flags import FLAGS
 from mldm_plugin.training.controlnet_networks import WEIGHTS, load_networks

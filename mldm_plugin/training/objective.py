@@ -14,11 +14,11 @@ from mldm_plugin.data.batch import Example, collate
 from mldm_plugin.data.load import find_examples
 from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, NonFiniteLossError
-from mldm_plugin.panel import draw_panel, save_panel
-from mldm_plugin.report import LossReport
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.records.panels import draw_panel, save_panel
 from mldm_plugin.training.networks import Networks
 
 

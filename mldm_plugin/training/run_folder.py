@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from mldm_plugin.errors import RunFolderError
-from mldm_plugin.files import write_text
-from mldm_plugin.metrics import FILE_NAME as METRICS
+from mldm_plugin.records.files import write_text
+from mldm_plugin.records.metrics import FILE_NAME as METRICS
 from mldm_plugin.training.weights_format import WeightsFormat
 
 ARGUMENTS = "arguments.json"

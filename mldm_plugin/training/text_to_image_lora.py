@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.training import loop
 from mldm_plugin.training.lora_flags import FLAGS
 from mldm_plugin.training.lora_networks import WEIGHTS, load_networks

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldm_plugin.files import write_text
+from mldm_plugin.records.files import write_text
 
 STRATIFIED = "stratified"
 SEED_FILE = "timesteps.json"

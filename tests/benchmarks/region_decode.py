@@ -32,10 +32,10 @@ from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.demo.fit import encode, load_pictures
 from mldm_plugin.demo.photos import RESOLUTION, WINDOWS, labels, load_annotations, stored_side
 from mldm_plugin.demo.pipeline import FITTED, Size, build_vae, load_fitted
+from mldm_plugin.engine.schedule import stable_diffusion_snr
 from mldm_plugin.perceptual.face_crops import square_boxes
 from mldm_plugin.perceptual.frozen import build_seeded
-from mldm_plugin.schedule import stable_diffusion_snr
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 # block_out_channels and layers_per_block of Stable Diffusion 1.5's vae/config.json; groups of AutoencoderKL's default.
 SD15 = Size(vae_channels=(128, 256, 512, 512), vae_layers=2, groups=32, sample_size=64)

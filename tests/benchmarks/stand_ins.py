@@ -29,7 +29,7 @@ from mldm_plugin.demo.compare import fixed_step, load_examples
 from mldm_plugin.demo.fit import load_pictures
 from mldm_plugin.demo.photos import RESOLUTION, write_training_set
 from mldm_plugin.demo.pipeline import build_pipeline
-from mldm_plugin.stack import LossStack
+from mldm_plugin.engine.stack import LossStack
 
 LOSSES = ("masked_lpips", "face")
 TIMESTEPS = (50, 100, 400)

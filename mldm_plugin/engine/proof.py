@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.schedule import NoiseSchedule, stable_diffusion_snr
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
-from mldm_plugin.schedule import NoiseSchedule, stable_diffusion_snr
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.tensor_memory import TensorMemory
+from mldm_plugin.planning.tensor_memory import TensorMemory
 
 if TYPE_CHECKING:
-    from mldm_plugin.stack import LossStack
-    from mldm_plugin.term import Term
+    from mldm_plugin.engine.stack import LossStack
+    from mldm_plugin.engine.term import Term
 
 # Encoding again in float32 differs from the host's sampled, maybe bfloat16 latents by 0.4 to 1.5 % (measured on the
 # demo's VAE, black and white pictures included); a scaling_factor that is wrong by a tenth differs by 10 %. Chosen.

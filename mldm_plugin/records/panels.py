@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mldm_plugin.data.drawing import draw_annotation
-from mldm_plugin.report import LossReport
-from mldm_plugin.stack import LossStack
-from mldm_plugin.step import DiffusionStep
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 
 # Plain letters: the font that Pillow carries has no combining marks, arrows or multiplication sign.
 _TITLES = ("picture", "people and faces", "x_t", "x0 estimate")

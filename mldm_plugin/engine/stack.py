@@ -11,18 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin import checks, proof
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.decode.pixel_path import PixelPath
 from mldm_plugin.decode.tiny import load_tiny
+from mldm_plugin.engine import checks, proof
+from mldm_plugin.engine.early_backward import Evaluation, evaluate, with_gradient
+from mldm_plugin.engine.report import LossReport, TermReport
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.step import DiffusionStep, clip_boxes
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import LossError, NonFiniteLossError, PresetError
-from mldm_plugin.gated import Evaluation, evaluate, with_gradient
 from mldm_plugin.plugins import Plugins, load_plugins
 from mldm_plugin.preset import Preset, load_preset
-from mldm_plugin.report import LossReport, TermReport
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.step import DiffusionStep, clip_boxes
-from mldm_plugin.term import Term
 
 log = logging.getLogger(__name__)
 

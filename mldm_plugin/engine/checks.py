@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError
-from mldm_plugin.schedule import NoiseSchedule, pred_latents
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.term import Term
 
 # Root mean square error of ẑ₀(target), relative to the noisy latents, that rounding explains. float32 gives 1e-7;
 # bfloat16 up to 0.042, where 1 − ᾱ rounds to 0 at t = 0 and 1. A wrong schedule or prediction type stays below it

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldm_plugin.gated import TermValues
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.term import Term
+from mldm_plugin.engine.early_backward import TermValues
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 
 
 @dataclass(frozen=True, eq=False)

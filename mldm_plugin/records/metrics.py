@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mldm_plugin.files import write_text
+from mldm_plugin.records.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

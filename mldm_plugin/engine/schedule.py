@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
-from mldm_plugin.step import DiffusionStep
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 

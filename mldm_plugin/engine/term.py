@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import LossError, MldmError, nearest
-from mldm_plugin.step import DiffusionStep
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.decode.pixel_path import PixelPath
-from mldm_plugin.schedule import NoiseSchedule
-from mldm_plugin.step import DiffusionStep
-from mldm_plugin.term import Term
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 
 
 @dataclass
