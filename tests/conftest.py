@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attached_scripts import attach_ground, run_attached  # noqa: F401
 from PIL import Image
 
 # Processes of their own, to be killed or to train in pairs, without the seconds that the imports take.
