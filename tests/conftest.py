@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attached_scripts import attach_ground, run_attached  # noqa: F401
 from PIL import Image
 from run_trainer import command, run_here
 
