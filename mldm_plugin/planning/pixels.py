@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,91 +16,82 @@ from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
 from mldm_plugin.planning.families import Family
-from mldm_plugin.planning.step import count
+from mldm_plugin.planning.meta import building
 from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
 
-Decode = Literal["full", "checkpointed", "region"]
-DECODES: tuple[Decode, ...] = ("full", "checkpointed", "region")
-
-# For `decode: region`: where a window of half the picture's side lies. Chosen.
-_WINDOW = (0.25, 0.25, 0.75, 0.75)
+CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class PixelMemory:
-    """Bytes of the float32 weights, and the most that one picture takes, by the way it is decoded."""
+class PictureMemory:
+    """Bytes that the losses on pictures take, with both losses of the paper.
 
-    weights: int
-    peak: dict[Decode, int]
+    Args:
+        family: whose VAE decodes.
+        dtype: the decoder computes in.
+        resolution: side of the pictures.
 
+    Attributes:
+        weights: of the decoder and of the losses' networks.
+    """
 
-@functools.cache
-def losses() -> tuple[Any, Any]:
-    """The two losses of the paper, with random weights."""
-    known = load_plugins().losses
-    return known["masked_lpips"](weights="random"), known["face"](weights="random")
+    def __init__(self, family: Family, dtype: torch.dtype, resolution: int) -> None:
+        self._dtype, self._resolution = dtype, resolution
+        (self._lpips, self._face), networks = _losses()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._fake, building(dtype, CPU):
+            self._vae: Any = AutoencoderKL(**family.vae).requires_grad_(False).eval()
+        self._vae.encoder = None
+        self._checkpointing = Checkpointing(self._vae)
+        self.weights = networks + dtype.itemsize * sum(p.numel() for p in self._vae.parameters())
 
+    def peaks(self) -> dict[str, int]:
+        """By what is decoded: pictures whole, whole with checkpointing, or a window of each."""
+        kinds = {"whole": {}, "checkpointed": {"checkpointed": True}, "region": {"region": True}}
+        return {kind: self.peak(**how) for kind, how in kinds.items()}
 
-def measure_pixels(family: Family, resolution: int) -> PixelMemory:
-    """Each way of decoding, on one picture with a face."""
-    lpips, face = losses()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        vae: Any = AutoencoderKL(**family.vae).requires_grad_(False).eval()
-        decoder = count(vae) - count(vae.encoder)
-        peaks: dict[Decode, int] = {decode: _peak(vae, lpips, face, resolution, decode) for decode in DECODES}
-    interpolation_matrix.cache_clear()  # its tensors have no data
-    networks = (lpips.network._features.network, face.features.frozen.network)
-    return PixelMemory(4 * (decoder + sum(map(count, networks))), peaks)
+    def peak(self, *, checkpointed: bool = False, region: bool = False) -> int:
+        """The most that one picture with a face takes on top of them."""
+        side = self._resolution // 8
+        middle = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * self._resolution  # a window of half the side, chosen
+        with self._fake, TensorMemory() as memory:
+            latents = torch.zeros(1, self._vae.config.latent_channels, side, side, requires_grad=True)
+            with self._checkpointing.on(checkpointed):
+                z = latents.to(self._dtype)
+                pictures = _in_window(self._vae, z, middle) if region else self._vae.decode(z, return_dict=False)[0]
+                torch.autograd.grad(self._distance(latents, pictures.float()), latents)
+        interpolation_matrix.cache_clear()  # its tensors have no data
+        return memory.peak
 
-
-def _peak(vae: Any, lpips: Any, face: Any, resolution: int, decode: Decode) -> int:
-    side = resolution // 8
-    latents = torch.zeros(1, vae.config.latent_channels, side, side, requires_grad=True)
-    images = torch.zeros(1, 3, resolution, resolution)
-    label_map = torch.ones(1, 1, resolution, resolution, dtype=torch.uint8)
-    checkpointing = Checkpointing(vae)
-    with TensorMemory() as memory, checkpointing.on(decode == "checkpointed"):
-        pictures = _decode(vae, latents, decode)
+    def _distance(self, latents: Tensor, pictures: Tensor) -> Tensor:
+        images = torch.zeros_like(pictures)
         step = DiffusionStep(
             *(latents,) * 3,
             timesteps=torch.zeros(1, dtype=torch.long),
             model_pred=latents,
             target=latents,
-            person_mask=label_map,
+            person_mask=torch.ones(1, 1, *images.shape[-2:], dtype=torch.uint8),
             pred_images=pictures,
             target_images=images,
         )
-        total = lpips(step).sum() + _face_distance(face, pictures, images)
-        torch.autograd.grad(total, latents)
-    return memory.peak
+        on_people = self._lpips(step).sum()
+        size = [self._face.features.size] * 2  # cropping by boxes needs data: a corner is taken instead
+        with torch.no_grad():
+            target = self._face.features(F.interpolate(images[..., :64, :64], size=size))
+        seen = self._face.features(F.interpolate(pictures[..., :64, :64], size=size))
+        return on_people + sum((p - t).abs().mean() for p, t in zip(seen, target, strict=True))
 
 
-def _decode(vae: Any, latents: Tensor, decode: Decode) -> Tensor:
-    if decode != "region":
-        return vae.decode(latents, return_dict=False)[0]
-    region = RegionDecode(vae)
-    side = latents.shape[-1] * region.downscale
-    statistics, background = region.statistics(latents)
-    return region(latents, [_Box(*(side * part for part in _WINDOW))], statistics, background)
+@functools.cache
+def _losses() -> tuple[list[Any], int]:
+    """The losses, and the bytes of their weights."""
+    known = load_plugins().losses
+    with TensorMemory() as memory:
+        losses = [known[name](weights="random") for name in ("masked_lpips", "face")]
+    return losses, memory.live
 
 
-class _Box(NamedTuple):
-    """A region in numbers: a tensor would have no data here."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def tolist(self) -> list[list[float]]:
-        return [list(self)]
-
-
-def _face_distance(face: Any, pictures: Tensor, images: Tensor) -> Tensor:
-    """As the face loss on one face; cropping by boxes needs data, so a corner of the picture is taken."""
-    size = [face.features.size] * 2
-    with torch.no_grad():
-        target = face.features(F.interpolate(images[..., :64, :64], size=size))
-    predicted = face.features(F.interpolate(pictures[..., :64, :64], size=size))
-    return torch.stack([(p - t).abs().mean() for p, t in zip(predicted, target, strict=True)]).sum()
+def _in_window(vae: Any, z: Tensor, window: Tensor) -> Tensor:
+    """As `decode: region` does."""
+    decoder = RegionDecode(vae)
+    return decoder(z, [window], *decoder.statistics(z))
