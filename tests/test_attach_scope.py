@@ -21,7 +21,7 @@ from mldm_plugin.attach.scope import (
     unpack,
 )
 from mldm_plugin.data.batch import FaceBoxes
-from mldm_plugin.engine.checks import estimate_errors
+from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import CheckError, DataError
 

@@ -6,7 +6,7 @@ from bench_sizes import SMALL
 
 from mldm_plugin.bench import candidates, others
 from mldm_plugin.bench.compare import compare_losses, compare_ways, difference
-from mldm_plugin.bench.host import Host, attach, draw_people, plain_vae, random_preset, timesteps_of
+from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up, timesteps_of
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
 
@@ -124,15 +124,15 @@ def test_as_many_images_are_gated_as_wanted(stack):
     assert [t <= 100 for t in timesteps] == [True, True, True, False]
 
 
-def test_in_bfloat16_the_plain_vae_decodes_in_what_the_plugin_does(plugins):
+@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins, precision, expected):
     host = Host(SMALL, CPU)
     host.use(torch.bfloat16)
     assert host.unet.dtype == torch.bfloat16
     assert host.controlnet.dtype == torch.float32
-    for precision, expected in (("auto", torch.bfloat16), ("float32", torch.float32)):
-        vae = plain_vae(host, random_preset("mldm", [f"precision={precision}"], plugins))
-        assert vae.dtype == expected
-        assert others.decode(vae, torch.randn(1, 4, 16, 16)).dtype == torch.float32
+    stack = attach(host, random_preset("mldm", [f"precision={precision}"], plugins), plugins)
+    assert start_up(host, stack, 32) == expected
+    assert stack.start_up is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor
 from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
 from mldm_plugin.attach.host_loss import gradient_at, take_apart
 from mldm_plugin.attach.names import NAMES, TARGETS
-from mldm_plugin.engine.checks import ESTIMATE_TOLERANCE, estimate_errors
+from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError, DataError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mldm_plugin.bench.sizes import Size
-from mldm_plugin.engine.stack import CHECKED_STEPS, LossStack
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.plugins import Plugins
@@ -196,16 +195,10 @@ def attach(host: Host, preset: Preset, plugins: Plugins) -> LossStack:
     return stack
 
 
-def plain_vae(host: Host, preset: Preset) -> Any:
-    """A VAE for other ways to decode, in the precision that the plugin decodes in."""
-    half = preset.precision == "bfloat16" or (preset.precision == "auto" and host.dtype != torch.float32)
-    return nn.Module.to(copy.deepcopy(host.vae), torch.bfloat16 if half else torch.float32)
-
-
 def shrink_faces(loss: Any, size: Size) -> None:
     """Have a loss on faces crop them as small as the pictures of `size` ask for."""
     if size.face_crop is not None and hasattr(loss, "features"):
-        loss.features.size = size.face_crop
+        loss.features.crop = replace(loss.features.crop, size=size.face_crop)
 
 
 def timesteps_of(stack: LossStack, n: int, gated: int, device: torch.device) -> Tensor:
@@ -215,10 +208,11 @@ def timesteps_of(stack: LossStack, n: int, gated: int, device: torch.device) -> 
     return torch.tensor([inside] * gated + [outside] * (n - gated), device=device)
 
 
-def start_up(host: Host, stack: LossStack, resolution: int) -> None:
-    """The start-up proof and the checks of the first steps, which are no part of a step's cost."""
+def start_up(host: Host, stack: LossStack, resolution: int) -> torch.dtype:
+    """Get the checks of the first steps over with, which are no part of a step's cost; what the plugin decodes in."""
     batch = host.draw(1, resolution)
     step = host.noisy_step(batch, timesteps_of(stack, 1, 1, host.device), batch.latents, batch.noise)
     with torch.no_grad():
-        for _ in range(CHECKED_STEPS):
+        while stack.start_up is not None:
             stack(with_output(step, batch.noise * 0.9))
+    return stack.pictures.dtype_for(step)

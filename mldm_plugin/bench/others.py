@@ -41,7 +41,7 @@ class DecodeEverything:
     def __call__(self, step: DiffusionStep) -> Tensor:
         error = (step.model_pred.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         total = error
-        with self.stack.pixel_path.in_its_precision(step):
+        with self.stack.pictures.in_its_precision(step):
             decoded = self.decode_all(step)
             for term in self.stack.terms:
                 limit: Any = term.max_timestep
@@ -56,7 +56,7 @@ class DecodeEverything:
         noisy, model_pred = step.noisy_latents.float(), step.model_pred.float()
         pred_latents = (noisy - (1 - alphas_cumprod).sqrt() * model_pred) / alphas_cumprod.sqrt()
         target_images: Any = step.pixel_values
-        if self.stack.pixel_path.target == "decoded":
+        if self.stack.pictures.target == "decoded":
             with torch.no_grad():
                 target_images = decode(self.vae, step.latents)
         return replace(step, pred_images=decode(self.vae, pred_latents), target_images=target_images)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mldm_plugin.bench import candidates, compare, report
 from mldm_plugin.bench.count import Counts, count
 from mldm_plugin.bench.goals import judge
-from mldm_plugin.bench.host import Host, attach, draw_people, plain_vae, random_preset, start_up
+from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up
 from mldm_plugin.bench.measure import Candidate, measure
 from mldm_plugin.bench.report import Section
 from mldm_plugin.bench.sizes import SIZES
@@ -111,8 +113,8 @@ class Bench:
     def _ways(self, host: Host, dtype: str) -> Iterator[Section]:
         """Steps and pixel paths in one precision."""
         stack = attach(host, self._preset, self._plugins)
-        start_up(host, stack, self._side)
-        ways = candidates.ways_to_a_loss(host, stack, plain_vae(host, self._preset))
+        vae = nn.Module.to(copy.deepcopy(host.vae), start_up(host, stack, self._side))  # decodes as the plugin does
+        ways = candidates.ways_to_a_loss(host, stack, vae)
         for n in self._batches:
             batch = host.draw(n, self._side)
             if "step" in self.subjects:

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mldm_plugin.errors import WeightsError, nearest
+from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.inception_resnet_v1 import InceptionResnetV1
 from mldm_plugin.perceptual.vggface2_resnet50 import VGGFace2ResNet50
@@ -35,14 +36,14 @@ class FaceNetwork:
 
     Args:
         build: makes it with random weights.
-        size: side in pixels of the faces it was trained on.
+        crop: the faces it was trained on.
         prepare: RGB in [-1, 1] → its input.
         layer_weights: α_l of its stages.
         unused: beginnings of the names in its weights file that it has no use for.
     """
 
     build: Callable[[], nn.Module]
-    size: int
+    crop: FaceCrop
     prepare: Callable[[Tensor], Tensor]
     layer_weights: tuple[float, ...]
     unused: tuple[str, ...]
@@ -51,7 +52,7 @@ class FaceNetwork:
 FACE_NETWORKS: dict[str, FaceNetwork] = {
     "vggface2_resnet50": FaceNetwork(
         build=VGGFace2ResNet50,
-        size=224,
+        crop=VGGFACE2_CROP,
         prepare=vggface2_input,
         # The released Masked LDM code, mldm/face_loss.py: conv1, layer1 to layer4.
         layer_weights=(0.1, 0.0025, 0.025, 0.05, 0.005),
@@ -59,7 +60,7 @@ FACE_NETWORKS: dict[str, FaceNetwork] = {
     ),
     "vggface2_inception": FaceNetwork(
         build=InceptionResnetV1,
-        size=160,
+        crop=FaceCrop(size=160, extent=1.3),
         prepare=facenet_input,
         # Chosen: the papers have no values for this network, and its stages are of one magnitude.
         layer_weights=(0.2, 0.2, 0.2, 0.2, 0.2),
@@ -86,9 +87,9 @@ class FaceFeatures:
         network = build_seeded(known.build)
         if weights == "pretrained":
             fill(network, load_state_dict(name), name, ignore=known.unused)
-        self.size, self.layer_weights = known.size, known.layer_weights
+        self.crop, self.layer_weights = known.crop, known.layer_weights
         self._prepare, self.frozen = known.prepare, Frozen(network)
 
     def __call__(self, faces: Tensor) -> list[Tensor]:
-        """Features of `faces`, (K, 3, size, size) RGB in [-1, 1], stage by stage; gradients flow."""
+        """Features of `faces`, (K, 3, S, S) RGB in [-1, 1], stage by stage; gradients flow."""
         return self.frozen(self._prepare(faces))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mldm_plugin.decode.checkpointed import Checkpointing
+from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.perceptual.frozen import computing_in
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.meta import building
@@ -28,7 +30,7 @@ class PictureMemory:
 
     Args:
         family: whose VAE decodes.
-        dtype: the decoder computes in.
+        dtype: float32 or bfloat16, of the decoder and of the losses' networks.
         resolution: side of the pictures.
 
     Attributes:
@@ -36,30 +38,35 @@ class PictureMemory:
     """
 
     def __init__(self, family: Family, dtype: torch.dtype, resolution: int) -> None:
-        self._dtype, self._resolution = dtype, resolution
-        (self._lpips, self._face), networks = _losses()
+        self._family, self._dtype, self._resolution = family, dtype, resolution
+        (self._lpips, self._face), networks = _losses(dtype)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with self._fake, building(dtype, CPU):
-            self._vae: Any = AutoencoderKL(**family.vae).requires_grad_(False).eval()
-        self._vae.encoder = None
-        self._checkpointing = Checkpointing(self._vae)
-        self.weights = networks + dtype.itemsize * sum(p.numel() for p in self._vae.parameters())
+        decoder: Any = self._decoder()
+        self.weights = networks + dtype.itemsize * sum(p.numel() for p in decoder.parameters())
 
     def peaks(self) -> dict[str, int]:
-        """By what is decoded: pictures whole, whole with checkpointing, or a window of each."""
-        kinds = {"whole": {}, "checkpointed": {"checkpointed": True}, "region": {"region": True}}
-        return {kind: self.peak(**how) for kind, how in kinds.items()}
-
-    def peak(self, *, checkpointed: bool = False, region: bool = False) -> int:
-        """The most that one picture with a face takes on top of them."""
-        side = self._resolution // 8
+        """The most that one picture with a face takes on top, if it is decoded whole, checkpointed, or in a window."""
+        whole, checkpointed, region = self._decoder(), self._decoder(), RegionDecode(self._decoder())
+        checkpoint_blocks(checkpointed)
         middle = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * self._resolution  # a window of half the side, chosen
-        with self._fake, TensorMemory() as memory:
-            latents = torch.zeros(1, self._vae.config.latent_channels, side, side, requires_grad=True)
-            with self._checkpointing.on(checkpointed):
-                z = latents.to(self._dtype)
-                pictures = _in_window(self._vae, z, middle) if region else self._vae.decode(z, return_dict=False)[0]
-                torch.autograd.grad(self._distance(latents, pictures.float()), latents)
+        return {
+            "whole": self._peak(lambda z: whole.decode(z, return_dict=False)[0]),
+            "checkpointed": self._peak(lambda z: checkpointed.decode(z, return_dict=False)[0]),
+            "region": self._peak(lambda z: region(z, [middle], *region.statistics(z))),
+        }
+
+    def _decoder(self) -> Any:
+        with self._fake, building(self._dtype, CPU):
+            vae: Any = AutoencoderKL(**self._family.vae).requires_grad_(False).eval()
+        vae.encoder = None
+        return vae
+
+    def _peak(self, decode: Callable[[Tensor], Tensor]) -> int:
+        channels, side = self._family.vae.get("latent_channels", 4), self._resolution // 8
+        with self._fake, computing_in(self._dtype), TensorMemory() as memory:
+            latents = torch.zeros(1, channels, side, side, requires_grad=True)
+            pictures = decode(latents.to(self._dtype)).float()
+            torch.autograd.grad(self._distance(latents, pictures), latents)
         interpolation_matrix.cache_clear()  # its tensors have no data
         return memory.peak
 
@@ -75,7 +82,7 @@ class PictureMemory:
             target_images=images,
         )
         on_people = self._lpips(step).sum()
-        size = [self._face.features.size] * 2  # cropping by boxes needs data: a corner is taken instead
+        size = [self._face.features.crop.size] * 2  # cropping by boxes needs data: a corner is taken instead
         with torch.no_grad():
             target = self._face.features(F.interpolate(images[..., :64, :64], size=size))
         seen = self._face.features(F.interpolate(pictures[..., :64, :64], size=size))
@@ -83,15 +90,13 @@ class PictureMemory:
 
 
 @functools.cache
-def _losses() -> tuple[list[Any], int]:
-    """The losses, and the bytes of their weights."""
+def _losses(dtype: torch.dtype) -> tuple[list[Any], int]:
+    """The losses, their networks in `dtype`, and the bytes of their weights."""
     known = load_plugins().losses
     with TensorMemory() as memory:
-        losses = [known[name](weights="random") for name in ("masked_lpips", "face")]
-    return losses, memory.live
-
-
-def _in_window(vae: Any, z: Tensor, window: Tensor) -> Tensor:
-    """As `decode: region` does."""
-    decoder = RegionDecode(vae)
-    return decoder(z, [window], *decoder.statistics(z))
+        lpips, face = (known[name](weights="random") for name in ("masked_lpips", "face"))
+        weights = memory.live * dtype.itemsize // 4
+    with torch.no_grad(), computing_in(dtype):  # networks are brought to a precision when they are first used
+        lpips.network.features(torch.zeros(1, 3, 32, 32))
+        face.features(torch.zeros(1, 3, 32, 32))
+    return [lpips, face], weights
