@@ -16,8 +16,10 @@ from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.placement import Placement
+from mldm_plugin.attach.ranks import refuse_unshown
 from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
@@ -73,9 +75,11 @@ class Attachment:
 
     Raises:
         PresetError, PluginError, DataError: the preset, a plugin or the folder of masks cannot be used.
+        MldmError: FSDP1 or DeepSpeed.
     """
 
     def __init__(self, settings: Settings) -> None:
+        refuse_unshown()
         self.plugins = load_plugins(settings.loss_plugin)
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings
@@ -152,11 +156,16 @@ class Attachment:
         scope = Scope(self._notes.take(variables))
         if self._stack is None:
             self._stack = self._build(scope)
-        step = self._read(loss, scope, self._stack)
+        step, parts = self._read(loss, scope, self._stack)
+        starting = self._stack.start_up is not None
+        if parts is not None and starting:
+            parts.check()
         try:
             report = self._stack(step)
         except CheckError as error:
             raise CheckError(f"{error} {scope.account()}") from error
+        if parts is not None and not starting and any(term.gated for term in report.terms.values()):
+            parts.check()  # without a gated image the loss is the script's own, whatever it is
         self._announce(step, self._stack)
         self.steps += 1
         self._record(scope, self._stack, step, report)
@@ -208,7 +217,7 @@ class Attachment:
                 "by hand, the plugin's losses are not divided: accumulate with accelerate, or scale their weights."
             )
 
-    def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> DiffusionStep:
+    def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> tuple[DiffusionStep, HostLoss | None]:
         annotation, pictures = self._annotation(scope, stack)
         if pictures is not None and pictures.dtype == torch.uint8:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
@@ -217,13 +226,13 @@ class Attachment:
             if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
                 self._coverage.add(annotation)
         mixes = bool(stack.terms) or stack.plain.weighting is not None
-        step = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
+        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
         if not self.steps:
             self._turned = is_turned(step)
         if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:
             self._recognised = True
             stack.schedule.prediction_type = kind
-        return turned(step) if self._turned else step
+        return (turned(step) if self._turned else step), parts
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
         """The annotation and the pictures of this step; none if no loss looks at people or faces."""

@@ -59,26 +59,29 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
         raise CheckError(f"timesteps are {step.timesteps.tolist()}, which the noise schedule does not have.")
 
 
-def estimate_errors(schedule: NoiseSchedule, step: DiffusionStep) -> tuple[float, float]:
+def estimate_errors(
+    schedule: NoiseSchedule, step: DiffusionStep, prediction_type: str | None = None
+) -> tuple[float, float]:
     """How far ẑ₀(target) is from the clean latents, and the noisy latents from α z₀ + σ ε.
 
     Both are root mean squares relative to the noisy latents: at high noise ẑ₀ divides rounding, and at pure noise
     everything, by a small α. Where the host computes in half precision, α and σ are also tried as it rounds them, and
-    the better of the two counts, image by image.
+    the better of the two counts, image by image. `prediction_type` asks about another one than the schedule's.
     """
+    kind = prediction_type or schedule.prediction_type
     with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
         dtypes = {x.dtype for x in (step.latents, step.noisy_latents, step.target)} - {torch.float32, torch.float64}
-        found = torch.stack([_errors(schedule, step, dtype) for dtype in (None, *sorted(dtypes, key=str))])
+        found = torch.stack([_errors(schedule, step, kind, dtype) for dtype in (None, *sorted(dtypes, key=str))])
         best = found[found.sum(dim=1).argmin(dim=0), :, torch.arange(len(step), device=found.device)]  # (N, 2)
         error, noise_error = best.amax(dim=0).tolist()
     return error, noise_error
 
 
-def _errors(schedule: NoiseSchedule, step: DiffusionStep, rounded: torch.dtype | None) -> Tensor:
+def _errors(schedule: NoiseSchedule, step: DiffusionStep, kind: str, rounded: torch.dtype | None) -> Tensor:
     """(2, N) errors of ẑ₀(target) and of the noisy latents."""
     alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(step.timesteps, step.sigmas, rounded))
     latents, noisy = step.latents.float(), step.noisy_latents.float()
-    estimate = pred_latents(schedule.prediction_type, step.target.float(), noisy, alpha.clamp_min(1e-6), sigma)
+    estimate = pred_latents(kind, step.target.float(), noisy, alpha.clamp_min(1e-6), sigma)
     errors = torch.stack([alpha * (estimate - latents), noisy - alpha * latents - sigma * step.noise.float()])
     size = noisy.square().mean(dim=(1, 2, 3)).clamp_min(1e-12)
     return (errors.square().mean(dim=(2, 3, 4)) / size).sqrt()
