@@ -92,10 +92,24 @@ def _flax_trunk(files: Sequence[Path]) -> dict[str, Tensor]:
     return trunk
 
 
+def _dlib(files: Sequence[Path]) -> dict[str, Tensor]:
+    from mldm_plugin.perceptual.weights.dlib_dat import read_dlib_resnet
+
+    [path] = files
+    return read_dlib_resnet(path.read_bytes())
+
+
+def _mtcnn(files: Sequence[Path]) -> dict[str, Tensor]:
+    """facenet-pytorch's three files, each behind its own name."""
+    return {f"{path.stem}.{key}": value for path in files for key, value in _torch([path]).items()}
+
+
 READERS: dict[str, Reader] = {
     "torch": _torch,
     "arrays": _arrays,
     "safetensors": _safetensors,
     "torchvision_trunk": _torchvision_trunk,
     "flax_trunk": _flax_trunk,
+    "dlib": _dlib,
+    "mtcnn": _mtcnn,
 }

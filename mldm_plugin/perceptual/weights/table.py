@@ -164,6 +164,42 @@ _TABLE = (
         digest="dad556f11d2a50ed4dc90e8eebf7ef8d3494e51dc5dda06d7972984533778242",
         size=9_879_888,
     ),
+    WeightFile(
+        name="dlib_resnet",
+        licence="CC0 1.0, no rights reserved (Davis King, dlib-models): free for any use.",
+        sources=(
+            Package(
+                name="face_recognition_models",
+                version="0.3.0",
+                archive="face_recognition_models-0.3.0.tar.gz",
+                sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
+                size=100_149_358,
+                members=(
+                    (
+                        "face_recognition_models-0.3.0/face_recognition_models/models/"
+                        "dlib_face_recognition_resnet_model_v1.dat",
+                        22_466_066,
+                    ),
+                ),
+                reader="dlib",
+            ),
+            Addresses(
+                "dlib",
+                (
+                    Address(
+                        url="https://github.com/davisking/dlib-models/raw/master/"
+                        "dlib_face_recognition_resnet_model_v1.dat.bz2",
+                        file_name="dlib_face_recognition_resnet_model_v1.dat",
+                        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+                        size=22_466_066,
+                        packed="bz2",
+                    ),
+                ),
+            ),
+        ),
+        digest="e3e1474020851123e0f647c5b774995c027924313bb50860a688c577203c626e",
+        size=22_452_000,
+    ),
     # cydonia999/VGGFace2-pytorch publishes no digest. The file is read as arrays alone.
     WeightFile(
         name="vggface2_resnet50",
@@ -200,6 +236,45 @@ _TABLE = (
                 ),
             ),
         ),
+    ),
+    WeightFile(
+        name="mtcnn",
+        licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, pictures "
+        "for non-commercial research.",
+        sources=(
+            Package(
+                name="facenet-pytorch",
+                version="2.6.0",
+                archive="facenet_pytorch-2.6.0-py3-none-any.whl",
+                sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
+                size=1_881_930,
+                members=(
+                    ("facenet_pytorch/data/pnet.pt", 28_570),
+                    ("facenet_pytorch/data/rnet.pt", 403_147),
+                    ("facenet_pytorch/data/onet.pt", 1_559_269),
+                ),
+                reader="mtcnn",
+            ),
+            Addresses(
+                "mtcnn",
+                tuple(
+                    Address(
+                        url=f"https://github.com/timesler/facenet-pytorch/raw/master/data/{name}",
+                        file_name=name,
+                        sha256=sha256,
+                        size=size,
+                    )
+                    for name, sha256, size in (
+                        ("pnet.pt", "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f", 28_570),
+                        ("rnet.pt", "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86", 403_147),
+                        ("onet.pt", "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d", 1_559_269),
+                    )
+                ),
+            ),
+        ),
+        digest="851a305d8e0ca51075919794b1a189e47846e066f391ba417a468c4cbb7c678a",
+        size=1_984_000,
+        instead="`--faces keypoints` needs no weights",
     ),
     # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
     WeightFile(
