@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from mldm_plugin.hookspecs import hookimpl
+from mldm_plugin import hookimpl
 
 
 class Debiased:

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.hookspecs import hookimpl
+from mldm_plugin import DiffusionStep, hookimpl
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm, masked_sum
 from mldm_plugin.perceptual.unit_difference import weighted_square

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mldm_plugin.hookspecs import hookimpl
+from mldm_plugin import hookimpl
 
 
 class MinSNR:

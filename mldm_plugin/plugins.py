@@ -43,6 +43,10 @@ class Table:
                 raise PluginError(
                     f"{origin} registers a {self.kind} {name!r}, a name with a meaning of its own: rename it."
                 )
+            if not name or set(name) & set("/. ="):  # a name is a key of logs and presets: face/gated, losses.face
+                raise PluginError(
+                    f"{origin} registers a {self.kind} {name!r}: rename it, without '/', '.', '=' and blanks."
+                )
             if name in self.entries:
                 raise PluginError(
                     f"{self.kind} {name!r} is registered by {self.origins[name]} and again by {origin}: "

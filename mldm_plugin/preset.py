@@ -73,8 +73,14 @@ class Preset(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of decoder and feature networks; auto is bfloat16 where the trainer's is a half"
     )
-    pixel_memory_gb: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="what decoding with gradient may take at most, in GB"
+    decode_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many pictures are decoded together; null is as many as have the pixels of one of 512²",
+    )
+    decode_checkpointing: bool = Field(
+        default=False,
+        description="compute the decoder's activations again in the backward pass instead of keeping them",
     )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
@@ -177,6 +183,8 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
     faults += _check_room(contents if preset is None else preset.model_dump())
     if contents.get("decode") == "region" and contents.get("vae", "model") != "model":
         faults.append("decode: region is for the model's own VAE; a tiny autoencoder is cheap as it is: decode: full")
+    if contents.get("decode") == "region" and contents.get("decode_checkpointing"):
+        faults.append("decode: region keeps little as it is: leave decode_checkpointing out")
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
     if faults or preset is None:

@@ -1,4 +1,4 @@
-"""Steps, schedules and decoders for the engine's tests: small, random, seeded, real classes throughout."""
+"""Steps, schedules, decoders and losses for the engine's tests: small, random, seeded, real classes throughout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import replace
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 
 
 def ddpm(prediction_type: str = "epsilon", **kwargs) -> DDPMScheduler:
@@ -96,3 +100,52 @@ def make_step(
     if base_loss:
         step = replace(step, base_loss=torch.nn.functional.mse_loss(model_pred.float(), target.float()))
     return step
+
+
+class PictureLoss:
+    """Mean squared difference of the pictures on the people."""
+
+    needs = frozenset({"pred_images", "person_mask"})
+
+    def __call__(self, step):
+        mask = (step.person_mask > 0).float()
+        return ((step.pred_images - step.target_images).square() * mask).flatten(1).mean(1)
+
+
+class FaceLoss:
+    """Mean absolute difference inside the face boxes."""
+
+    needs = frozenset({"pred_images", "face_boxes"})
+
+    def __call__(self, step):
+        values = []
+        for predicted, target, boxes in zip(step.pred_images, step.target_images, step.face_boxes, strict=True):
+            crops = [(slice(None), slice(int(b[1]), int(b[3])), slice(int(b[0]), int(b[2]))) for b in boxes]
+            values.append(sum(((predicted[c] - target[c]).abs().mean() for c in crops), predicted.sum() * 0))
+        return torch.stack(values)
+
+
+class LatentLoss:
+    """Mean absolute difference of the latents: needs no picture."""
+
+    needs = frozenset()
+
+    def __call__(self, step):
+        return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
+
+
+def make_stack(*terms, scheduler=None, **options):
+    """A stack whose VAE is random, so that nothing has to resemble anything."""
+    options = {"picture_check": "warn", "announce": lambda text: None, **options}
+    options.setdefault("decoder", LatentDecoder(tiny_vae()))
+    return LossStack(terms, schedule=NoiseSchedule.from_scheduler(scheduler or ddpm()), **options)
+
+
+def two_terms(**options):
+    return make_stack(Term("picture", PictureLoss(), 0.2), Term("face", FaceLoss(), 0.5), **options)
+
+
+def loss_and_gradient(stack, step):
+    """The loss of a step, and its gradient at the network's output."""
+    report = stack(replace(step, base_loss=None))
+    return report.loss.detach(), torch.autograd.grad(report.loss, step.model_pred)[0]

@@ -19,7 +19,9 @@ def step(n=3, dtype=torch.float32, seed=0):
 
 
 def apart(loss, pred, target):
-    return take_apart(loss, gradient_at(pred, loss), pred, target)
+    parts = take_apart(loss, gradient_at(pred, loss), pred, target)
+    parts.check()
+    return parts
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5))

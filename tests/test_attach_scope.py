@@ -21,7 +21,7 @@ from mldm_plugin.attach.scope import (
     unpack,
 )
 from mldm_plugin.data.batch import FaceBoxes
-from mldm_plugin.engine.checks import estimate_errors
+from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import CheckError, DataError
 
@@ -46,7 +46,10 @@ def read_back(step, variables, scheduler, pictures="own", annotation="own", loss
     pictures = step.pixel_values if pictures == "own" else pictures
     annotation = annotation_of(step) if annotation == "own" else annotation
     given = step.model_pred.mean() if loss is None else loss
-    return read(given, Scope(variables), annotation, pictures, schedule, apart=loss is not None)
+    step, parts = read(given, Scope(variables), annotation, pictures, schedule, apart=loss is not None)
+    if parts is not None:
+        parts.check()
+    return step
 
 
 def assert_same(one, other, fields=("latents", "noise", "noisy_latents", "model_pred", "target", "timesteps")):

@@ -168,7 +168,7 @@ def test_two_processes_agree_although_their_gates_differ(run, tmp_path):
     assert all(torch.equal(one[k], other[k]) for k in one if k.startswith("unet"))
     records = [json.loads(line) for line in (tmp_path / "out" / "mldm" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [1, 2, 3, 4]
-    assert sorted({r["masked_lpips_gated"] for r in records}) != [4]  # of two images in each process
+    assert sorted({r["masked_lpips/gated"] for r in records}) != [4]  # of two images in each process
 
 
 def test_the_patched_copy_runs_by_itself(run, ground, tmp_path):

@@ -192,7 +192,7 @@ def test_a_loss_of_the_users_own_sees_keypoints_in_training(train, make_data, tm
     assert train(tmp_path / "run", *flags, "--train_batch_size", 4) == 0
     (record,) = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert record["pose"] // 1000 == 22
-    assert record["pose_gated"] == 3
+    assert record["pose/gated"] == 3
     assert train(tmp_path / "without", *flags, "--keypoints_column", "none") == 1
     assert "needs keypoints, but the data set has no such column (--keypoints_column)" in capsys.readouterr().err
     nobody = make_data(tmp_path / "nobody", 4, rows=with_people(0, 0, 0, 0))

@@ -13,7 +13,8 @@ from make_step import tiny_vae
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mldm_plugin.decode.region import GRID, RegionDecode, Window
+from mldm_plugin.decode.region.region_decode import RegionDecode
+from mldm_plugin.decode.region.windows import GRID, Window
 from mldm_plugin.demo.fit import encode, load_pictures
 from mldm_plugin.demo.photos import RESOLUTION, WINDOWS, labels, load_annotations, stored_side
 from mldm_plugin.demo.pipeline import FITTED, build_vae, load_fitted

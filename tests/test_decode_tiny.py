@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from make_step import ddpm, make_step, tiny_vae
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.decode.tiny import FAMILIES, load_tiny
+from mldm_plugin.decode.tiny import FAMILIES, TinyDecoder, load_tiny
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PresetError, WeightsError
 
@@ -31,7 +31,7 @@ def test_it_decodes_latents_as_the_denoiser_sees_them(folder):
     vae = tiny_vae()
     tiny = load_tiny(str(folder), vae.config)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    decoder = LatentDecoder(vae, tiny=tiny)
+    decoder = TinyDecoder(LatentDecoder(vae), tiny)
     torch.testing.assert_close(decoder(latents), tiny.decode(latents).sample)
     torch.testing.assert_close(decoder.exact(latents), vae.decode(latents / 0.5).sample)
 
@@ -59,8 +59,8 @@ def test_a_stack_decodes_by_it_and_says_how_far_its_gradients_are(folder):
     )
     report.loss.backward()
     assert step.model_pred.grad.abs().sum() > 0
-    stack.decoder.forget_encoder()
-    assert not list(stack.decoder._vae.decoder.parameters())
+    stack.decoder.settle()
+    assert not list(stack.decoder.exact.vae.parameters())
     stack(make_step((50, 20)))
 
 

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from make_step import ddpm, make_step, tiny_vae
-from test_stack import FaceLoss, PictureLoss
+from make_step import FaceLoss, PictureLoss, ddpm, loss_and_gradient, make_stack, make_step, tiny_vae
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.decode.looked_at import regions_of
-from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.decode.region import RegionDecoder, regions_of
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import PresetError
@@ -23,20 +21,11 @@ def large_step():
     return replace(step, face_boxes=[torch.tensor([[40.0, 40, 52, 54]])] * 2, person_mask=mask)
 
 
-def stack_of(*terms, region=True, announce=lambda text: None, **options):
-    return LossStack(
-        terms,
-        schedule=NoiseSchedule.from_scheduler(ddpm()),
-        decoder=LatentDecoder(tiny_vae(), region=region),
-        picture_check="warn",
-        announce=announce,
-        **options,
-    )
-
-
-def loss_and_gradient(stack, step):
-    report = stack(replace(step, base_loss=None))
-    return report.loss.detach(), torch.autograd.grad(report.loss, step.model_pred)[0]
+def stack_of(*terms, region=True, **options):
+    decoder = LatentDecoder(tiny_vae())
+    if region:
+        decoder = RegionDecoder(decoder, {t.name: t.needs for t in terms})
+    return make_stack(*terms, decoder=decoder, **options)
 
 
 def test_regions_hold_what_is_looked_at():
@@ -63,35 +52,6 @@ def test_losses_inside_the_windows_are_those_of_the_whole_decode_but_for_the_sta
     report, full = windows(replace(step, base_loss=None)), whole(replace(step, base_loss=None))
     for name in ("picture", "face"):
         torch.testing.assert_close(report.terms[name].raw, full.terms[name].raw, rtol=0.05, atol=0)
-
-
-def test_small_windows_share_a_decode_and_whole_ones_do_not():
-    step, lines = large_step(), []
-    probe = stack_of(Term("face", FaceLoss(), 0.4))
-    probe.prove(step)
-    small = probe.pixel_path.memory.of_picture(128 * 128, 1)
-    stack = stack_of(Term("face", FaceLoss(), 0.4), pixel_memory_gb=2.2 * small / 1e9, announce=lines.append)
-    stack.prove(step)
-    assert "where a window is the whole picture" in lines[0]
-    assert "warning: memory" in lines[0]  # for a whole one would not fit
-    whole = [torch.tensor([[2.0, 2, 126, 126]])] * 2
-    groups = lambda boxes: list(stack.pixel_path.groups(replace(step, face_boxes=boxes), [0, 1]))  # noqa: E731
-    assert groups(step.face_boxes) == [[0, 1]]
-    assert groups(whole) == [[0], [1]]
-
-
-def test_statistics_that_are_given_are_not_computed_again():
-    step = large_step()
-    stack = stack_of(Term("face", FaceLoss(), 0.4))
-    expected = loss_and_gradient(stack, step)
-    statistics, _ = stack.decoder.statistics(step.latents)
-    asked, original = [], stack.decoder._measure
-    stack.decoder._measure = lambda z: asked.append(len(z)) or original(z)
-    found = loss_and_gradient(stack, replace(step, decoder_statistics=statistics))
-    assert asked == []
-    torch.testing.assert_close(found, expected)
-    loss_and_gradient(stack, step)
-    assert asked == [1, 1]  # one at a time, for memory
 
 
 def test_without_pictures_the_target_is_the_decode_that_statistics_come_from():
@@ -127,7 +87,7 @@ def test_a_preset_asks_for_it():
         ],
         announce=lambda text: None,
     )
-    assert stack.decoder.in_windows
+    assert isinstance(stack.decoder, RegionDecoder)
     step = large_step()
     stack(step).loss.backward()
     assert step.model_pred.grad.abs().sum() > 0

@@ -66,7 +66,7 @@ def test_a_finished_demo_starts_anew_and_another_folder_is_left_alone(finished, 
 
 def test_curves_show_sparse_terms_and_empty_ones(tmp_path):
     rows = [
-        {"step": i, "loss": 1 / i, "lr": 1e-4, "ldm": 1.0, "face": 0.5 if i % 3 else None, "face_gated": 1, "no": None}
+        {"step": i, "loss": 1 / i, "lr": 1e-4, "ldm": 1.0, "face": 0.5 if i % 3 else None, "face/gated": 1, "no": None}
         for i in range(1, 30)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from mldm_plugin.engine.step import clip_boxes
-from mldm_plugin.perceptual.face_crops import BOX_EXTENSION, crop_faces, largest, square_boxes
+from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop, crop_faces, largest, square_boxes
 
 
 def picture(n=1, height=24, width=24, seed=0, dtype=torch.float32):
@@ -16,26 +17,25 @@ def picture(n=1, height=24, width=24, seed=0, dtype=torch.float32):
 
 def test_a_crop_of_the_same_size_is_those_pixels():
     images = picture()
-    crops, index = crop_faces(images, [torch.tensor([[3.0, 5.0, 11.0, 13.0]])], 8, extension=0)
+    crops = crop_faces(images, [torch.tensor([[3.0, 5.0, 11.0, 13.0]])], FaceCrop(8, 1.0))
     torch.testing.assert_close(crops[0], images[0, :, 5:13, 3:11])
-    assert index.tolist() == [0]
 
 
 def test_shrinking_averages_all_pixels():
     images = picture()
-    crops, _ = crop_faces(images, [torch.tensor([[4.0, 2.0, 20.0, 18.0]])], 4, extension=0)
+    crops = crop_faces(images, [torch.tensor([[4.0, 2.0, 20.0, 18.0]])], FaceCrop(4, 1.0))
     torch.testing.assert_close(crops, F.avg_pool2d(images[:, :, 2:18, 4:20], 4))
 
 
 def test_the_box_is_made_square_and_extended_by_vggface2s_factor():
-    assert BOX_EXTENSION == 0.3
+    assert FaceCrop(size=224, extent=1.3) == VGGFACE2_CROP
     square = square_boxes(torch.tensor([[10.0, 20.0, 20.0, 60.0]]))
     torch.testing.assert_close(square, torch.tensor([[15.0 - 26, 40.0 - 26, 15.0 + 26, 40.0 + 26]]))
 
 
 def test_outside_the_picture_the_border_is_repeated():
     images = picture(height=16, width=16)
-    crops, _ = crop_faces(images, [torch.tensor([[0.0, 0.0, 4.0, 16.0]])], 16, extension=0)
+    crops = crop_faces(images, [torch.tensor([[0.0, 0.0, 4.0, 16.0]])], FaceCrop(16, 1.0))
     expected = F.pad(images, (6, 6, 0, 0), mode="replicate")[:, :, :, :16]
     torch.testing.assert_close(crops, expected)
 
@@ -46,35 +46,33 @@ def test_defect_4_a_tall_box_keeps_forehead_and_chin():
     box = torch.tensor([[24.0, 8.0, 40.0, 56.0]])
     images[:, :, 8, 24:40] = 1  # the topmost and the lowest row of the box
     images[:, :, 55, 24:40] = -1
-    crops, _ = crop_faces(images, [box], 62)
+    crops = crop_faces(images, [box], FaceCrop(62, 1.3))
     assert crops.amax() > 0.5
     assert crops.amin() < -0.5
     images.requires_grad_()
-    crop_faces(images, [box], 62)[0].sum().backward()
+    crop_faces(images, [box], FaceCrop(62, 1.3)).sum().backward()
     assert (images.grad[:, :, 8:56, 24:40] > 0).all()
 
 
 def test_every_pixel_of_a_large_face_has_gradient():
     images = torch.zeros(1, 3, 200, 200, requires_grad=True)
-    crop_faces(images, [torch.tensor([[20.0, 20.0, 180.0, 180.0]])], 32)[0].sum().backward()
+    crop_faces(images, [torch.tensor([[20.0, 20.0, 180.0, 180.0]])], FaceCrop(32, 1.3)).sum().backward()
     assert (images.grad[:, :, 20:180, 20:180] > 0).all()
 
 
 def test_faces_of_all_images_come_in_order():
     images = picture(3)
     boxes = [torch.tensor([[2.0, 2, 6, 6], [8, 8, 16, 20]]), torch.empty(0, 4), torch.tensor([[0.0, 0, 9, 7]])]
-    crops, index = crop_faces(images, boxes, 10)
+    crops = crop_faces(images, boxes, FaceCrop(10, 1.3))
     assert crops.shape == (3, 3, 10, 10)
-    assert index.tolist() == [0, 0, 2]
-    singles = [crop_faces(images[i : i + 1], [b[None]], 10)[0] for i in (0, 2) for b in boxes[i]]
+    singles = [crop_faces(images[i : i + 1], [b[None]], FaceCrop(10, 1.3)) for i in (0, 2) for b in boxes[i]]
     torch.testing.assert_close(crops, torch.cat(singles), rtol=1e-5, atol=1e-5)
 
 
 def test_no_faces_give_no_crops():
     images = picture(2).requires_grad_()
-    crops, index = crop_faces(images, [torch.empty(0, 4)] * 2, 10)
+    crops = crop_faces(images, [torch.empty(0, 4)] * 2, FaceCrop(10, 1.3))
     assert crops.shape == (0, 3, 10, 10)
-    assert index.shape == (0,)
     crops.sum().backward()
     assert not images.grad.any()
 
@@ -82,7 +80,33 @@ def test_no_faces_give_no_crops():
 def test_gradcheck():
     images = picture(2, 7, 9, dtype=torch.float64).requires_grad_()
     boxes = [torch.tensor([[-1.0, 1, 4, 6], [3, 2, 5.5, 4]]), torch.tensor([[4.0, 0, 9, 7]])]
-    assert torch.autograd.gradcheck(lambda x: crop_faces(x, boxes, 4)[0], images)
+    assert torch.autograd.gradcheck(lambda x: crop_faces(x, boxes, FaceCrop(4, 1.3)), images)
+
+
+def test_parity_with_roi_align():
+    images = picture(2, 40, 56)
+    boxes = [torch.tensor([[5.3, 6.1, 20.7, 31.9], [30.0, 1.0, 55.0, 12.0]]), torch.tensor([[0.0, 0.0, 9.0, 7.0]])]
+    for size in (4, 7, 64):
+        squares = [square_boxes(b) + 40 for b in boxes]
+        padded = F.pad(images, (40, 40, 40, 40), mode="replicate")
+        expected = roi_align(padded, squares, output_size=size, sampling_ratio=-1, aligned=True)
+        torch.testing.assert_close(crop_faces(images, boxes, FaceCrop(size, 1.3)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_crop_may_lie_lower_than_its_box():
+    lower = square_boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]), FaceCrop(150, 0.97, 0.085))
+    side = 20 * 0.97
+    centre = 20 + 0.085 * side
+    torch.testing.assert_close(
+        lower, torch.tensor([[20 - side / 2, centre - side / 2, 20 + side / 2, centre + side / 2]])
+    )
+
+
+def test_autocast_leaves_pixels_as_they_are():
+    images, boxes = picture(), [torch.tensor([[4.0, 2.0, 20.0, 18.0]])]
+    with torch.autocast("cpu", torch.bfloat16):
+        crops = crop_faces(images, boxes, FaceCrop(8, 1.3))
+    assert torch.equal(crops, crop_faces(images, boxes, FaceCrop(8, 1.3)))
 
 
 def test_nothing_outside_the_extended_box_matters():
@@ -92,8 +116,8 @@ def test_nothing_outside_the_extended_box_matters():
     inside = torch.zeros(40, 40, dtype=torch.bool)
     inside[int(y0) - 1 : int(y1) + 2, int(x0) - 1 : int(x1) + 2] = True  # bilinear reading: one pixel more
     changed = torch.where(inside, images, 100.0).requires_grad_()
-    crops = crop_faces(changed, [box], 12)[0]
-    torch.testing.assert_close(crops, crop_faces(images, [box], 12)[0])
+    crops = crop_faces(changed, [box], FaceCrop(12, 1.3))
+    torch.testing.assert_close(crops, crop_faces(images, [box], FaceCrop(12, 1.3)))
     crops.sum().backward()
     assert not changed.grad[..., ~inside].any()
 
@@ -109,9 +133,8 @@ def test_defect_9_boxes_partly_outside_are_cropped_not_dropped(boxes, height, wi
     corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32).reshape(-1, 4)
     visible = clip_boxes(corners, height, width)
     images = picture(1, height, width).requires_grad_()
-    crops, index = crop_faces(images, [visible], 6)
+    crops = crop_faces(images, [visible], FaceCrop(6, 1.3))
     assert crops.shape == (len(visible), 3, 6, 6)
-    assert index.tolist() == [0] * len(visible)
     assert torch.isfinite(crops).all()
     if len(visible):
         assert crops.max() <= images.max() + 1e-4

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from make_step import make_step
+from make_step import make_stack, make_step, two_terms
 from PIL import Image
-from test_stack import make_stack, two_terms
 
 from mldm_plugin.records.panels import _annotate, _caption, as_bytes, draw_panel, save_panel
 

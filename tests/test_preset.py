@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from test_stack import VAE, ddpm
+from make_step import ddpm, tiny_vae
 
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PresetError
@@ -161,11 +161,11 @@ def test_from_preset_builds_what_the_preset_says(tmp_path):
         "combine: additive\ntarget: decoded\nbase: {weighting: min_snr, gamma: 3}\nchecks: {picture: warn}\n"
         "losses: {masked_lpips: {weight: 0.2, weights: random, people: each}, face: {weight: 0}}",
     )
-    stack = LossStack.from_preset(path, vae=VAE, noise_scheduler=ddpm())
+    stack = LossStack.from_preset(path, vae=tiny_vae(), noise_scheduler=ddpm())
     assert [t.name for t in stack.terms] == ["masked_lpips"]  # weight 0 needs no network
     assert stack.terms[0].loss.people == "each"
-    assert (stack.combine, stack.pixel_path.target, stack.picture_check) == ("additive", "decoded", "warn")
-    assert stack.base_weighting.gamma == 3
+    assert (stack.combine, stack.pictures.target) == ("additive", "decoded")
+    assert stack.plain.weighting.gamma == 3
 
 
 def test_the_sum_of_weights_is_named_beside_other_faults(tmp_path, plugins):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
-from make_step import ddpm, flow, make_step, tiny_vae
-from test_stack import FaceLoss, LatentLoss, PictureLoss, make_stack, two_terms
+from make_step import FaceLoss, LatentLoss, PictureLoss, ddpm, flow, make_stack, make_step, tiny_vae, two_terms
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import NoiseSchedule
-from mldm_plugin.engine.stack import CHECKED_STEPS, LossStack
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.start_up import CHECKED_STEPS
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError, DataError
 
@@ -38,7 +38,7 @@ def test_a_loss_cut_off_from_the_network_stops_the_run_in_the_first_step(name):
 def test_a_decoder_under_no_grad_stops_the_run():
     """Defect 1, literally: decode_first_stage under torch.no_grad()."""
     stack = two_terms()
-    stack.decoder._decode = torch.no_grad()(stack.decoder._decode)
+    stack.decoder.vae.decode = torch.no_grad()(stack.decoder.vae.decode)
     with pytest.raises(CheckError, match="loss 'picture' would train nothing"):
         stack(make_step((50, 50)))
 
@@ -271,9 +271,8 @@ def test_a_random_vae_stops_the_run_unless_the_preset_says_so():
 
 
 def test_a_vae_of_another_factor_stops_the_run():
-    stack = make_stack(Term("latent", LatentLoss(), 0.1), Term("picture", PictureLoss(), 0.1))
+    whole = Term("whole", loss(lambda s: s.pred_images.flatten(1).mean(1)), 0.1)
+    stack = make_stack(Term("latent", LatentLoss(), 0.1), whole)
     stack.decoder = LatentDecoder(tiny_vae(downscale=2))
-    stack.terms = stack.terms[:1] + [Term("p", loss(lambda s: s.pred_images.flatten(1).mean(1)), 0.1)]
-    stack._unproven = {"p"}
     with pytest.raises(DataError, match=r"pixel_values is \(32, 32\), the latents decode to \(16, 16\)"):
         stack(make_step((50, 50)))

@@ -5,61 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from make_step import ddpm, flow, make_step, people_mask, tiny_vae
+from make_step import (
+    FaceLoss,
+    LatentLoss,
+    PictureLoss,
+    ddpm,
+    flow,
+    make_stack,
+    make_step,
+    people_mask,
+    tiny_vae,
+    two_terms,
+)
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError, DataError, LossError
-
-VAE = tiny_vae()
-
-
-class PictureLoss:
-    """Mean squared difference of the pictures on the people."""
-
-    needs = frozenset({"pred_images", "person_mask"})
-
-    def __call__(self, step):
-        mask = (step.person_mask > 0).float()
-        return ((step.pred_images - step.target_images).square() * mask).flatten(1).mean(1)
-
-
-class FaceLoss:
-    """Mean absolute difference inside the face boxes."""
-
-    needs = frozenset({"pred_images", "face_boxes"})
-
-    def __call__(self, step):
-        values = []
-        for predicted, target, boxes in zip(step.pred_images, step.target_images, step.face_boxes, strict=True):
-            crops = [(slice(None), slice(int(b[1]), int(b[3])), slice(int(b[0]), int(b[2]))) for b in boxes]
-            values.append(sum(((predicted[c] - target[c]).abs().mean() for c in crops), predicted.sum() * 0))
-        return torch.stack(values)
-
-
-class LatentLoss:
-    """Mean absolute difference of the latents: needs no picture."""
-
-    needs = frozenset()
-
-    def __call__(self, step):
-        return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
-
-
-def make_stack(*terms, scheduler=None, **options):
-    options = {"picture_check": "warn", "announce": lambda text: None, **options}
-    return LossStack(
-        terms,
-        schedule=NoiseSchedule.from_scheduler(scheduler or ddpm()),
-        decoder=LatentDecoder(VAE),
-        **options,
-    )
-
-
-def two_terms(**options):
-    return make_stack(Term("picture", PictureLoss(), 0.2), Term("face", FaceLoss(), 0.5), **options)
 
 
 def expected_by_eq_3(stack, step, combine="convex"):
@@ -73,7 +36,7 @@ def expected_by_eq_3(stack, step, combine="convex"):
             has = (one.person_mask > 0).any() if "person_mask" in term.needs else True
             has = has and (len(one.face_boxes[0]) > 0 if "face_boxes" in term.needs else True)
             if one.timesteps.item() <= term.max_timestep and has:
-                seen = stack.pixel_path.decode(replace(one, pred_latents=stack.schedule.pred_latents(one)))
+                seen = stack.pictures.of(replace(one, pred_latents=stack.schedule.pred_latents(one)))
                 value = value + term.weight * term.loss(seen).squeeze()
                 kept -= term.weight
         total = total + value + (kept if combine == "convex" else 1.0) * b
@@ -289,8 +252,8 @@ def test_after_loss_sees_the_estimate_and_the_report():
 
 def test_logs_hold_every_terms_mean_and_count():
     logs = two_terms()(make_step((50, 20, 900))).logs()
-    assert list(logs) == ["loss", "ldm", "picture", "picture_gated", "face", "face_gated"]
-    assert logs["picture_gated"] == 2
+    assert list(logs) == ["loss", "ldm", "picture", "picture/gated", "face", "face/gated"]
+    assert logs["picture/gated"] == 2
     assert two_terms()(make_step((900,))).logs()["face"] is None
 
 

@@ -99,7 +99,7 @@ def test_unequal_gating_ends_with_equal_weights_and_resumes(flags, tiny_pipeline
     gates = [json.loads((watched / f"gates-{rank}.json").read_text()) for rank in (0, 1)]
     assert gates[0] != gates[1]
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(r["brightness_gated"] for r in log) == sum(map(sum, gates)) > 0
+    assert sum(r["brightness/gated"] for r in log) == sum(map(sum, gates)) > 0
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoint-3").glob("position_*")) == [
         "position_0.pt",
         "position_1.pt",

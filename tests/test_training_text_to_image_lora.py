@@ -86,7 +86,7 @@ def test_with_the_plugin_the_weights_differ_and_each_term_is_logged(train_lora, 
     assert not same_weights(run, plain_run)
     log = records(run)
     assert log[0]["ldm"] == records(plain_run)[0]["ldm"]
-    assert sum(r["masked_lpips_gated"] for r in log) > 0
+    assert sum(r["masked_lpips/gated"] for r in log) > 0
     assert "masked_lpips" in (run / "preset.yaml").read_text()
     assert (run / "panels" / "step-000002.png").exists()
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.placement import Placement
 from mldm_plugin.attach.records import Records
@@ -29,8 +31,7 @@ from mldm_plugin.attach.scope import (
     turned,
 )
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.engine import proof
-from mldm_plugin.engine.checks import estimate_errors
+from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
@@ -80,9 +81,7 @@ class Attachment:
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings
         if self.preset.training:
-            proof.announce(
-                f"the training: section of preset {settings.preset} is not used; the script has its own flags."
-            )
+            announce(f"the training: section of preset {settings.preset} is not used; the script has its own flags.")
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
             if settings.mask_dir is not None
@@ -154,11 +153,16 @@ class Attachment:
         scope = Scope(self._notes.take(variables))
         if self._stack is None:
             self._stack = self._build(scope)
-        step = self._read(loss, scope, self._stack)
+        step, parts = self._read(loss, scope, self._stack)
+        starting = self._stack.start_up is not None
+        if parts is not None and starting:
+            parts.check()
         try:
             report = self._stack(step)
         except CheckError as error:
             raise CheckError(f"{error} {scope.account()}") from error
+        if parts is not None and not starting and any(term.gated for term in report.terms.values()):
+            parts.check()  # without a gated image the loss is the script's own, whatever it is
         self._announce(step, self._stack)
         self.steps += 1
         self._record(scope, self._stack, step, report)
@@ -178,21 +182,21 @@ class Attachment:
                 "where it was expected. Use the library form (docs/attach.md)."
             )
         if self._stack is not None and self._stack.terms and not self._told_placement:
-            proof.announce("warning: no annotated picture could be compared with its source; look at the first panel.")
+            announce("warning: no annotated picture could be compared with its source; look at the first panel.")
         if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
-            proof.announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
+            announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
 
     def _announce(self, step: DiffusionStep, stack: LossStack) -> None:
         """What the checks of the first step have shown, and the first comparison of pictures with their sources."""
         if not self.steps:
             error, _ = estimate_errors(stack.schedule, step)
-            proof.announce(f"  x̂0 from the target gives the clean latents back: relative error {error:.2g}")
+            announce(f"  x̂0 from the target gives the clean latents back: relative error {error:.2g}")
             self._tell_scale(step)
         if self._placements and not self._told_placement:
             self._told_placement = True
             distance = sum(p.distance for p in self._placements) / len(self._placements)
-            proof.announce(
+            announce(
                 f"  masks follow the pictures: {len(self._placements)} compared with their source, mean difference "
                 f"{distance:.3f} of 2"
             )
@@ -205,12 +209,12 @@ class Attachment:
             return
         lowest, highest = weights.min().item(), weights.max().item()
         if highest - lowest < _SAME * highest and abs(highest - 1) > _SAME:
-            proof.announce(
+            announce(
                 f"  warning: the script's loss is {highest:.4g} times the mean squared error. If it divides its loss "
                 "by hand, the plugin's losses are not divided: accumulate with accelerate, or scale their weights."
             )
 
-    def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> DiffusionStep:
+    def _read(self, loss: Tensor, scope: Scope, stack: LossStack) -> tuple[DiffusionStep, HostLoss | None]:
         annotation, pictures = self._annotation(scope, stack)
         if pictures is not None and pictures.dtype == torch.uint8:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
@@ -218,14 +222,14 @@ class Attachment:
             self._placements = annotation.placements
             if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
                 self._coverage.add(annotation)
-        mixes = bool(stack.terms) or stack.base_weighting is not None
-        step = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
+        mixes = bool(stack.terms) or stack.plain.weighting is not None
+        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
         if not self.steps:
             self._turned = is_turned(step)
         if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:
             self._recognised = True
             stack.schedule.prediction_type = kind
-        return turned(step) if self._turned else step
+        return (turned(step) if self._turned else step), parts
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
         """The annotation and the pictures of this step; none if no loss looks at people or faces."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mldm_plugin.announce import announce
 from mldm_plugin.attach.annotation import Annotation
-from mldm_plugin.engine import proof
 from mldm_plugin.errors import DataError
 
 # Chosen: so many different pictures with nothing on record are worth a warning, and so many are no accident.
@@ -47,7 +47,7 @@ class Coverage:
         number, none_yet = self._number(), not self._any()
         if none_yet and number >= _WORRYING and not self._warned:
             self._warned = True
-            proof.announce(f"warning: none of the first {number} pictures has {self._what}.")
+            announce(f"warning: none of the first {number} pictures has {self._what}.")
         if self._without_news >= max(_ROUND, len(self._seen)) or (none_yet and number >= _HOPELESS):
             self.conclude()
 
@@ -83,11 +83,11 @@ class Coverage:
             )
             if self._alone:
                 raise DataError(text)
-            proof.announce(f"warning: {text}")
+            announce(f"warning: {text}")
         elif without:
             kind = self._what.removeprefix("a ")
             more = f" and {without - _NAMED} more" if without > _NAMED else ""
-            proof.announce(
+            announce(
                 f"warning: {without} of {self._number()} pictures have no {kind} and are trained on with the "
                 f"plain loss alone: {', '.join(names[:_NAMED])}{more}."
             )

@@ -29,10 +29,28 @@ class HostLoss:
     Args:
         weights: (N,) w_i, detached.
         rest: scalar, with the gradient it has to other things than these outputs.
+        deviation: scalar, how far its gradient is from that of a weighted squared error, relative to it.
+        hint: what in the script is known to make its loss something else, for the error.
     """
 
     weights: Tensor
     rest: Tensor
+    deviation: Tensor
+    hint: str = ""
+
+    def check(self) -> None:
+        """Whether the loss is of this form at all. Waits for the device, so it is asked where the form matters.
+
+        Raises:
+            CheckError: it is not, so that the plain loss of an image is not known.
+        """
+        deviation = self.deviation.item()
+        if deviation > _DEVIATION:
+            raise CheckError(
+                "the script's loss is not the squared error of each image times a factor (its gradient at the "
+                f"network's output differs by {deviation:.2g}, expected at most {_DEVIATION:g}), so what a pixel loss "
+                f"would take the place of is not known{self.hint}. Use the library form (docs/attach.md)."
+            )
 
 
 def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
@@ -42,7 +60,7 @@ def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
         CheckError: the loss does not depend on it.
     """
     gradient = _gradient(output, loss, output.numel() / 2)  # half precision underflows without the factor
-    if gradient is not None and not torch.isfinite(gradient).all():
+    if gradient is not None and output.dtype == torch.float16 and not torch.isfinite(gradient).all():
         gradient = _gradient(output, loss, 1.0)  # and may overflow with it
     if gradient is None:
         raise CheckError(
@@ -67,10 +85,7 @@ def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hin
         loss: scalar.
         gradient: of `loss` at `pred`, as `gradient_at` gives it, (N, …).
         pred, target: (N, …).
-        hint: what in the script is known to make its loss something else, for the error.
-
-    Raises:
-        CheckError: the loss is not a weighted squared error, so that the plain loss of an image is not known.
+        hint: as for `HostLoss`.
     """
     difference = (pred.float() - target.detach().float()).flatten(1)
     slope = gradient.flatten(1) * (pred.numel() / 2)
@@ -78,12 +93,6 @@ def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hin
     weights = (slope * difference.detach()).sum(dim=1) / square.clamp_min(torch.finfo(torch.float32).tiny)
     # An image whose slope is 0 or not finite says nothing: the host's own loss is not finite then.
     deviations = (slope - weights[:, None] * difference.detach()).norm(dim=1) / slope.norm(dim=1)
-    deviation = deviations.nan_to_num(0.0, 0.0, 0.0).max().item()
     weights = weights.nan_to_num(0.0, 0.0, 0.0)
-    if deviation > _DEVIATION:
-        raise CheckError(
-            "the script's loss is not the squared error of each image times a factor (its gradient at the network's "
-            f"output differs by {deviation:.2g}, expected at most {_DEVIATION:g}), so what a pixel loss would take the "
-            f"place of is not known{hint}. Use the library form (docs/attach.md)."
-        )
-    return HostLoss(weights, loss - (weights * difference.square().mean(dim=1)).mean())
+    rest = loss - (weights * difference.square().mean(dim=1)).mean()
+    return HostLoss(weights, rest, deviations.nan_to_num(0.0, 0.0, 0.0).max(), hint)

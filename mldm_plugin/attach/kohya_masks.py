@@ -21,11 +21,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from mldm_plugin.announce import announce
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, SideFolder, Stored, annotate
 from mldm_plugin.attach.frame import Affine, Frame, scaling
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.engine import proof
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"
@@ -161,7 +161,7 @@ def _compare(pictures: Sequence[Path], folder: SideFolder, *, tell: bool) -> Non
     if without and tell:
         more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
         names = ", ".join(p.name for p in without[:_NAMED])
-        proof.announce(
+        announce(
             f"warning: {len(without)} of {len(pictures)} pictures have no mask and no boxes and are trained on with "
             f"the plain loss alone: {names}{more}."
         )

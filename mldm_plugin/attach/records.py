@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mldm_plugin.announce import announce
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
-from mldm_plugin.engine import proof
+from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
 from mldm_plugin.preset import Preset
 from mldm_plugin.records.files import write_text
-from mldm_plugin.records.metrics import MetricsFile, StepMeter
+from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.records.panels import draw_panel, save_panel
 
 
@@ -28,7 +29,7 @@ class Records:
         self._file = MetricsFile(folder) if folder is not None else None
         self._folder = folder
         self._panel_steps = panel_steps
-        self._meter = StepMeter()
+        self._meter: StepMeter | None = None
         self._step = step
         self._drawn = False
 
@@ -46,7 +47,7 @@ class Records:
         panel_steps = settings.panel_steps
         if panel_steps and scope.option("push_to_hub") and settings.output_dir is None:
             panel_steps = 0
-            proof.announce(
+            announce(
                 "no panels are drawn, because --push_to_hub would publish your pictures with them; give "
                 "--mldm-output-dir a folder elsewhere to have them."
             )
@@ -62,7 +63,9 @@ class Records:
                 "the training loop has no variable accelerator, so when its optimizer steps is not known. Use the "
                 "library form (docs/attach.md)."
             )
-        self._meter.add(report.logs())
+        if self._meter is None:
+            self._meter = StepMeter(report.terms)
+        self._meter.add(report.numbers())
         due = self._panel_steps and (self._step + 1) % self._panel_steps == 0 and accelerator.sync_gradients
         if self._panel_steps and (due or not self._drawn):
             self._draw(stack, step, report)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
-from mldm_plugin.attach.host_loss import gradient_at, take_apart
+from mldm_plugin.attach.host_loss import HostLoss, gradient_at, take_apart
 from mldm_plugin.attach.names import NAMES, TARGETS
-from mldm_plugin.engine.checks import ESTIMATE_TOLERANCE, estimate_errors
+from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError, DataError
@@ -94,8 +94,8 @@ def read(
     schedule: NoiseSchedule,
     *,
     apart: bool = True,
-) -> DiffusionStep:
-    """The step that ends in `loss`, whose images are those of `annotation`.
+) -> tuple[DiffusionStep, HostLoss | None]:
+    """The step that ends in `loss`, whose images are those of `annotation`, and the parts of that loss.
 
     Args:
         loss: the scalar that the script is about to call backward on.
@@ -125,17 +125,20 @@ def read(
     if scope.option("dream_training"):  # DREAM has moved noisy latents and target by the same noise
         tensors["noise"] = target
     device = pred.device
-    return DiffusionStep(
+    parts = _parts(loss, scope, pred, target, pixel_values) if apart else None
+    step = DiffusionStep(
         **tensors,
-        timesteps=timesteps.to(device),
+        timesteps=timesteps.to(device, non_blocking=True),
         model_pred=pred,
         target=target,
         base_loss=loss,
-        **_parts(loss, scope, pred, target, pixel_values) if apart else {},
+        base_weights=None if parts is None else parts.weights,
+        other_loss=None if parts is None else parts.rest,
         sigmas=sigmas,
-        pixel_values=None if pixel_values is None else pixel_values[:n].to(device),
+        pixel_values=None if pixel_values is None else pixel_values[:n].to(device, non_blocking=True),
         **_placed(annotation, device),
     )
+    return step, parts
 
 
 def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str | None:
@@ -144,14 +147,11 @@ def prediction_type_of(step: DiffusionStep, schedule: NoiseSchedule) -> str | No
     SD3's and EDM's scripts precondition the network's output, so that it is compared with the clean latents whatever
     the scheduler's config says. The target is then those latents exactly; with any other one it is not.
     """
-    declared = schedule.prediction_type
     declared_error, _ = estimate_errors(schedule, step)
-    schedule.prediction_type = "sample"
-    error, _ = estimate_errors(schedule, step)
-    schedule.prediction_type = declared
+    error, _ = estimate_errors(schedule, step, "sample")
     if max(error, declared_error) < ESTIMATE_TOLERANCE:
         return None
-    return "sample" if error < _EXACT * declared_error else declared
+    return "sample" if error < _EXACT * declared_error else schedule.prediction_type
 
 
 def is_turned(step: DiffusionStep) -> bool:
@@ -222,11 +222,10 @@ def _rows(values: Tensor, n: int) -> Tensor:
     return values.expand(n) if len(values) == 1 else values[:n]
 
 
-def _parts(loss: Tensor, scope: Scope, pred: Tensor, target: Tensor, pixel_values: Tensor | None) -> dict[str, Any]:
+def _parts(loss: Tensor, scope: Scope, pred: Tensor, target: Tensor, pixel_values: Tensor | None) -> HostLoss:
     """The script's own weights of the images, and what else is in its loss."""
     gradient = _unpacked(gradient_at(scope.need("model_pred"), loss), pixel_values)
-    parts = take_apart(loss, gradient, pred, target, _why(scope))
-    return {"base_weights": parts.weights, "other_loss": parts.rest}
+    return take_apart(loss, gradient, pred, target, _why(scope))
 
 
 def _why(scope: Scope) -> str:
@@ -243,4 +242,7 @@ def _placed(annotation: Annotation | None, device: torch.device) -> dict[str, An
     if annotation is None:
         return {}
     mask = annotation.person_mask
-    return {"person_mask": None if mask is None else mask.to(device), "face_boxes": annotation.face_boxes}
+    return {
+        "person_mask": None if mask is None else mask.to(device, non_blocking=True),
+        "face_boxes": annotation.face_boxes,
+    }

@@ -83,7 +83,8 @@ class LossesAlone:
         self.spatial, self.features = (masked_lpips(form=f, weights="random") for f in ("spatial", "features"))
         self.features.network = self.spatial.network  # one VGG16 is enough
         self.face = plugins.losses["face"](weights="random")
-        self.face.features.size = face_crop or self.face.features.size
+        crop = self.face.features.crop
+        self.face.features.crop = replace(crop, size=face_crop or crop.size)
         self.package = distances.lpips_package()
 
     def on(self, people: People) -> dict[str, LossAlone]:

@@ -52,8 +52,8 @@ class DecodeEverything:
     def __call__(self, step: DiffusionStep) -> Tensor:
         error = (step.model_pred.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         total = error
-        with self.stack.pixel_path.in_its_precision(step):
-            decoded = decode_all(step, self.vae, self.noise_scheduler, self.stack.pixel_path.target)
+        with self.stack.pictures.in_its_precision(step):
+            decoded = decode_all(step, self.vae, self.noise_scheduler, self.stack.pictures.target)
             for term in self.stack.terms:
                 limit: Any = term.max_timestep
                 mask = (step.timesteps <= limit) * term.weight
@@ -80,8 +80,8 @@ class WholeBatchGate:
         terms = [t for t in self.stack.terms if t.max_timestep is None or timestep <= t.max_timestep]
         if not terms:
             return total
-        with self.stack.pixel_path.in_its_precision(step):
-            decoded = decode_all(step, self.vae, self.noise_scheduler, self.stack.pixel_path.target)
+        with self.stack.pictures.in_its_precision(step):
+            decoded = decode_all(step, self.vae, self.noise_scheduler, self.stack.pictures.target)
             for term in terms:
                 replaced = base_loss if self.stack.combine == "convex" else 0
                 total = total + term.weight * (term.loss(decoded).mean() - replaced)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mldm_plugin.bench.networks import TEXT_LENGTH, Networks
-from mldm_plugin.engine.stack import CHECKED_STEPS, LossStack
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.start_up import CHECKED_STEPS
 from mldm_plugin.engine.step import DiffusionStep
 
 Loss = Callable[[DiffusionStep], Tensor]

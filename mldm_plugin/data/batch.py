@@ -27,7 +27,6 @@ class Example:
             None where they are not read.
         input_ids: (L,) tokens of the caption drawn for this pass; None outside training.
         posterior: (2C, h, w) parameters of the VAE's posterior; None where latents are not cached.
-        decoder_statistics: (S,) group norm statistics of the picture's decode; None where they are not cached.
         text: (L, D), what the text encoder makes of `input_ids`; None where it is not cached.
     """
 
@@ -38,7 +37,6 @@ class Example:
     keypoints: Tensor | None = None
     input_ids: Tensor | None = None
     posterior: Tensor | None = None
-    decoder_statistics: Tensor | None = None
     text: Tensor | None = None
 
 
@@ -87,7 +85,6 @@ _STACKED = (
     "person_mask",
     "input_ids",
     "posterior",
-    "decoder_statistics",
     "text",
 )
 

@@ -1,9 +1,8 @@
 """What the VAE and the text encoder make of a data set, kept on disk so that it is computed once.
 
-An entry is a safetensors file of one tensor: of a picture the parameters of the VAE's posterior and, for
-`decode: region`, the statistics of its decoder's group norms; of a caption the text encoder's output. Its name is the
-sha256 of all that it depends on, so an entry is never out of date: another picture, another transform or another
-network has another name.
+An entry is a safetensors file of one tensor: of a picture the parameters of the VAE's posterior, of a caption the text
+encoder's output. Its name is the sha256 of all that it depends on, so an entry is never out of date: another picture,
+another transform or another network has another name.
 """
 
 from __future__ import annotations
@@ -45,10 +44,6 @@ class LatentsCache:
     def posterior_key(self, picture: str, mirrored: bool) -> str:
         """The key of a picture, given by its `picture_digest`."""
         return _sha256("posterior", self._vae, self._transform, picture, "mirrored" if mirrored else "as it is")
-
-    def statistics_key(self, picture: str, mirrored: bool) -> str:
-        """The key of a picture's decoder statistics, likewise."""
-        return _sha256("statistics", self._vae, self._transform, picture, "mirrored" if mirrored else "as it is")
 
     def text_key(self, input_ids: Tensor) -> str:
         """The key of a caption, given by its tokens (L,)."""

@@ -108,7 +108,6 @@ class TrainingSet(Dataset[Any]):
         self._latents: LatentsCache | None = None
         self._digests: Sequence[str] = ()
         self._loads_pictures = True
-        self._reads_statistics = False
         self._skip = 0
         self._calls = 0
         self._drawn_from: GeneratorState | None = None
@@ -149,15 +148,12 @@ class TrainingSet(Dataset[Any]):
         except DataError as error:
             return Failed(str(error))
 
-    def read_latents(
-        self, cache: LatentsCache, digests: Sequence[str], *, pictures: bool, statistics: bool = False
-    ) -> None:
+    def read_latents(self, cache: LatentsCache, digests: Sequence[str], *, pictures: bool) -> None:
         """From now on give each example what the cache holds of it, and its picture only if `pictures`.
 
         `digests` are those of all rows. Crops and colours must not be drawn: an entry is of one transform.
         """
         self._latents, self._digests, self._loads_pictures = cache, digests, pictures
-        self._reads_statistics = statistics
 
     @property
     def transform(self) -> dict[str, Any]:
@@ -220,16 +216,13 @@ class TrainingSet(Dataset[Any]):
             person_mask=self._framed_mask(mask, cut),
             face_boxes=None if boxes is None else self._framing.kept_boxes(boxes, size, cut),
             keypoints=None if keypoints is None else self._framing.keypoints(keypoints, size, cut),
-            posterior=self._cached(LatentsCache.posterior_key, index, cut),
-            decoder_statistics=self._cached(LatentsCache.statistics_key, index, cut)
-            if self._reads_statistics
-            else None,
+            posterior=self._posterior(index, cut),
         )
 
-    def _cached(self, key: Callable[[LatentsCache, str, bool], str], index: int, cut: Cut) -> Tensor | None:
+    def _posterior(self, index: int, cut: Cut) -> Tensor | None:
         if self._latents is None:
             return None
-        return self._latents.read(key(self._latents, self._digests[index], cut.mirrored))
+        return self._latents.read(self._latents.posterior_key(self._digests[index], cut.mirrored))
 
     def _with_text(self, example: Example, tokens: Tensor) -> Example:
         text = None if self._latents is None else self._latents.read(self._latents.text_key(tokens))

@@ -8,11 +8,18 @@ Source: Ollin Boer Bohan, github.com/madebyollin/taesd (MIT).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from mldm_plugin.decode.checkpointed import checkpoint_blocks
+from mldm_plugin.decode.decoder import whole_pair
+from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
 from mldm_plugin.errors import PresetError, WeightsError
+from mldm_plugin.perceptual.frozen import Frozen
+
+if TYPE_CHECKING:
+    from mldm_plugin.engine.step import DiffusionStep
 
 # Hub names by channels and scaling factor of the latents: SD 1.x and 2.x, SDXL, SD 3, FLUX.1 (and Z-Image, HiDream).
 FAMILIES: dict[tuple[int, float], str] = {
@@ -21,6 +28,36 @@ FAMILIES: dict[tuple[int, float], str] = {
     (16, 1.5305): "madebyollin/taesd3",
     (16, 0.3611): "madebyollin/taef1",
 }
+
+
+class TinyDecoder:
+    """A tiny autoencoder in the VAE's place.
+
+    Args:
+        exact: the VAE, there until the start-up checks are done.
+        tiny: an AutoencoderTiny, which reads latents as the denoiser sees them.
+    """
+
+    stand_in: str | None = "a tiny autoencoder"
+
+    def __init__(self, exact: LatentDecoder, tiny: nn.Module) -> None:
+        self.exact, self.checkpointing = exact, exact.checkpointing
+        if self.checkpointing:
+            checkpoint_blocks(tiny)
+        self._decode = Frozen(Method(tiny, lambda tiny, z: tiny.decode(z, return_dict=False)[0]))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self._decode(latents)
+
+    def pair(self, step: DiffusionStep, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
+        return whole_pair(self, step, pictures)
+
+    def image_size(self, latents: Tensor) -> tuple[int, int]:
+        return self.exact.image_size(latents)
+
+    def settle(self) -> None:
+        self.exact.leave()
+        self._decode.rest()
 
 
 def load_tiny(name: str, config: Any) -> nn.Module:

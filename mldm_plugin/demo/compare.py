@@ -60,7 +60,7 @@ def measure(
         seen = [(step, stack(step)) for step in steps]
         for _, report in seen:
             for name, value in report.logs().items():
-                if value is not None and not name.endswith("_gated"):
+                if value is not None and "/" not in name:
                     totals.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in totals.items()}, seen
 
@@ -103,7 +103,7 @@ def before_and_after(
     """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, and x̂0 with the trained ControlNet."""
 
     def decode(step: DiffusionStep, latents: Tensor) -> DiffusionStep:
-        return stack.pixel_path.decode(replace(step, pred_latents=latents))
+        return stack.pictures.of(replace(step, pred_latents=latents))
 
     rows, captions = [], []
     for picture, (one, report_one), (two, report_two) in zip(pictures, before, after, strict=True):

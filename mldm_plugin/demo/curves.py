@@ -26,7 +26,7 @@ def plot_curves(metrics: list[dict[str, Any]], measured: list[tuple[int, dict[st
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [n for n in metrics[0] if n not in ("step", "lr") and not n.endswith(("_gated", "_nonfinite"))]
+    names = [n for n in metrics[0] if n not in ("step", "lr") and "/" not in n]
     figure = Figure(figsize=(4.6 * len(names), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for number, name in enumerate(names):

@@ -7,43 +7,79 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldm_plugin.engine.early_backward import TermValues
-from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.engine.term import Term
+from mldm_plugin.engine.numbers import Numbers, StepMeter, TermNumbers
 
 
 @dataclass(frozen=True, eq=False)
 class TermReport:
     """One term in one step of N images.
 
-    Attributes:
-        raw: (N,) float32 values of the loss, detached; NaN where the term did not apply.
-        weight: (N,) w_ij that entered the mix: λ where it applied and it and its gradient were finite, else 0.
-        gate: (N,) bool, whether it applied.
-        gated: number of images it applied to.
-        finite: False if a value was NaN or infinite; the images of such values are left out.
-        gradient_finite: False if a finite value had a gradient that is NaN or infinite; likewise.
+    Args:
+        images: N.
+        strength: λ, the term's weight in the preset.
+        rows: which images it applied to.
+        values: (n,) float32 value of each of them, detached.
+        value_finite, gradient_finite: whether each value is finite, and its gradient; the gradient of a value that is
+            not counts as finite, and so does one that nobody asked for.
     """
 
-    raw: Tensor
-    weight: Tensor
-    gate: Tensor
-    gated: int
-    finite: bool
-    gradient_finite: bool
+    images: int
+    strength: float
+    rows: list[int]
+    values: Tensor
+    value_finite: list[bool]
+    gradient_finite: list[bool]
 
-    @classmethod
-    def of(cls, term: Term, given: TermValues | None, step: DiffusionStep) -> TermReport:
-        """The report of a term by what it gave on `step`, None where it applied to no image."""
-        raw = step.latents.new_full((len(step),), float("nan"), dtype=torch.float32)
-        gate = raw.new_zeros(len(step), dtype=torch.bool)
-        weight = torch.zeros_like(raw)
-        if given is None:
-            return cls(raw, weight, gate, 0, True, True)
-        raw[given.rows] = given.values
-        gate[given.rows] = True
-        weight[given.rows] = term.weight * weight.new_tensor(given.used)
-        return cls(raw, weight, gate, len(given.rows), all(given.finite), given.gradients_finite)
+    @property
+    def gated(self) -> int:
+        """Number of images it applied to."""
+        return len(self.rows)
+
+    @property
+    def used(self) -> list[int]:
+        """The places in `rows` and `values` of the images that enter the mix."""
+        pairs = zip(self.value_finite, self.gradient_finite, strict=True)
+        return [i for i, (value, gradient) in enumerate(pairs) if value and gradient]
+
+    @property
+    def finite(self) -> bool:
+        """False if a value was NaN or infinite; the images of such values are left out."""
+        return all(self.value_finite)
+
+    @property
+    def gradients_finite(self) -> bool:
+        """False if a finite value had a gradient that is NaN or infinite; such images are left out too."""
+        return all(self.gradient_finite)
+
+    @property
+    def raw(self) -> Tensor:
+        """(N,) float32 values of the loss; NaN where the term did not apply."""
+        return self._spread(self.values, self.rows, float("nan"))
+
+    @property
+    def weight(self) -> Tensor:
+        """(N,) w_ij that entered the mix: λ where it applied and it and its gradient were finite, else 0."""
+        rows = [self.rows[i] for i in self.used]
+        return self._spread(self.values.new_full((len(rows),), self.strength), rows, 0.0)
+
+    @property
+    def gate(self) -> Tensor:
+        """(N,) bool, whether it applied."""
+        return self._spread(torch.ones_like(self.values), self.rows, 0.0) > 0
+
+    def numbers(self) -> TermNumbers:
+        """For the log, without waiting for the device."""
+        return TermNumbers(
+            total=torch.where(torch.isfinite(self.values), self.values, 0).sum(),
+            counted=sum(self.value_finite),
+            gated=self.gated,
+            nonfinite=self.gated - sum(self.value_finite),
+            nonfinite_gradient=self.gated - sum(self.gradient_finite),
+        )
+
+    def _spread(self, values: Tensor, rows: list[int], elsewhere: float) -> Tensor:
+        spread = values.new_full((self.images,), elsewhere)
+        return spread.index_copy(0, torch.tensor(rows, dtype=torch.long, device=values.device), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +96,12 @@ class LossReport:
     ldm: Tensor
     terms: dict[str, TermReport]
 
-    def logs(self) -> dict[str, float | None]:
-        """Numbers for a log: `loss`, `ldm`, and for each term its mean over the images it applied to and was finite
-        on, or None without any, and under `<name>_gated` the count of those it applied to. `<name>_nonfinite` is 1
-        where a value was left out, `<name>_nonfinite_gradient` where a finite value was for its gradient.
+    def numbers(self) -> Numbers:
+        """What is logged of the step, still on the device, for `StepMeter`."""
+        return Numbers(self.loss.detach(), self.ldm, {name: term.numbers() for name, term in self.terms.items()})
 
-        Synchronises with the device.
-        """
-        result: dict[str, float | None] = {"loss": self.loss.item(), "ldm": self.ldm.item()}
-        for name, term in self.terms.items():
-            seen = term.raw[term.raw.isfinite()] if term.gated else term.raw[:0]
-            result[name] = seen.mean().item() if len(seen) else None
-            result[f"{name}_gated"] = float(term.gated)
-            if not term.finite:
-                result[f"{name}_nonfinite"] = 1.0
-            if not term.gradient_finite:
-                result[f"{name}_nonfinite_gradient"] = 1.0
-        return result
+    def logs(self) -> dict[str, float | None]:
+        """Numbers for a log, as `StepMeter.mean` gives them. Waits for the device: call it after the backward pass."""
+        meter = StepMeter(self.terms)
+        meter.add(self.numbers())
+        return meter.mean()[0]

@@ -34,6 +34,12 @@ def stable_diffusion_snr() -> Tensor:
     return alphas_cumprod / (1 - alphas_cumprod)
 
 
+@functools.cache
+def _least_snr(max_timestep: int) -> float:
+    """The SNR down to which the gate of T = `max_timestep` is open; a number of the host, asked for in every step."""
+    return stable_diffusion_snr()[max_timestep].item() * (1 - _SNR_TOLERANCE)
+
+
 def pred_latents(
     prediction_type: str, model_pred: Tensor, noisy_latents: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
@@ -101,7 +107,8 @@ class NoiseSchedule:
         self.prediction_type = prediction_type
         self.num_train_timesteps = num_train_timesteps
         self.edm = edm
-        self._table = None if alphas_cumprod is None or edm else _tabulate(alphas_cumprod)
+        self.alphas_cumprod = None if alphas_cumprod is None or edm else alphas_cumprod.detach().cpu()
+        self._table = None if self.alphas_cumprod is None else _tabulate(self.alphas_cumprod)
 
     @classmethod
     def from_scheduler(cls, noise_scheduler: Any, prediction_type: str | None = None) -> NoiseSchedule:
@@ -120,14 +127,20 @@ class NoiseSchedule:
             "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler that the trainer adds noise with."
         )
 
-    def coefficients(self, timesteps: Tensor, sigmas: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def coefficients(
+        self, timesteps: Tensor, sigmas: Tensor | None = None, rounded: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """α and σ of each image, two (N,) float32 tensors on the device of `timesteps`.
 
         Args:
             timesteps: (N,) as given to the network.
             sigmas: (N,) or any shape of N elements; for flow matching where known exactly, for EDM always: without
                 them its timesteps are taken for σ itself.
+            rounded: as a host computes them in this precision: diffusers' `add_noise` rounds ᾱ to the latents' dtype
+                before its roots, so that in bfloat16 σ is 0 at t = 0 and 1.
         """
+        if rounded is not None:
+            return self._rounded(timesteps, sigmas, rounded)
         if self.edm:
             sigma = (timesteps if sigmas is None else sigmas.flatten()).float()
             return torch.ones_like(sigma), sigma
@@ -152,7 +165,7 @@ class NoiseSchedule:
         """
         if max_timestep is None:
             return torch.ones_like(snr, dtype=torch.bool)
-        return snr >= stable_diffusion_snr()[max_timestep].item() * (1 - _SNR_TOLERANCE)
+        return snr >= _least_snr(max_timestep)
 
     def pred_latents(self, step: DiffusionStep) -> Tensor:
         """ẑ₀ of every image of a step, (N, C, h, w) float32, with gradient to `step.model_pred`."""
@@ -186,6 +199,14 @@ class NoiseSchedule:
             return latents
         return noise - latents
 
+    def timesteps_at(self, snr: float, like: Tensor) -> Tensor:
+        """The timestep whose SNR is nearest to `snr`, for each of the images of `like` (N,), on its device.
+
+        Whole numbers for a diffusion schedule; σ and multiples of it are not rounded to those.
+        """
+        dtype = torch.float32 if self._table is None else torch.long
+        return torch.full(like.shape, self.timestep_at(snr), dtype=dtype, device=like.device)
+
     def timestep_at(self, snr: float) -> float:
         """The timestep whose SNR is nearest to `snr`: an index of the schedule, σ times its length, or for EDM σ."""
         if self.edm:
@@ -208,14 +229,22 @@ class NoiseSchedule:
             return 1 / (1 + 1 / snr)
         return (1 + snr.rsqrt()) ** -2
 
+    def _rounded(self, timesteps: Tensor, sigmas: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.alphas_cumprod is None:
+            alpha, sigma = self.coefficients(timesteps, sigmas)
+            sigma = sigma.to(dtype)
+            return (alpha if self.edm else (1 - sigma).float()), sigma.float()
+        abar = self.alphas_cumprod.to(timesteps.device, dtype)[timesteps.long()]
+        return (abar**0.5).float(), ((1 - abar) ** 0.5).float()
+
     def _look_up(self, timesteps: Tensor) -> Tensor:
         table: Any = self._table
         if table.device != timesteps.device:
-            self._table = table = table.to(timesteps.device)
+            self._table = table = table.to(timesteps.device, non_blocking=True)
         return table[:, timesteps.long()]
 
 
 def _tabulate(alphas_cumprod: Tensor) -> Tensor:
     """α, σ and SNR of each timestep, (3, T) float32, computed in float64."""
-    abar = alphas_cumprod.detach().cpu().double()
+    abar = alphas_cumprod.double()
     return torch.stack([abar.sqrt(), (1 - abar).sqrt(), abar / (1 - abar)]).float()

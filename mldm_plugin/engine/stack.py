@@ -1,8 +1,7 @@
-"""The losses of a run, applied to one step: gate, decode once, evaluate, weigh, mix."""
+"""The losses of a run, applied to one step: gate, evaluate, mix, report."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mldm_plugin.announce import announce
+from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.decode.pixel_path import PixelPath
-from mldm_plugin.decode.tiny import load_tiny
-from mldm_plugin.engine import checks, proof
-from mldm_plugin.engine.early_backward import Evaluation, evaluate, with_gradient
-from mldm_plugin.engine.report import LossReport, TermReport
+from mldm_plugin.decode.region import RegionDecoder
+from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
+from mldm_plugin.engine.early_backward import evaluate
+from mldm_plugin.engine.gates import find_gates
+from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE
+from mldm_plugin.engine.mix import Combine, PlainLoss, mix
+from mldm_plugin.engine.pictures import Pictures, Precision
+from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.start_up import StartUp
 from mldm_plugin.engine.step import DiffusionStep, clip_boxes
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import LossError, NonFiniteLossError, PresetError
 from mldm_plugin.plugins import Plugins, load_plugins
 from mldm_plugin.preset import Preset, load_preset
-
-log = logging.getLogger(__name__)
-
-MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
-# The first steps, and the first with a gated image: a wrong convention may hide at some timesteps, not at all. Chosen.
-CHECKED_STEPS = 20
 
 
 class LossStack:
@@ -48,13 +47,15 @@ class LossStack:
         schedule: the host's noise schedule.
         decoder: latents to pictures; may be None if no term needs pictures.
         combine: `convex` or `additive`.
-        target: compare with the `image`, or with the `decoded` clean latents.
+        target, precision, decode_batch: see `Pictures`.
         base_weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
-        precision, pixel_memory_gb: see `PixelPath`.
         picture_check: what to do when decode(clean latents) does not resemble the picture.
         estimate_tolerance: relative error of ẑ₀(target) that is let pass; more for a trainer that perturbs its input.
         after_loss: called with each step and report.
         announce: where the start-up table goes; the default is standard error, on the first process only.
+
+    Attributes:
+        start_up: the checks and proofs that are still to be done; None after the first steps.
     """
 
     def __init__(
@@ -62,32 +63,31 @@ class LossStack:
         terms: Sequence[Term],
         *,
         schedule: NoiseSchedule,
-        decoder: LatentDecoder | None = None,
-        combine: Literal["convex", "additive"] = "convex",
+        decoder: Decoder | None = None,
+        combine: Combine = "convex",
         target: Literal["image", "decoded"] = "image",
         base_weighting: Callable[[Tensor], Tensor] | None = None,
-        precision: Literal["auto", "float32", "bfloat16"] = "auto",
-        pixel_memory_gb: float | None = None,
+        precision: Precision = "auto",
+        decode_batch: int | None = None,
         picture_check: Literal["stop", "warn"] = "stop",
-        estimate_tolerance: float = checks.ESTIMATE_TOLERANCE,
+        estimate_tolerance: float = ESTIMATE_TOLERANCE,
         after_loss: Callable[..., Any] | None = None,
-        announce: Callable[[str], None] = proof.announce,
+        announce: Callable[[str], None] = announce,
     ) -> None:
         self.terms = [t for t in terms if t.weight > 0]
-        self.schedule = schedule
-        self.combine = combine
-        looked_at = frozenset[str]().union(*(t.needs for t in self.terms if "pred_images" in t.needs))
-        self.pixel_path = PixelPath(decoder, target, precision, pixel_memory_gb, looked_at)
-        self._refuse_windows_for_whole_pictures()
-        self.base_weighting = base_weighting
-        self.picture_check = picture_check
-        self.estimate_tolerance = estimate_tolerance
-        self.announce = announce
+        self.schedule, self.combine = schedule, combine
+        self.plain = PlainLoss(schedule, base_weighting)
+        self.pictures = Pictures(decoder, target, precision, decode_batch)
         self._after_loss = after_loss
-        self._unproven = {t.name for t in self.terms}
-        self._first_step = True
-        self._steps = 0
-        self._checks_left = CHECKED_STEPS
+        self.start_up: StartUp | None = StartUp(
+            self.terms,
+            self.plain,
+            self.pictures,
+            combine=combine,
+            picture_check=picture_check,
+            estimate_tolerance=estimate_tolerance,
+            announce=announce,
+        )
 
     @classmethod
     def from_preset(
@@ -102,8 +102,8 @@ class LossStack:
         scaling_factor: float | None = None,
         latents_mean: Sequence[float] | Tensor | None = None,
         latents_std: Sequence[float] | Tensor | None = None,
-        estimate_tolerance: float = checks.ESTIMATE_TOLERANCE,
-        announce: Callable[[str], None] = proof.announce,
+        estimate_tolerance: float = ESTIMATE_TOLERANCE,
+        announce: Callable[[str], None] = announce,
     ) -> LossStack:
         """The stack that a preset describes.
 
@@ -135,12 +135,12 @@ class LossStack:
         return cls(
             terms,
             schedule=NoiseSchedule.from_scheduler(noise_scheduler, prediction_type),
-            decoder=_build_decoder(preset, vae if terms else None, scaling_factor, latents_mean, latents_std),
+            decoder=_build_decoder(preset, terms, vae, scaling_factor, latents_mean, latents_std),
             combine=preset.combine,
             target=preset.target,
             base_weighting=None if weighting == "none" else plugins.base_weightings[weighting](**preset.base.options),
             precision=preset.precision,
-            pixel_memory_gb=preset.pixel_memory_gb,
+            decode_batch=preset.decode_batch,
             picture_check=preset.checks.picture,
             estimate_tolerance=estimate_tolerance,
             after_loss=hook if hook.get_hookimpls() else None,
@@ -155,163 +155,90 @@ class LossStack:
             CheckError: a start-up check failed, in the first step or the first that a term can be checked in.
             NonFiniteLossError: a term was not finite for ten gated steps in a row; `.report` holds this step.
         """
-        if self._first_step:  # before a timestep that the schedule does not have is looked up
-            checks.check_host(self.schedule, self.terms, step)
-        step = self._complete(step)
-        gates = self._gates(step)
-        self._check(step, gates)
-        base = self._base_loss(step)
-        with self.pixel_path.in_its_precision(step):
-            given = evaluate(self.terms, step, gates, self.schedule, self.pixel_path)
-        correction = self._correction(step, given)
-        report = LossReport(
-            loss=base if correction is None else base + correction,
-            ldm=base.detach(),
-            terms={t.name: TermReport.of(t, given.terms.get(t.name), step) for t in self.terms},
-        )
+        if self.start_up is not None:
+            self.start_up.receive(step)
+        step = self._with_boxes_clipped(step)
+        gates = find_gates(self.terms, step, self.schedule)
+        if self.start_up is not None:
+            self.start_up = self.start_up.look(step, gates)
+        with self.pictures.in_its_precision(step):
+            given = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
+        report = mix(step, given, self.plain, self.combine)
         if self._after_loss is not None:
-            self._after_loss(step=step, report=report)
-        self._count(report)
+            self._after_loss(step=self._with_estimate(step), report=report)
+        self._note(report)
         return report
 
     @property
-    def decoder(self) -> LatentDecoder | None:
+    def decoder(self) -> Decoder | None:
         """Latents to pictures; None where no loss needs it."""
-        return self.pixel_path.decoder
+        return self.pictures.decoder
 
     @decoder.setter
-    def decoder(self, decoder: LatentDecoder | None) -> None:
-        self.pixel_path.decoder = decoder
+    def decoder(self, decoder: Decoder | None) -> None:
+        self.pictures.decoder = decoder
 
-    def prove(self, step: DiffusionStep) -> str:
-        """Check every term that `step` allows, announce the table, and return it. See `proof`."""
-        step = self._complete(step)
-        names = [t.name for t in self.terms if t.name in self._unproven and self.rows_with(t, step)]
-        table = proof.prove_terms(self, step, names)
-        self._unproven -= set(names)
-        self.announce(table)
-        return table
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that the terms need together."""
+        return frozenset[str]().union(*(t.needs for t in self.terms))
 
     @property
     def unproven(self) -> set[str]:
         """Terms whose gradient has not been shown yet, because no image had what they need."""
-        return set(self._unproven)
+        return set() if self.start_up is None else set(self.start_up.unproven)
 
-    def rows_with(self, term: Term, step: DiffusionStep) -> list[int]:
-        """The images of a step that have what a term needs, whatever their timestep."""
-        return [i for i, has in enumerate(term.has(step).tolist()) if has]
+    def prove(self, step: DiffusionStep) -> str:
+        """Prove every term that `step` allows and that is not proved yet; announce the table, and return it.
 
-    def _refuse_windows_for_whole_pictures(self) -> None:
-        for term in self.terms:
-            whole = "pred_images" in term.needs and not term.needs & {"person_mask", "face_boxes"}
-            if self.decoder is not None and self.decoder.in_windows and whole:
-                raise PresetError(
-                    f"loss {term.name!r} looks at whole pictures, so decode: region would hide most of them from it: "
-                    "use decode: full."
-                )
+        Raises:
+            CheckError, LossError: see `StartUp.prove`.
+        """
+        if self.start_up is None:
+            return ""
+        step = self._with_boxes_clipped(step)
+        return self.start_up.prove(step, find_gates(self.terms, step, self.schedule).has)
 
-    def _complete(self, step: DiffusionStep) -> DiffusionStep:
-        """Add ẑ₀, and clip the face boxes to the picture."""
-        boxes = step.face_boxes
-        if boxes is not None:
-            boxes = [clip_boxes(b, *self._image_size(step)) for b in boxes]
-        with torch.autocast(step.latents.device.type, enabled=False):
-            return replace(step, pred_latents=self.schedule.pred_latents(step), face_boxes=boxes)
+    def _with_estimate(self, step: DiffusionStep) -> DiffusionStep:
+        """The step with ẑ₀ of all images, for those who only look."""
+        with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
+            return replace(step, pred_latents=self.schedule.pred_latents(step))
 
-    def _image_size(self, step: DiffusionStep) -> tuple[int, int]:
-        if self.decoder is not None:
-            return self.decoder.image_size(step.latents)
+    def _with_boxes_clipped(self, step: DiffusionStep) -> DiffusionStep:
+        """The step with its face boxes clipped to the picture."""
+        if step.face_boxes is None:
+            return step
         for known in (step.pixel_values, step.person_mask):
             if known is not None:
-                return known.shape[-2], known.shape[-1]
-        raise LossError("face boxes were given without pictures, masks or a VAE: their picture's size is unknown.")
+                size = (known.shape[-2], known.shape[-1])
+                break
+        else:
+            if self.decoder is None:
+                raise LossError("face boxes came without pictures, masks or a VAE: their picture's size is unknown.")
+            size = self.decoder.image_size(step.latents)
+        return replace(step, face_boxes=[clip_boxes(b, *size) for b in step.face_boxes])
 
-    def _check(self, step: DiffusionStep, gates: dict[str, list[int]]) -> None:
-        if self._first_step and step.base_weights is not None and self.base_weighting is not None:
-            log.warning("the trainer's own weighting and the preset's base weighting both apply.")
-        self._first_step = False
-        gated = any(gates.values())
-        checked = self._checks_left and (gated or self._steps < CHECKED_STEPS)
-        self._steps += 1
-        if checked:
-            checks.check_estimate(self.schedule, step, self.estimate_tolerance)
-            if step.base_loss is not None and (self.terms or self.base_weighting is not None):
-                checks.check_base_loss(step.base_loss, self._host_error(step), step.other_loss)
-        if self._unproven and any(self.rows_with(t, step) for t in self.terms if t.name in self._unproven):
-            self.prove(step)
-        if checked:
-            rows = sorted({r for t in self.terms if "pred_images" in t.needs for r in gates[t.name]})
-            if rows and self.picture_check == "stop":
-                proof.check_encoding(self, step.select(rows))
-            self._checks_left -= bool(not self.terms or gated)
-            if not self._checks_left and self.decoder is not None:
-                self.decoder.forget_encoder()
-
-    def _base_loss(self, step: DiffusionStep) -> Tensor:
-        if step.base_loss is not None and self.base_weighting is None:
-            return step.base_loss
-        own = self._squared_error(step).mean()
-        return own if step.other_loss is None else own + step.other_loss
-
-    def _squared_error(self, step: DiffusionStep) -> Tensor:
-        """The plain loss b_i of each image, (n,) float32, with the host's weights and the preset's weighting."""
-        error = self._host_error(step)
-        if self.base_weighting is not None:
-            snr = self.schedule.snr(step.timesteps, step.sigmas).clamp(max=1e8)
-            error = error * (self.base_weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
-        return error
-
-    def _host_error(self, step: DiffusionStep) -> Tensor:
-        """The squared error of each image, (n,) float32, with the host's own weights."""
-        error = ((step.model_pred.float() - step.target.float()) ** 2).flatten(1).mean(dim=1)
-        return error if step.base_weights is None else error * step.base_weights.flatten().to(error)
-
-    def _gates(self, step: DiffusionStep) -> dict[str, list[int]]:
-        """Rows of the images that each term applies to. One synchronisation with the device."""
-        if not self.terms:
-            return {}
-        snr = self.schedule.snr(step.timesteps, step.sigmas)
-        gates = [self.schedule.gate(snr, t.max_timestep) & t.has(step) for t in self.terms]
-        open_ = torch.stack(gates).tolist()
-        return {t.name: [i for i, o in enumerate(row) if o] for t, row in zip(self.terms, open_, strict=True)}
-
-    def _correction(self, step: DiffusionStep, given: Evaluation) -> Tensor | None:
-        """Σ_ij w_ij (L_ij − b_i)/N for convex, Σ_ij w_ij L_ij/N for additive; None if no image is in the mix."""
-        value, plain = [], []
+    def _note(self, report: LossReport) -> None:
+        failure = None
         for term in self.terms:
-            of_term = given.terms.get(term.name)
-            if of_term is None or not any(of_term.used):
-                continue
-            used = [i for i, u in enumerate(of_term.used) if u]
-            value.append(term.weight * of_term.values[used].sum() / len(step))
-            if self.combine == "convex":
-                error = self._squared_error(step.select([of_term.rows[i] for i in used]))
-                plain.append(term.weight * error.sum() / len(step))
-        if not value:
-            return None
-        terms = with_gradient(torch.stack(value).sum(), step.model_pred, given.gradient)
-        return terms - torch.stack(plain).sum() if plain else terms
-
-    def _count(self, report: LossReport) -> None:
-        for term in self.terms:
-            seen = report.terms[term.name]
-            term.note(gated=seen.gated > 0, finite=seen.finite, gradient_finite=seen.gradient_finite)
-            if term.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
-                raise NonFiniteLossError(
-                    f"loss {term.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "
-                    "learning rate or its weight, or use float32.",
-                    report,
-                )
+            try:
+                term.note(report.terms[term.name])
+            except NonFiniteLossError as error:
+                failure = failure or error
+        if failure is not None:
+            failure.report = report
+            raise failure
 
 
 def _build_decoder(
     preset: Preset,
+    terms: Sequence[Term],
     vae: Any,
     scaling_factor: float | None,
     latents_mean: Sequence[float] | Tensor | None,
     latents_std: Sequence[float] | Tensor | None,
-) -> LatentDecoder | None:
-    if vae is None:
+) -> Decoder | None:
+    if vae is None or not terms:
         return None
     if preset.vae != "model" and latents_mean is not None:
         raise PresetError(f"vae: {preset.vae} does not read latents that are normalised by channel: use vae: model.")
@@ -320,9 +247,12 @@ def _build_decoder(
             f"vae: {preset.vae} reads latents scaled by {vae.config.scaling_factor:g}, this trainer scales them by "
             f"{scaling_factor:g}: use vae: model."
         )
-    tiny = None if preset.vae == "model" else load_tiny(preset.vae, vae.config)
-    regional = preset.decode == "region"
-    return LatentDecoder(vae, scaling_factor, latents_mean, latents_std, tiny=tiny, region=regional)
+    exact = LatentDecoder(vae, scaling_factor, latents_mean, latents_std, checkpointing=preset.decode_checkpointing)
+    if preset.vae != "model":
+        return TinyDecoder(exact, load_tiny(preset.vae, vae.config))
+    if preset.decode == "region":
+        return RegionDecoder(exact, {t.name: t.needs for t in terms if "pred_images" in t.needs})
+    return exact
 
 
 def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:

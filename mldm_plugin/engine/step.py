@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,6 @@ _OF_EACH_IMAGE = (
     "keypoints",
     "sigmas",
     "base_weights",
-    "decoder_statistics",
 )
 
 
@@ -51,8 +51,6 @@ class DiffusionStep:
             that are left without area (the [0, 0, 0, 0] of padding) are dropped.
         keypoints: N tensors (K_i, 17, 3) of COCO's keypoints, x, y in pixels and v (0 not there, 1 hidden, 2
             visible); the k-th person is label k of the mask. None where the data set has none.
-        decoder_statistics: (N, S) float32, what `decode: region` needs of the clean latents, where it is cached; None
-            has it computed.
         pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
@@ -75,7 +73,6 @@ class DiffusionStep:
     person_mask: Tensor = _ABSENT
     face_boxes: Sequence[Tensor] = _ABSENT
     keypoints: Sequence[Tensor] | None = None
-    decoder_statistics: Tensor | None = None
 
     pred_latents: Tensor = _ABSENT
     pred_images: Tensor = _ABSENT
@@ -108,13 +105,12 @@ class DiffusionStep:
         """The same step for the images `rows` alone. The losses of the whole batch are left out."""
         if list(rows) == list(range(len(self))):
             return self
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.latents.device)
 
         def pick(value: Tensor | Sequence[Tensor] | None) -> Tensor | list[Tensor] | None:
             if value is None:
                 return None
             if isinstance(value, Tensor):
-                return value.index_select(0, index.to(value.device))
+                return value.index_select(0, on_device(rows, value.device))
             return [value[i] for i in rows]
 
         picked = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in _OF_THE_BATCH}
@@ -138,6 +134,11 @@ def _check_mask(mask: Tensor, pixel_values: Tensor | None) -> None:
         )
 
 
+def on_device(rows: Sequence[int], device: torch.device) -> Tensor:
+    """`rows` as a tensor to index by, (n,) int64. The copy is queued, so nothing waits for the device."""
+    return torch.as_tensor(rows, dtype=torch.long).to(device, non_blocking=True)
+
+
 def clip_boxes(boxes: Tensor | Sequence[Sequence[float]], height: int, width: int) -> Tensor:
     """Face boxes clipped to a picture; those without area inside it are dropped.
 
@@ -151,17 +152,17 @@ def clip_boxes(boxes: Tensor | Sequence[Sequence[float]], height: int, width: in
     Raises:
         DataError: a box that is not finite, or reversed.
     """
-    boxes = torch.as_tensor(boxes).detach().to("cpu", torch.float32)
-    if boxes.numel() and boxes.shape[1:] != (4,):
-        raise DataError(f"face boxes have shape {tuple(boxes.shape)}, expected (K, 4): x0, y0, x1, y1 of each face.")
-    boxes = boxes.reshape(-1, 4)
-    if not torch.isfinite(boxes).all():
-        raise DataError(f"a face box is not finite: {boxes.tolist()}. Give x0, y0, x1, y1 in pixels.")
-    if (boxes[:, 2:] < boxes[:, :2]).any():
+    # In NumPy, for the numbers lie on the host: asking a tensor for a truth value is what waits for a device elsewhere.
+    given = torch.as_tensor(boxes).detach().to("cpu", torch.float32).numpy()
+    if given.size and given.shape[1:] != (4,):
+        raise DataError(f"face boxes have shape {given.shape}, expected (K, 4): x0, y0, x1, y1 of each face.")
+    given = given.reshape(-1, 4)
+    if not np.isfinite(given).all():
+        raise DataError(f"a face box is not finite: {given.tolist()}. Give x0, y0, x1, y1 in pixels.")
+    if (given[:, 2:] < given[:, :2]).any():
         raise DataError(
-            f"a face box is reversed: {boxes.tolist()}. Give x0, y0, x1, y1 with x0 <= x1, y0 <= y1, "
+            f"a face box is reversed: {given.tolist()}. Give x0, y0, x1, y1 with x0 <= x1, y0 <= y1, "
             "not x, y, width, height."
         )
-    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
-    boxes = torch.minimum(boxes.clamp_min(0), limit)
-    return boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)]
+    clipped = np.minimum(given.clip(min=0), np.array([width, height, width, height], dtype=np.float32))
+    return torch.from_numpy(clipped[(clipped[:, 2:] > clipped[:, :2]).all(axis=1)])

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.report import TermReport
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.errors import LossError, MldmError, nearest
+from mldm_plugin.errors import LossError, MldmError, NonFiniteLossError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ NEEDS = frozenset({"pred_images", "person_mask", "face_boxes", "keypoints"})
 # A term that no image reached in this many steps is warned about. At T = 100 and batch 1 a gate stays closed for
 # 200 steps with probability 1e-9. Chosen.
 STEPS_WITHOUT_EFFECT = 200
+MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
 
 
 class Loss(Protocol):
@@ -60,19 +62,22 @@ class Term:
         self.needs = frozenset(needs)
 
     def has(self, step: DiffusionStep) -> Tensor:
-        """Whether each image has what the loss needs, (N,) bool on the device of the timesteps."""
-        has = torch.ones(len(step), dtype=torch.bool)
+        """Whether each image has what the loss needs, (N,) bool on the device of the timesteps.
+
+        Boxes and keypoints are looked at on the host, masks where they lie; nothing is waited for.
+        """
+        device = step.timesteps.device
+        if any(getattr(step, name) is None for name in self.needs - {"pred_images"}):
+            return torch.zeros(len(step), dtype=torch.bool, device=device)
+        there = [True] * len(step)
         if "face_boxes" in self.needs:
-            has &= torch.tensor([len(b) > 0 for b in step.face_boxes or [torch.empty(0, 4)] * len(step)])
+            there = [len(boxes) > 0 for boxes in step.face_boxes]
         if "keypoints" in self.needs:
-            has &= torch.tensor(
-                [bool((k[..., 2] > 0).any()) for k in step.keypoints or [torch.empty(0, 17, 3)] * len(step)]
-            )
-        has = has.to(step.timesteps.device)
+            labelled = [bool((k.cpu().numpy()[..., 2] > 0).any()) for k in step.keypoints or ()]
+            there = [a and b for a, b in zip(there, labelled, strict=True)]
+        has = torch.tensor(there).to(device, non_blocking=True)
         if "person_mask" in self.needs:
-            if step.person_mask is None:
-                return torch.zeros_like(has)
-            has &= (step.person_mask > 0).flatten(1).any(dim=1).to(has.device)
+            has = has & (step.person_mask > 0).flatten(1).any(dim=1).to(device, non_blocking=True)
         return has
 
     def evaluate(self, step: DiffusionStep) -> Tensor:
@@ -98,9 +103,13 @@ class Term:
             )
         return values.float().detach() if self.detach else values.float()
 
-    def note(self, *, gated: bool, finite: bool, gradient_finite: bool) -> None:
-        """What this step's values and their gradient were."""
-        if not gated:
+    def note(self, seen: TermReport) -> None:
+        """What this step's values and their gradient were.
+
+        Raises:
+            NonFiniteLossError: for `MAX_NONFINITE_IN_A_ROW` gated steps in a row they were not finite.
+        """
+        if not seen.gated:
             self.steps_without_effect += 1
             if self.steps_without_effect == STEPS_WITHOUT_EFFECT:
                 log.warning(
@@ -112,9 +121,14 @@ class Term:
                 )
             return
         self.steps_without_effect = 0
-        if not (finite and gradient_finite):
-            self.nonfinite_in_a_row += 1
-            what = "gradient" if finite else "value"
-            log.warning("the %s of loss %r was not finite and is left out of its step.", what, self.name)
-        elif torch.is_grad_enabled():
-            self.nonfinite_in_a_row = 0
+        if seen.finite and seen.gradients_finite:
+            self.nonfinite_in_a_row = 0 if torch.is_grad_enabled() else self.nonfinite_in_a_row
+            return
+        self.nonfinite_in_a_row += 1
+        what = "gradient" if seen.finite else "value"
+        log.warning("the %s of loss %r was not finite and is left out of its step.", what, self.name)
+        if self.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW:
+            raise NonFiniteLossError(
+                f"loss {self.name!r} was NaN or infinite in {MAX_NONFINITE_IN_A_ROW} steps in a row: lower the "
+                "learning rate or its weight, or use float32."
+            )

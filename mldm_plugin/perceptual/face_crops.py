@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.ops import roi_align
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """The square around a face that a network was trained on.
+
+    Args:
+        size: side in pixels of the network's input.
+        extent: the square's side, in longer sides of the detector's box.
+        down: how far its centre lies below the box's, in sides of the square.
+    """
+
+    size: int
+    extent: float
+    down: float = 0.0
+
 
 # VGGFace2, "Pre-processing": the detector's box "is then extended by a factor 0.3 to include the whole head".
-BOX_EXTENSION = 0.3
+VGGFACE2_CROP = FaceCrop(size=224, extent=1.3)
 
 
-def square_boxes(boxes: Tensor, extension: float = BOX_EXTENSION) -> Tensor:
-    """Squares around the centres of `boxes`, (K, 4) x0, y0, x1, y1, of side max(w, h)·(1 + extension).
+def square_boxes(boxes: Tensor, crop: FaceCrop = VGGFACE2_CROP) -> Tensor:
+    """The squares that are cut out around `boxes`, (K, 4) x0, y0, x1, y1.
 
-    A square holds the whole of its box, forehead and chin of a tall one too. It may reach out of the picture.
+    A square holds the forehead and the chin of a tall box. It may reach out of the picture.
     """
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) * (1 + extension) / 2
-    return torch.cat([centre - half, centre + half], dim=1)
+    side = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) * crop.extent
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + side * boxes.new_tensor([0.0, crop.down])
+    return torch.cat([centre - side / 2, centre + side / 2], dim=1)
 
 
 def largest(boxes: Tensor, count: int | None) -> Tensor:
@@ -32,35 +48,50 @@ def largest(boxes: Tensor, count: int | None) -> Tensor:
     return boxes[area.argsort(descending=True, stable=True)[:count]]
 
 
-def crop_faces(
-    images: Tensor, boxes: Sequence[Tensor], size: int, extension: float = BOX_EXTENSION
-) -> tuple[Tensor, Tensor]:
+def crop_faces(images: Tensor, boxes: Sequence[Tensor], crop: FaceCrop = VGGFACE2_CROP) -> Tensor:
     """Every face of every image as a square picture, in one batch.
 
-    RoIAlign makes the crops rather than grid sampling: when a face is shrunk it averages all pixels under a
-    bin, so that no pixel of a large face is without gradient, and it takes the faces of many images in one
-    call. Outside the picture its border pixels are repeated, so that no edge appears that no face has.
+    A crop is two matrix products, one along each axis: each row of a matrix averages what lies under one pixel of the
+    crop. So when a face is shrunk no pixel of it is without gradient, and the gradient is the same in each run, which
+    that of RoIAlign or of grid sampling is not on a GPU. Outside the picture its border pixels are repeated, so that no
+    edge appears that no face has.
 
     Args:
         images: (N, 3, H, W), any range, gradients flow.
-        boxes: N tensors (K_i, 4) of pixel x0, y0, x1, y1 inside the picture (`clip_boxes`), K_i may be 0.
-        size: side S of the crops in pixels.
-        extension: how much longer the square's side is than the box's longer side.
+        boxes: N tensors (K_i, 4) on the CPU, pixel x0, y0, x1, y1 inside the picture (`clip_boxes`), K_i may be 0.
+        crop: which square around a box, and its size S.
 
     Returns:
-        crops (K, 3, S, S), K = ΣK_i, in the order of images and boxes; the index (K,) of each crop's image.
+        (ΣK_i, 3, S, S), in the order of images and boxes.
 
-    Source: VGGFace2 for the extension; He et al., "Mask R-CNN", section 3, for RoIAlign.
+    Source: He et al., "Mask R-CNN", section 3, for averaging bilinear samples under each bin.
     """
-    counts = torch.tensor([len(b) for b in boxes], dtype=torch.long)
-    index = torch.repeat_interleave(torch.arange(len(boxes)), counts)
-    if not len(index):
-        return images[:0, :, :1, :1].expand(0, -1, size, size), index.to(images.device)
-    squares = square_boxes(torch.cat([b.detach().to("cpu", torch.float64) for b in boxes]), extension)
     height, width = images.shape[-2:]
-    beyond = torch.cat([-squares[:, :2], squares[:, 2:] - torch.tensor([width, height])]).max()
-    pad = max(0, math.ceil(float(beyond))) + 1  # one more for the neighbour that bilinear reading wants
-    padded = F.pad(images, (pad, pad, pad, pad), mode="replicate")
-    rois = torch.cat([index[:, None].double(), squares + pad], dim=1).to(images.device, images.dtype)
-    crops = roi_align(padded, rois, output_size=size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-    return crops, index.to(images.device)
+    crops = [images[:0, :, :1, :1].expand(0, -1, crop.size, crop.size)]
+    for image, of_image in zip(images, boxes, strict=True):
+        if len(of_image):
+            squares = square_boxes(of_image.detach().cpu().double(), crop).numpy()
+            across = _resampling(squares[:, 0], squares[:, 2], crop.size, width, like=images)
+            along = _resampling(squares[:, 1], squares[:, 3], crop.size, height, like=images)
+            with torch.autocast(images.device.type, enabled=False):
+                crops.append(along[:, None] @ image @ across[:, None].mT)
+    return torch.cat(crops)
+
+
+def _resampling(starts: NDArray[np.float64], ends: NDArray[np.float64], size: int, length: int, like: Tensor) -> Tensor:
+    """Matrices (K, size, length) that bring `length` pixels to the `size` bins between each start and end."""
+    matrices = np.stack([_matrix(start, end, size, length) for start, end in zip(starts, ends, strict=True)])
+    return torch.from_numpy(matrices).to(like.dtype).to(like.device, non_blocking=True)
+
+
+def _matrix(start: float, end: float, size: int, length: int) -> NDArray[np.float64]:
+    """One such matrix. Under each bin lie as many samples as it has pixels, at least one, each bilinear."""
+    samples = max(1, int(np.ceil((end - start) / size)))
+    places = start + (np.arange(size * samples) + 0.5) * (end - start) / (size * samples) - 0.5
+    before = np.floor(places).astype(int)
+    share = places - before
+    matrix = np.zeros((size, length))
+    rows = np.repeat(np.arange(size), samples)
+    np.add.at(matrix, (rows, before.clip(0, length - 1)), (1 - share) / samples)
+    np.add.at(matrix, (rows, (before + 1).clip(0, length - 1)), share / samples)
+    return matrix

@@ -9,10 +9,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mldm_plugin.errors import WeightsError, nearest
+from mldm_plugin.perceptual.dlib_resnet import DlibResNet
+from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.inception_resnet_v1 import InceptionResnetV1
 from mldm_plugin.perceptual.vggface2_resnet50 import VGGFace2ResNet50
 from mldm_plugin.perceptual.weights import fill, load_state_dict
+from mldm_plugin.perceptual.weights.dlib_dat import MEAN_RGB, SIZE
 
 # cydonia999/VGGFace2-pytorch and ox-vgg/vgg_face2: "from resnet50_ft.prototxt", blue, green, red.
 VGGFACE2_MEAN_BGR = (91.4953, 103.8827, 131.0912)
@@ -29,20 +32,25 @@ def facenet_input(faces: Tensor) -> Tensor:
     return ((faces + 1) * 127.5 - 127.5) / 128
 
 
+def dlib_input(faces: Tensor) -> Tensor:
+    """(K, 3, S, S) RGB in [-1, 1] → (x - mean)/256 of 0–255, as dlib's input_rgb_image_sized gives it."""
+    return ((faces + 1) * 127.5 - faces.new_tensor(MEAN_RGB).view(1, 3, 1, 1)) / 256
+
+
 @dataclass(frozen=True)
 class FaceNetwork:
     """What is known of a face network.
 
     Args:
         build: makes it with random weights.
-        size: side in pixels of the faces it was trained on.
+        crop: the faces it was trained on.
         prepare: RGB in [-1, 1] → its input.
-        layer_weights: α_l of its stages.
+        layer_weights: α_l of what it gives, stage by stage.
         unused: beginnings of the names in its weights file that it has no use for.
     """
 
     build: Callable[[], nn.Module]
-    size: int
+    crop: FaceCrop
     prepare: Callable[[Tensor], Tensor]
     layer_weights: tuple[float, ...]
     unused: tuple[str, ...]
@@ -51,7 +59,7 @@ class FaceNetwork:
 FACE_NETWORKS: dict[str, FaceNetwork] = {
     "vggface2_resnet50": FaceNetwork(
         build=VGGFace2ResNet50,
-        size=224,
+        crop=VGGFACE2_CROP,
         prepare=vggface2_input,
         # The released Masked LDM code, mldm/face_loss.py: conv1, layer1 to layer4.
         layer_weights=(0.1, 0.0025, 0.025, 0.05, 0.005),
@@ -59,11 +67,21 @@ FACE_NETWORKS: dict[str, FaceNetwork] = {
     ),
     "vggface2_inception": FaceNetwork(
         build=InceptionResnetV1,
-        size=160,
+        crop=FaceCrop(size=160, extent=1.3),
         prepare=facenet_input,
         # Chosen: the papers have no values for this network, and its stages are of one magnitude.
         layer_weights=(0.2, 0.2, 0.2, 0.2, 0.2),
         unused=("logits.",),
+    ),
+    # docs/losses/face.md has the runs. The crop: that of the best same/different AUC on openpeople's 200 faces, boxes
+    # by MTCNN. α: 1 / mean |difference| of two people's faces there, for the five levels and the embedding, so that
+    # each says 1 of another person, and a blur of σ = 2 pixels costs about the same at each.
+    "dlib_resnet": FaceNetwork(
+        build=DlibResNet,
+        crop=FaceCrop(size=SIZE, extent=0.97, down=0.085),
+        prepare=dlib_input,
+        layer_weights=(0.97, 1.32, 2.24, 3.95, 3.69, 18.7),
+        unused=(),
     ),
 }
 
@@ -86,9 +104,9 @@ class FaceFeatures:
         network = build_seeded(known.build)
         if weights == "pretrained":
             fill(network, load_state_dict(name), name, ignore=known.unused)
-        self.size, self.layer_weights = known.size, known.layer_weights
+        self.crop, self.layer_weights = known.crop, known.layer_weights
         self._prepare, self.frozen = known.prepare, Frozen(network)
 
     def __call__(self, faces: Tensor) -> list[Tensor]:
-        """Features of `faces`, (K, 3, size, size) RGB in [-1, 1], stage by stage; gradients flow."""
+        """Features of `faces`, (K, 3, S, S) RGB in [-1, 1], stage by stage; gradients flow."""
         return self.frozen(self._prepare(faces))

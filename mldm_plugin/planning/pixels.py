@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mldm_plugin.decode.checkpointed import Checkpointing
+from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
@@ -60,8 +61,10 @@ def _peak(vae: Any, lpips: Any, face: Any, resolution: int, decode: Decode) -> i
     latents = torch.zeros(1, vae.config.latent_channels, side, side, requires_grad=True)
     images = torch.zeros(1, 3, resolution, resolution)
     label_map = torch.ones(1, 1, resolution, resolution, dtype=torch.uint8)
-    checkpointing = Checkpointing(vae)
-    with TensorMemory() as memory, checkpointing.on(decode == "checkpointed"):
+    if decode == "checkpointed":
+        vae = copy.deepcopy(vae)
+        checkpoint_blocks(vae)
+    with TensorMemory() as memory:
         pictures = _decode(vae, latents, decode)
         step = DiffusionStep(
             *(latents,) * 3,
@@ -100,7 +103,7 @@ class _Box(NamedTuple):
 
 def _face_distance(face: Any, pictures: Tensor, images: Tensor) -> Tensor:
     """As the face loss on one face; cropping by boxes needs data, so a corner of the picture is taken."""
-    size = [face.features.size] * 2
+    size = [face.features.crop.size] * 2
     with torch.no_grad():
         target = face.features(F.interpolate(images[..., :64, :64], size=size))
     predicted = face.features(F.interpolate(pictures[..., :64, :64], size=size))

@@ -60,7 +60,7 @@ def cache_latents(
         CheckError: an entry is not what its network makes, or is not finite.
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
-    pictures, statistics = objective.needs_pictures, objective.statistics
+    pictures = objective.needs_pictures
     vae, text_encoder = networks.vae, networks.text_encoder
     with together(accelerator):
         cache = LatentsCache(
@@ -77,11 +77,10 @@ def cache_latents(
         for name, tasks in (
             ("pictures", list(_picture_tasks(cache, training_set, networks, own))),
             ("captions", list(_caption_tasks(cache, training_set, networks, captions))),
-            ("decoder statistics", list(_statistics_tasks(cache, training_set, networks, own, statistics))),
         ):
             _fill(cache, tasks, tqdm(desc=f"encoding {name}", disable=not accelerator.is_local_main_process))
         networks.layouts = (_layout(vae, 1, arguments.resolution), _layout(vae, 2, arguments.resolution))
-    training_set.read_latents(cache, digests, pictures=pictures, statistics=statistics is not None)
+    training_set.read_latents(cache, digests, pictures=pictures)
     networks.set_encoders_aside()
     if not pictures:
         log.info("no loss compares with pictures, so from here on they are not loaded, nor compared with latents.")
@@ -122,33 +121,6 @@ def _picture_tasks(
         for mirrored in (False, True) if training_set.mirrors else (False,):
             key = cache.posterior_key(digest, mirrored)
             yield Task(f"picture {training_set.name(index)}", key, partial(encode, index, mirrored))
-
-
-def _statistics_tasks(
-    cache: LatentsCache,
-    training_set: TrainingSet,
-    networks: Networks,
-    own: list[tuple[int, str]],
-    statistics: Callable[[Tensor], Tensor] | None,
-) -> Iterator[Task]:
-    """One task a picture, from its latents in the cache.
-
-    `statistics` makes of clean latents (1, C, h, w) what a decoder in windows wants to know of them, (1, S); without it
-    there are no tasks.
-    """
-    if statistics is None:
-        return
-    vae, measure = networks.vae, statistics
-
-    def encode(posterior_key: str) -> Tensor:
-        mean = cache.read(posterior_key).chunk(2)[0][None].to(vae.device, torch.float32)
-        return measure(mean * vae.config.scaling_factor)[0]
-
-    for index, digest in own:
-        for mirrored in (False, True) if training_set.mirrors else (False,):
-            key = cache.statistics_key(digest, mirrored)
-            of = f"decoder statistics of picture {training_set.name(index)}"
-            yield Task(of, key, partial(encode, cache.posterior_key(digest, mirrored)))
 
 
 def _caption_tasks(

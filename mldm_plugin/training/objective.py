@@ -14,6 +14,7 @@ from mldm_plugin.data.batch import Example, collate
 from mldm_plugin.data.load import find_examples
 from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.numbers import Numbers
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
@@ -27,7 +28,7 @@ class Outcome:
     """One micro-batch: what to call backward on, the numbers to log, and with a plugin the step and its report."""
 
     loss: Tensor
-    numbers: dict[str, float | None]
+    numbers: Numbers
     step: DiffusionStep | None = None
     report: LossReport | None = None
 
@@ -37,11 +38,10 @@ class PlainObjective:
 
     failure: MldmError | None = None
     needs_pictures = False
-    statistics: Callable[[Tensor], Tensor] | None = None
+    terms: tuple[str, ...] = ()
 
     def __call__(self, plain: Tensor, make_step: Callable[[], DiffusionStep]) -> Outcome:
-        value = plain.detach().item()
-        return Outcome(plain, {"loss": value, "ldm": value})
+        return Outcome(plain, Numbers.plain(plain))
 
     def draw(self, outcome: Outcome, path: Path) -> None:
         """There is nothing to draw: panels show what losses saw."""
@@ -57,17 +57,12 @@ class PluginObjective:
     def __init__(self, stack: LossStack) -> None:
         self.stack = stack
         self.failure: MldmError | None = None
+        self.terms = tuple(term.name for term in stack.terms)
 
     @property
     def needs_pictures(self) -> bool:
         """Whether a loss compares with the pictures themselves."""
-        return self.stack.pixel_path.target == "image" and "pred_images" in needs_of(self.stack)
-
-    @property
-    def statistics(self) -> Callable[[Tensor], Tensor] | None:
-        """What a decoder in windows wants to know of clean latents; None for any other."""
-        decoder = self.stack.decoder
-        return None if decoder is None or not decoder.in_windows else lambda latents: decoder.statistics(latents)[0]
+        return self.stack.pictures.target == "image" and "pred_images" in needs_of(self.stack)
 
     def allow_panels(self, vae: nn.Module) -> None:
         """Have a decoder for panels, even where no loss needs one."""
@@ -87,15 +82,8 @@ class PluginObjective:
             self.failure, report = error, error.report
         except MldmError as error:
             self.failure = error
-            return Outcome(plain, self._nothing_seen(plain))
-        return Outcome(report.loss, report.logs(), step, report)
-
-    def _nothing_seen(self, plain: Tensor) -> dict[str, float | None]:
-        value = plain.detach().item()
-        numbers: dict[str, float | None] = {"loss": value, "ldm": value}
-        for term in self.stack.terms:
-            numbers |= {term.name: None, f"{term.name}_gated": 0.0}
-        return numbers
+            return Outcome(plain, Numbers.plain(plain))
+        return Outcome(report.loss, report.numbers(), step, report)
 
 
 def needs_of(stack: LossStack) -> frozenset[str]:
@@ -140,5 +128,5 @@ def _probe(examples: list[Example], networks: Networks, device: torch.device) ->
 
 def annotation_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that losses look at, by the names of `DiffusionStep`."""
-    names = ("pixel_values", "person_mask", "face_boxes", "keypoints", "decoder_statistics")
+    names = ("pixel_values", "person_mask", "face_boxes", "keypoints")
     return {name: batch.get(name) for name in names}

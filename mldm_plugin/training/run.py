@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mldm_plugin.data.load import check_rows, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
+from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import DataError, MldmError, RunFolderError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
-from mldm_plugin.records.metrics import MetricsFile, StepMeter
+from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
 from mldm_plugin.training.batches import Batches, make_dataloader
@@ -74,7 +75,7 @@ class Run:
         limit, trained = self.arguments.checkpoints_total_limit, self.networks.trained
         self.checkpoints = Checkpoints(self.accelerator, self.folder, limit, trained, self.trainer.weights)
         self.metrics = MetricsFile(self.folder)
-        self.meter = StepMeter()
+        self.meter = StepMeter(self.objective.terms)
 
     @classmethod
     def assemble(

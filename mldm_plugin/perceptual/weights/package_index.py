@@ -123,7 +123,8 @@ def session_of(settings: PipSettings) -> requests.Session:
     from urllib3.util import Retry
 
     session = requests.Session()
-    retries = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
+    busy = (502, 503, 504)
+    retries = Retry(total=RETRIES, connect=0, backoff_factor=0.5, status_forcelist=busy, raise_on_status=False)
     kind = HTTPAdapter if settings.cert else _SystemCertificates
     for scheme in ("https://", "http://"):
         session.mount(scheme, kind(max_retries=retries))
@@ -156,7 +157,7 @@ def find(project: str, archive: str, sha256: str, settings: PipSettings, session
             if not links:
                 said.append(f"{_shown(place)} has no {archive}")
         except (OSError, ValueError) as error:  # also of requests; one place that is down hides no other
-            said.append(f"{_shown(place)}: {_first_line(error)}")
+            said.append(f"{_shown(place)}: {told(error)}")
     if not found:
         raise WeightsError("; ".join(said))
     return found
@@ -228,5 +229,8 @@ def _shown(place: str) -> str:
     return re.sub(r"//[^/@]*@", "//", place)
 
 
-def _first_line(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, requests.ConnectionError) and error.request is not None and error.request.url:
+        return f"{urlsplit(str(error.request.url)).hostname} cannot be reached"
     return _shown(str(error).partition("\n")[0] or type(error).__name__)

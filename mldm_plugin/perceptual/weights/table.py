@@ -239,8 +239,8 @@ _TABLE = (
     ),
     WeightFile(
         name="mtcnn",
-        licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, pictures "
-        "for non-commercial research.",
+        licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, whose "
+        "pictures are for non-commercial research.",
         sources=(
             Package(
                 name="facenet-pytorch",

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError
 
-# Root mean square error of ẑ₀(target), relative to the noisy latents, that rounding explains. float32 gives 1e-7;
-# bfloat16 up to 0.042, where 1 − ᾱ rounds to 0 at t = 0 and 1. A wrong schedule or prediction type stays below it
-# at some timesteps, so a single step proves little, and the check is repeated.
+# Root mean square error of ẑ₀(target), relative to the noisy latents, with α and σ rounded as the host rounds them:
+# float32 gives 1e-7, bfloat16 up to 9e-3. A wrong schedule or prediction type gives 0.1 and more at most timesteps, but
+# stays below at some, so a single step proves little, and the check is repeated. Chosen.
 ESTIMATE_TOLERANCE = 0.05
 _LARGEST_PIXEL = 10.0  # resampling overshoots [-1, 1] a little; 0 to 255 is far outside
+# encode(picture) is compared with what sampling from the VAE's posterior and its half precision make of it, which are
+# measured on the pictures themselves. Sums over thousands of numbers stray from their expectation by a few per cent:
+# half as much again, or 2 % for a posterior without spread in float32, is no accident. Chosen.
+_LATENT_MARGIN, _LEAST_LATENT_TOLERANCE = 1.5, 0.02
+# The scale of latents is measured by regression, in which noise averages out, so it is held to this whatever the spread
+# of the posterior is. Chosen; a VAE of another family differs by 20 % and more.
+_SCALE_TOLERANCE = 0.05
 
 
 def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionStep) -> None:
@@ -51,19 +59,32 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
         raise CheckError(f"timesteps are {step.timesteps.tolist()}, which the noise schedule does not have.")
 
 
-def estimate_errors(schedule: NoiseSchedule, step: DiffusionStep) -> tuple[float, float]:
+def estimate_errors(
+    schedule: NoiseSchedule, step: DiffusionStep, prediction_type: str | None = None
+) -> tuple[float, float]:
     """How far ẑ₀(target) is from the clean latents, and the noisy latents from α z₀ + σ ε.
 
     Both are root mean squares relative to the noisy latents: at high noise ẑ₀ divides rounding, and at pure noise
-    everything, by a small α.
+    everything, by a small α. Where the host computes in half precision, α and σ are also tried as it rounds them, and
+    the better of the two counts, image by image. `prediction_type` asks about another one than the schedule's.
     """
+    kind = prediction_type or schedule.prediction_type
     with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
-        alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(step.timesteps, step.sigmas))
-        latents, noisy = step.latents.float(), step.noisy_latents.float()
-        estimate = pred_latents(schedule.prediction_type, step.target.float(), noisy, alpha.clamp_min(1e-6), sigma)
-        errors = torch.stack([alpha * (estimate - latents), noisy - alpha * latents - sigma * step.noise.float()])
-        error, noise_error = (errors.square().mean(dim=(1, 2, 3, 4)) / noisy.square().mean()).sqrt().tolist()
+        dtypes = {x.dtype for x in (step.latents, step.noisy_latents, step.target)} - {torch.float32, torch.float64}
+        found = torch.stack([_errors(schedule, step, kind, dtype) for dtype in (None, *sorted(dtypes, key=str))])
+        best = found[found.sum(dim=1).argmin(dim=0), :, torch.arange(len(step), device=found.device)]  # (N, 2)
+        error, noise_error = best.amax(dim=0).tolist()
     return error, noise_error
+
+
+def _errors(schedule: NoiseSchedule, step: DiffusionStep, kind: str, rounded: torch.dtype | None) -> Tensor:
+    """(2, N) errors of ẑ₀(target) and of the noisy latents."""
+    alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(step.timesteps, step.sigmas, rounded))
+    latents, noisy = step.latents.float(), step.noisy_latents.float()
+    estimate = pred_latents(kind, step.target.float(), noisy, alpha.clamp_min(1e-6), sigma)
+    errors = torch.stack([alpha * (estimate - latents), noisy - alpha * latents - sigma * step.noise.float()])
+    size = noisy.square().mean(dim=(1, 2, 3)).clamp_min(1e-12)
+    return (errors.square().mean(dim=(2, 3, 4)) / size).sqrt()
 
 
 def check_estimate(schedule: NoiseSchedule, step: DiffusionStep, tolerance: float = ESTIMATE_TOLERANCE) -> None:
@@ -101,3 +122,38 @@ def check_base_loss(base_loss: Tensor, squared_error: Tensor, other_loss: Tensor
             f"base_loss is {given:.5g}, but the mean squared error of model_pred and target is {own:.5g}: pass the "
             "trainer's own factor on each image (its SNR weighting) as base_weights, or leave base_loss out."
         )
+
+
+def encoding_fault(decoder: LatentDecoder, pictures: Tensor, latents: Tensor) -> str | None:
+    """How `latents` are not those of `pictures`, in words; None if they may be.
+
+    A host samples latents from the VAE's posterior, perhaps in half precision, and so do they differ from the mode in
+    float32: by the posterior's spread, and by what rounding makes of these very pictures. Both are measured here.
+
+    Args:
+        decoder: whose encoder is still there.
+        pictures: (N, 3, H, W) in [-1, 1].
+        latents: (N, C, h, w) of the host, in its own precision.
+    """
+    half = latents.dtype in (torch.bfloat16, torch.float16)
+    given, pictures = latents.detach().float(), pictures.detach().to(latents.device, torch.float32)
+    with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
+        encoded, spread = (torch.cat(x) for x in zip(*map(decoder.encode, pictures.split(1)), strict=True))
+        variance = spread.square().mean()
+        if half:
+            rounded = torch.cat([decoder.encode(p, torch.bfloat16)[0] for p in pictures.split(1)])
+            variance = variance + (rounded - encoded).square().mean()
+        size = given.square().mean().sqrt()
+        error = ((encoded - given).square().mean().sqrt() / size).item()
+        expected = (variance.sqrt() / size).item()
+        factor = ((encoded * given).sum() / encoded.square().sum()).item()
+        shift = ((given - encoded).mean(dim=(0, 2, 3)).abs().max() / size).item()
+    tolerance = max(_LATENT_MARGIN * expected, _LEAST_LATENT_TOLERANCE)
+    # What is left of the spread in the mean of a channel, at three standard deviations.
+    drift = _SCALE_TOLERANCE + 3 * expected / (given[:, 0].numel() ** 0.5)
+    if error <= tolerance and abs(factor - 1) <= drift and shift <= drift:
+        return None
+    return (
+        f"the latents are not encode(picture) (relative error {error:.2g}, expected at most {tolerance:.2g} from this "
+        f"VAE's posterior and precision; they are {factor:.3g} times as large)"
+    )

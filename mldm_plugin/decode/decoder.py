@@ -1,0 +1,52 @@
+"""What the engine asks of a decoder. Each is one file of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mldm_plugin.decode.latent_decoder import LatentDecoder
+    from mldm_plugin.engine.step import DiffusionStep
+
+
+class Decoder(Protocol):
+    """A way from latents to pictures.
+
+    Attributes:
+        stand_in: in words, what stands in for the VAE's whole decode; None for that itself.
+        exact: the VAE itself, to compare with until `settle`.
+        checkpointing: whether activations are computed again in the backward pass instead of kept.
+    """
+
+    stand_in: str | None
+    checkpointing: bool
+
+    @property
+    def exact(self) -> LatentDecoder: ...
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Whole pictures of `latents` (N, C, h, w): float32 (N, 3, H, W), about [-1, 1], not clamped, with gradient."""
+
+    def pair(self, step: DiffusionStep, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The pictures of `step.pred_latents`, with gradient, and those they are compared with, without.
+
+        `pictures` are the latter, float32 (N, 3, H, W), or None for the decoded clean latents.
+        """
+
+    def image_size(self, latents: Tensor) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that `latents` decode to."""
+
+    def settle(self) -> None:
+        """Free what only the start-up checks need."""
+
+
+def whole_pair(decode: Callable[[Tensor], Tensor], step: Any, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`Decoder.pair` for a decoder of whole pictures."""
+    if pictures is None:
+        with torch.no_grad():
+            pictures = decode(step.latents.float())
+    return decode(step.pred_latents), pictures

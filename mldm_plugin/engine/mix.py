@@ -1,0 +1,78 @@
+"""The plain loss of a step, and its mix with the terms: eq. 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.engine.early_backward import Evaluation
+from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.perceptual.known_gradient import with_gradient
+
+Combine = Literal["convex", "additive"]
+
+
+@dataclass(frozen=True)
+class PlainLoss:
+    """b_i: the host's own loss, or the squared error with the preset's weighting.
+
+    Args:
+        schedule: for the SNR.
+        weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
+    """
+
+    schedule: NoiseSchedule
+    weighting: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, step: DiffusionStep) -> Tensor:
+        """The plain loss of a step, a scalar with gradient: the host's own where it gave one and no weighting does."""
+        if step.base_loss is not None and self.weighting is None:
+            return step.base_loss
+        own = self.of_each(step).mean()
+        return own if step.other_loss is None else own + step.other_loss
+
+    def of_each(self, step: DiffusionStep) -> Tensor:
+        """b_i of each image, (n,) float32, with the host's weights and the preset's weighting."""
+        error = host_error(step)
+        if self.weighting is not None:
+            snr = self.schedule.snr(step.timesteps, step.sigmas).clamp(max=1e8)
+            error = error * (self.weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
+        return error
+
+
+def host_error(step: DiffusionStep) -> Tensor:
+    """The squared error of each image, (n,) float32, with the host's own weights."""
+    error = ((step.model_pred.float() - step.target.float()) ** 2).flatten(1).mean(dim=1)
+    return error if step.base_weights is None else error * step.base_weights.flatten().to(error)
+
+
+def mix(step: DiffusionStep, given: Evaluation, plain: PlainLoss, combine: Combine) -> LossReport:
+    """The loss of a step: the plain loss plus a correction from the gated images alone.
+
+        convex:    Σ_ij w_ij (L_ij − b_i) / N
+        additive:  Σ_ij w_ij L_ij / N
+
+    A step without a gated image is the plain loss to the bit.
+
+    Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 3, taken for each image.
+    """
+    loss = base = plain(step)
+    values, replaced = [], []
+    for report in given.terms.values():
+        if not (used := report.used):
+            continue
+        share = report.strength / len(step)
+        kept = report.values if len(used) == report.gated else report.values[used]
+        values.append(kept.sum() * share)
+        if combine == "convex":
+            replaced.append(plain.of_each(step.select([report.rows[i] for i in used])).sum() * share)
+    if values:
+        terms = with_gradient(torch.stack(values).sum(), step.model_pred, given.gradient)
+        loss = base + (terms - torch.stack(replaced).sum() if replaced else terms)
+    return LossReport(loss, base.detach(), given.terms)

@@ -1,0 +1,171 @@
+"""What happens only at the start of a run: the first steps are checked, and each loss is proved once.
+
+first step                 what the host hands over is of the right kind and range
+first 20 steps, and 20     z_t is α z₀ + σ ε, ẑ₀ from the target is z₀, the host's loss is the mean of b_i,
+with a gated image         encode(picture) is z₀
+first step with what a     the loss has a gradient at the network's output; decode(z₀) resembles the picture
+loss needs
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mldm_plugin.engine.gates import Gates
+from mldm_plugin.engine.host_checks import check_base_loss, check_estimate, check_host, encoding_fault
+from mldm_plugin.engine.mix import PlainLoss, host_error
+from mldm_plugin.engine.pictures import Pictures
+from mldm_plugin.engine.proof import describe_cosines, proof_table, prove_term
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
+from mldm_plugin.errors import CheckError
+from mldm_plugin.perceptual.frozen import computing_in
+
+log = logging.getLogger(__name__)
+
+# The first steps, and the first with a gated image: a wrong convention may hide at some timesteps, not at all. Chosen.
+CHECKED_STEPS = 20
+# On the demo's pictures its VAE's reconstructions correlate by 0.96 to 1.00, random weights' by −0.06 to 0.30. Chosen.
+_LEAST_LIKENESS, _FLAT = 0.5, 0.05
+_PICTURES = 4  # looked at, at most
+
+
+class StartUp:
+    """The checks and proofs of a run that are still to be done. A stack lets go of it when there are none.
+
+    Args:
+        terms: those of the preset.
+        plain: for the schedule, and whether the preset weighs the plain loss.
+        pictures: how losses get their pictures.
+        combine: for the table.
+        picture_check: what to do when decode(clean latents) does not resemble the picture.
+        estimate_tolerance: relative error of ẑ₀(target) that is let pass.
+        announce: where the table goes.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        plain: PlainLoss,
+        pictures: Pictures,
+        *,
+        combine: str,
+        picture_check: Literal["stop", "warn"],
+        estimate_tolerance: float,
+        announce: Callable[[str], None],
+    ) -> None:
+        self.unproven = {t.name for t in terms}
+        self._terms, self._plain, self._pictures = terms, plain, pictures
+        self._combine, self._picture_check, self._announce = combine, picture_check, announce
+        self._estimate_tolerance = estimate_tolerance
+        self._steps = 0
+        self._checks_left = CHECKED_STEPS
+
+    def receive(self, step: DiffusionStep) -> None:
+        """Look at a step before anything is computed from it; a wrong timestep would end in a device's assertion.
+
+        Raises:
+            CheckError: see `check_host`.
+        """
+        if self._steps:
+            return
+        check_host(self._plain.schedule, self._terms, step)
+        if step.base_weights is not None and self._plain.weighting is not None:
+            log.warning("the trainer's own weighting and the preset's base weighting both apply.")
+
+    def look(self, step: DiffusionStep, gates: Gates) -> StartUp | None:
+        """Check a step, and prove what it allows to prove. Returns itself, or None when nothing is left to do.
+
+        Raises:
+            CheckError: a check failed.
+            LossError: see `prove_term`.
+        """
+        mixes = bool(self._terms) or self._plain.weighting is not None
+        checked = self._checks_left > 0 and (gates.any_open or self._steps < CHECKED_STEPS)
+        self._steps += 1
+        if checked:
+            check_estimate(self._plain.schedule, step, self._estimate_tolerance)
+            if step.base_loss is not None and mixes:
+                check_base_loss(step.base_loss, host_error(step), step.other_loss)
+        if any(gates.has[name] for name in self.unproven):
+            self.prove(step, gates.has)
+        if checked:
+            self._check_encoding(step, gates)
+            self._checks_left -= gates.any_open or not self._terms
+            if not self._checks_left and self._pictures.decoder is not None:
+                self._pictures.decoder.settle()
+        return self if self._checks_left or self.unproven else None
+
+    def prove(self, step: DiffusionStep, has: dict[str, list[int]]) -> str:
+        """Prove each unproven term on the first image that has what it needs; announce the table, and return it.
+
+        Raises:
+            CheckError: a term that is dead or not finite, or pictures that are not those of the latents.
+            LossError: see `prove_term`.
+        """
+        pictures, schedule = self._pictures, self._plain.schedule
+        notes = [self._picture_note(step)] if any("pred_images" in t.needs for t in self._terms) else []
+        terms = [t for t in self._terms if t.name in self.unproven and has[t.name]]
+        rows = [prove_term(t, step.select(has[t.name][:1]), schedule, pictures) for t in terms]
+        if rows and (stand_in := pictures.differs_by(step)) and notes:
+            notes.append(describe_cosines(stand_in, rows))
+        notes += [pictures.describe(step)] if notes else []
+        self.unproven -= {t.name for t in terms}
+        table = proof_table(rows, self._combine, notes)
+        self._announce(table)
+        return table
+
+    def _picture_note(self, step: DiffusionStep) -> str:
+        """The clean latents must be those of the pictures, and decode to something that resembles them."""
+        decoder = self._pictures.fitting(step)
+        if step.pixel_values is None or not decoder.exact.can_encode:
+            return ""
+        step = step.select(range(min(_PICTURES, len(step))))
+        latents = step.latents.detach()
+        images = step.pixel_values.detach().to(latents.device, torch.float32)  # type: ignore[union-attr]
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False), computing_in(torch.float32):
+            decoded = torch.cat([decoder.exact(z) for z in latents.float().split(1)]).clamp(-1, 1)
+        likeness = min(_correlation(d, p) for d, p in zip(decoded, images, strict=True))
+        fault = encoding_fault(decoder.exact, images, latents)
+        if fault is None and likeness >= _LEAST_LIKENESS:
+            distance = (decoded - images).abs().mean().item()
+            return f"decode(clean latents) resembles the picture: mean absolute error {distance:.3f} of 2"
+        text = (
+            f"decode(clean latents) does not resemble the picture (correlation {likeness:.2f}, expected at least "
+            f"{_LEAST_LIKENESS:g}){' or ' + fault if fault else ''}: wrong VAE, wrong scaling_factor or shift, or "
+            "pictures that are not RGB in [-1, 1]."
+        )
+        if self._picture_check == "stop":
+            raise CheckError(text + " For a VAE with random weights, set checks.picture: warn in the preset.")
+        return "warning: " + text
+
+    def _check_encoding(self, step: DiffusionStep, gates: Gates) -> None:
+        """The clean latents of a later step must be those of its pictures, too.
+
+        A loop may turn pictures over on the way, or read cached latents in another order than its pictures.
+        """
+        decoder = self._pictures.decoder
+        rows = sorted({r for t in self._terms if "pred_images" in t.needs for r in gates.open[t.name]})[:_PICTURES]
+        if self._picture_check != "stop" or not rows or step.pixel_values is None:
+            return
+        if decoder is None or not decoder.exact.can_encode:
+            return
+        seen = step.select(rows)
+        fault = encoding_fault(decoder.exact, seen.pixel_values, seen.latents)  # type: ignore[arg-type]
+        if fault is not None:
+            raise CheckError(
+                f"the clean latents are not those of the step's pictures: {fault}, though those of the first step "
+                "were. Pictures or latents are changed, or mixed up, inside the loop, so masks would lie elsewhere."
+            )
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """Pearson's correlation of two pictures; 1 for a picture that is nearly flat, which has no likeness to lose."""
+    if other.std() < _FLAT:
+        return 1.0
+    return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].nan_to_num(0.0).item()

@@ -1,0 +1,158 @@
+"""Frozen networks: their precision, their memory order, and random weights that touch nobody's generators."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from make_step import FaceLoss, PictureLoss, loss_and_gradient, make_stack, make_step, tiny_vae
+from torch import nn
+
+from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.pictures import has_bfloat16
+from mldm_plugin.engine.term import Term
+from mldm_plugin.perceptual.face_networks import FACE_NETWORKS
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, computing_in
+from mldm_plugin.planning.tensor_memory import TensorMemory
+
+
+def test_a_network_in_bfloat16_returns_float32_and_keeps_its_float32_weights():
+    network = Frozen(nn.Conv2d(3, 4, 3))
+    picture = torch.randn(1, 3, 8, 8, requires_grad=True)
+    exact = network(picture)
+    with computing_in(torch.bfloat16):
+        rounded = network(picture)
+        with computing_in(torch.float32):
+            assert torch.equal(network(picture), exact)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05
+    assert torch.equal(network(picture), exact)
+    assert network(picture.double()).dtype == torch.float64
+    assert Frozen(nn.Linear(8, 3))(torch.rand(2, 8)).shape == (2, 3)
+    assert Frozen(nn.Conv3d(1, 2, 1))(torch.rand(1, 1, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
+
+
+def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
+    """Under autocast a GPU keeps weights and group norms in float32, and so twice as much."""
+    vae = tiny_vae()
+    decoder = LatentDecoder(vae)
+    latents = torch.randn(1, 4, 16, 16).requires_grad_()
+    kept = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with computing_in(dtype), torch.autocast("cpu", torch.bfloat16):
+            decoder(latents)  # makes the copy
+            with TensorMemory() as memory:
+                pictures = decoder(latents)
+                kept[dtype] = memory.live
+            del pictures
+    assert kept[torch.bfloat16] < 0.6 * kept[torch.float32]
+
+
+def test_batch_norms_keep_their_statistics_in_float32():
+    network = Frozen(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    network.network[1].running_mean.fill_(100.3)
+    with computing_in(torch.bfloat16):
+        out = network(torch.zeros(1, 3, 2, 2))
+    bias = network.network[0].bias[:, None, None].bfloat16().float()
+    torch.testing.assert_close(out[0], ((bias - 100.3) / (1 + 1e-5) ** 0.5).expand(4, 2, 2), rtol=4e-3, atol=0)
+
+
+def test_a_locked_network_stays_in_evaluation_in_every_precision():
+    network = Frozen(nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 1, 1)))
+    network.network.train()
+    picture = torch.ones(1, 1, 4, 4)
+    assert torch.equal(network(picture), network(picture))
+    with computing_in(torch.bfloat16):
+        assert torch.equal(network(picture), network(picture))
+
+
+@pytest.mark.parametrize(
+    ("host", "precision", "expected"),
+    [
+        (torch.float32, "auto", torch.float32),
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.float16, "auto", torch.bfloat16),
+        (torch.float16, "float32", torch.float32),
+        (torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_bfloat16_where_the_host_computes_in_half_precision_and_never_float16(host, precision, expected):
+    step = make_step((50, 20))
+    exact = loss_and_gradient(make_stack(Term("picture", PictureLoss(), 0.2)), step)
+    lines = []
+    stack = make_stack(Term("picture", PictureLoss(), 0.2), precision=precision, announce=lines.append)
+    # accelerate hands the output of a prepared network over in float32, whatever it computed in
+    half = replace(step, latents=step.latents.to(host))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=host == torch.bfloat16):
+        stack.prove(half)
+        value, gradient = loss_and_gradient(stack, half)
+    assert stack.pictures.dtype_for(half) == expected
+    assert value.dtype == torch.float32
+    assert torch.cosine_similarity(gradient.float().flatten(), exact[1].flatten(), dim=0) > 0.99
+    assert ("decoding by bfloat16: cosine" in lines[0]) == (expected == torch.bfloat16)
+    assert (not torch.equal(value, exact[0])) == (expected == torch.bfloat16)
+
+
+def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked.append(including_emulation) or False
+    )
+    assert not has_bfloat16(torch.device("cuda"))
+    assert asked == [False]
+    assert has_bfloat16(torch.device("cpu"))
+
+
+class Generators:
+    """Stands in for the generators of all other devices: what torch.manual_seed would reseed."""
+
+    def __init__(self, monkeypatch):
+        self.reseeded = []
+        for module in (torch.cuda, torch.mps, torch.xpu):
+            for name in ("manual_seed", "manual_seed_all"):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, self.reseeded.append)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(3, 8, 3), *(n.build for n in FACE_NETWORKS.values())])
+def test_random_weights_move_no_generator_of_any_device(build, monkeypatch):
+    """torch.manual_seed inside fork_rng(devices=[]) reseeded every GPU for good: all ranks drew alike."""
+    generators = Generators(monkeypatch)
+    torch.manual_seed(3)
+    assert generators.reseeded  # the stand-in sees what it is meant to see
+    generators.reseeded.clear()
+    before = torch.get_rng_state()
+    one, other = build_seeded(build), build_seeded(build)
+    assert generators.reseeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("has_group_norm", "on_gpu"), [(True, False), (False, True)])
+def test_channels_last_on_a_gpu_only_without_group_norms(has_group_norm, on_gpu):
+    """A group norm brings tensors back into contiguous order there, two copies each."""
+    network = nn.Sequential(nn.Conv2d(8, 8, 3), *([nn.GroupNorm(2, 8)] if has_group_norm else []))
+    frozen = Frozen(network)
+    assert frozen.layout_on(torch.device("cuda")) == (torch.channels_last if on_gpu else torch.contiguous_format)
+    assert frozen.layout_on(torch.device("cpu")) == torch.channels_last
+    frozen(torch.rand(1, 8, 6, 6))
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_copy_of_the_vae_outlives_the_hosts():
+    vae = tiny_vae()
+    decoder, expected = LatentDecoder(vae), copy.deepcopy(vae)
+    for parameter in vae.parameters():
+        parameter.zero_()
+    latents = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(decoder(latents), expected.decode(latents / 0.5).sample)
+    assert isinstance(vae, AutoencoderKL)
+
+
+def test_two_losses_in_bfloat16_share_one_decode():
+    stack = make_stack(Term("picture", PictureLoss(), 0.2), Term("face", FaceLoss(), 0.2), precision="bfloat16")
+    value, gradient = loss_and_gradient(stack, make_step((50, 20)))
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()

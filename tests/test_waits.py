@@ -1,0 +1,98 @@
+"""How often a step waits for its device: counted as what would have to wait there, whatever the device is here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from make_step import make_stack, make_step
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mldm_plugin.engine.numbers import StepMeter
+from mldm_plugin.engine.term import Term
+from mldm_plugin.plugins import load_plugins
+
+# What hands a number, or a shape that depends on numbers, over to the host.
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts those operations, and `tolist`, which asks without one where the tensor is on the CPU."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.seen = []
+        tolist = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda t: self.seen.append("tolist") or tolist(t))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_flags = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in WAITING or by_flags:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def published_stack(**options):
+    """The two losses of the preset mldm, with random networks."""
+    losses = load_plugins().losses
+    small = losses["face"](network="vggface2_inception", weights="random")
+    terms = Term("masked_lpips", losses["masked_lpips"](weights="random"), 0.2), Term("face", small, 0.5)
+    return make_stack(*terms, **options)
+
+
+def counted(stack, step, monkeypatch):
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        report = stack(step)
+        report.numbers()
+    return waits.seen, report
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "expected"),
+    [((900, 800), ["tolist"]), ((50, 800), ["tolist", "tolist"]), ((50, 20), ["tolist", "tolist"])],
+    ids=["no gate open", "one", "all"],
+)
+def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, monkeypatch):
+    step = make_step(timesteps)
+    stack = published_stack()
+    stack.prove(step)
+    stack(step)
+    stack.start_up = None
+    seen, report = counted(stack, replace(step, base_loss=F.mse_loss(step.model_pred, step.target)), monkeypatch)
+    assert seen == expected
+    assert sum(term.gated for term in report.terms.values()) == 2 * sum(t <= 100 for t in timesteps)
+
+
+def test_the_backward_pass_waits_for_nothing(monkeypatch):
+    step = make_step((50, 20))
+    stack = published_stack(combine="additive")
+    stack.prove(step)
+    stack.start_up = None
+    loss = stack(step).loss
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        loss.backward()
+    assert waits.seen == []
+
+
+def test_the_log_of_an_optimizer_step_waits_once(monkeypatch):
+    stack = published_stack()
+    meter = StepMeter([t.name for t in stack.terms])
+    reports = [stack(make_step((50, 20))), stack(make_step((900, 800)))]
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        for report in reports:
+            meter.add(report.numbers())
+        assert waits.seen == []
+        meter.mean()
+    assert waits.seen == ["tolist"]
+
+
+def test_the_counter_sees_what_waits(monkeypatch):
+    x = torch.arange(4)
+    with Waits(monkeypatch) as waits:
+        x.sum().item()
+        bool(x.any())
+        x[x > 1]
+        x.nonzero()
+        x.tolist()
+    assert waits.seen == ["_local_scalar_dense", "_local_scalar_dense", "index", "nonzero", "tolist"]
