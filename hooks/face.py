@@ -57,9 +57,11 @@ class Face:
     Args:
         form: `spatial`, the mean over the faces of an image, so that a crowd weighs no more than a portrait, or
             `features`, their sum (eq. 1).
-        network: `vggface2_resnet50`, as published, or `vggface2_inception` (FaceNet).
+        network: `vggface2_resnet50`, as published, `vggface2_inception` (FaceNet), or `dlib_resnet`, the one whose
+            weights are free for any use.
         weights: `pretrained`, or `random` (seeded, for tests and demos).
-        layer_weights: α_l of the five stages; null takes the network's own.
+        layer_weights: α_l of what the network gives, five stages, with `dlib_resnet` the embedding, too; null takes
+            the network's own.
         max_faces: at most so many faces of an image, the largest ones; null takes all.
 
     Raises:
@@ -89,17 +91,18 @@ class Face:
         self,
         *,
         form: Literal["spatial", "features"] = "spatial",
-        network: Literal["vggface2_resnet50", "vggface2_inception"] = "vggface2_resnet50",
+        network: Literal["vggface2_resnet50", "vggface2_inception", "dlib_resnet"] = "vggface2_resnet50",
         weights: Literal["pretrained", "random"] = "pretrained",
-        layer_weights: tuple[LayerWeight, LayerWeight, LayerWeight, LayerWeight, LayerWeight] | None = None,
+        layer_weights: tuple[LayerWeight, ...] | None = None,
         max_faces: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
-        if layer_weights is not None and not _sensible(layer_weights):
-            raise PresetError(f"layer_weights is {layer_weights}, expected five finite numbers ≥ 0, not all 0.")
         if max_faces is not None and max_faces < 1:
             raise PresetError(f"max_faces is {max_faces}, expected at least 1; leave it out to take all faces.")
         self.form, self.max_faces = form, max_faces
         self.features = FaceFeatures(network, weights)
+        stages = len(self.features.layer_weights)
+        if layer_weights is not None and not _sensible(layer_weights, stages):
+            raise PresetError(f"layer_weights is {layer_weights}, expected {stages} finite numbers ≥ 0, not all 0.")
         self.layer_weights = layer_weights or self.features.layer_weights
 
     def __call__(self, step: DiffusionStep) -> Tensor:
@@ -137,9 +140,9 @@ def _at_a_time(boxes: Sequence[Tensor], number: int) -> Iterator[list[Tensor]]:
         yield [of_image[[k for j, k in taken if j == i]] for i, of_image in enumerate(boxes)]
 
 
-def _sensible(layer_weights: Sequence[float]) -> bool:
+def _sensible(layer_weights: Sequence[float], stages: int) -> bool:
     finite = all(map(math.isfinite, layer_weights))
-    return len(layer_weights) == 5 and finite and min(layer_weights) >= 0 and sum(layer_weights) > 0
+    return len(layer_weights) == stages and finite and min(layer_weights) >= 0 and sum(layer_weights) > 0
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin import DiffusionStep, hookimpl
-from mldm_plugin.perceptual.lpips_vgg import LPIPSVGG
+from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm, masked_sum
 from mldm_plugin.perceptual.unit_difference import weighted_square
 
@@ -87,7 +87,7 @@ class MaskedLPIPS:
         divide_by: `area` of the mask, so that a small person counts as much as a large one, or `image`, the
             number of pixels of the picture, so that they count by their size.
         layer_weights: α of the five layers, for `features` only.
-        network: `vgg`, the one of the paper.
+        network: `vgg`, the one of the paper, or `alex`, a twentieth of its arithmetic.
         weights: `pretrained`, or `random` (seeded), for tests and demonstrations.
 
     Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 2; Zhang et al., "The Unreasonable
@@ -104,14 +104,14 @@ class MaskedLPIPS:
         people: Literal["union", "each"] | None = None,
         divide_by: Literal["area", "image"] = "area",
         layer_weights: tuple[LayerWeight, LayerWeight, LayerWeight, LayerWeight, LayerWeight] = (0.2,) * 5,
-        network: Literal["vgg"] = "vgg",
+        network: Literal["vgg", "alex"] = "vgg",
         weights: Literal["pretrained", "random"] = "pretrained",
     ) -> None:
         self.form = form
         self.people = people or ("union" if form == "spatial" else "each")
         self.divide_by = divide_by
         self.layer_weights = layer_weights
-        self.network = LPIPSVGG(weights)
+        self.network = LPIPSNetwork(network, weights)
 
     def __call__(self, step: DiffusionStep) -> Tensor:
         """(n,) one value per image, ≥ 0, 0 without people; gradient to `step.pred_images`."""

@@ -68,3 +68,15 @@ def the_error(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
         return line
 
     return read
+
+
+@pytest.fixture
+def weights_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of weights, and a hub folder of nobody's."""
+    import torch
+
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MLDM_WEIGHTS", str(folder))
+    monkeypatch.delenv("MLDM_WEIGHTS_SOURCE", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return folder

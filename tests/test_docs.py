@@ -137,11 +137,12 @@ def a_training_loop(pipeline):
 @pytest.fixture
 def no_downloads(monkeypatch, tmp_path):
     """Random networks where a page asks for pretrained ones, and an empty cache."""
-    lpips_vgg = importlib.import_module("mldm_plugin.perceptual.lpips_vgg")
+    lpips_network = importlib.import_module("mldm_plugin.perceptual.lpips_network")
     face_networks = importlib.import_module("mldm_plugin.perceptual.face_networks")
     masked_lpips = importlib.import_module("mldm_plugin.hooks.masked_lpips")
     face = importlib.import_module("mldm_plugin.hooks.face")
-    monkeypatch.setattr(masked_lpips, "LPIPSVGG", lambda weights: lpips_vgg.LPIPSVGG("random"))
+    trunk = lpips_network.LPIPSNetwork
+    monkeypatch.setattr(masked_lpips, "LPIPSNetwork", lambda name, weights: trunk(name, "random"))
     monkeypatch.setattr(face, "FaceFeatures", lambda name, weights: face_networks.FaceFeatures(name, "random"))
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr(importlib.import_module("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache")

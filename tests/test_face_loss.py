@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from weights_entries import unreachable
 
 from mldm_plugin.engine.step import DiffusionStep, clip_boxes
 from mldm_plugin.errors import DataError, PresetError, WeightsError
@@ -159,12 +160,8 @@ def test_bad_options(options):
 def test_missing_weights_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-    def no_network(request, timeout):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(WeightsError, match=r"resnet50_ft_weight\.pkl.*no network"):
+    unreachable(monkeypatch, "vggface2_resnet50")
+    with pytest.raises(WeightsError, match=r"No such file.*resnet50_ft_weight\.pkl"):
         Face()
 
 

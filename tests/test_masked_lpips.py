@@ -242,25 +242,25 @@ def test_the_network_learns_nothing_and_the_target_has_no_graph(spatial):
 
 
 def test_pretrained_weights_are_torchvisions(tmp_path, monkeypatch):
-    """A file in the layout of vgg16-397923af.pth ends up in the right slices; a wrong one is named."""
+    """torchvision's names end up in the right slices; a missing one is named."""
     import torchvision
 
-    import mldm_plugin.perceptual.lpips_vgg as module
+    import mldm_plugin.perceptual.lpips_network as module
     from mldm_plugin.errors import WeightsError
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         vgg = torchvision.models.vgg16(weights=None).eval()
-    state = vgg.state_dict()
+    state = {f"features.{key}": value for key, value in vgg.features.state_dict().items()}
     monkeypatch.setattr(module, "load_state_dict", lambda name: state)
-    network = module.LPIPSVGG("pretrained")
+    network = module.LPIPSNetwork("vgg", "pretrained")
     images = pictures(n=1)[1]
     scaled = network._features.network[0](images)
     for own, last in zip(network._features.network[1](scaled), (4, 9, 16, 23, 30), strict=True):
         torch.testing.assert_close(own, vgg.features[:last](scaled))
     del state["features.7.weight"]
     with pytest.raises(WeightsError, match=r"slice2.7.weight"):
-        module.LPIPSVGG("pretrained")
+        module.LPIPSNetwork("vgg", "pretrained")
 
 
 def test_random_weights_are_seeded_and_draw_nothing_from_the_host():

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from weights_entries import unreachable
 
 from mldm_plugin.demo.photos import PHOTOS, decoded, load_annotations, photo
 from mldm_plugin.errors import DataError, WeightsError
-from mldm_plugin.perceptual.weights import WEIGHT_FILES, WeightFile
 from mldm_plugin.prepare import faces
 from mldm_plugin.prepare.faces import scrfd
 from mldm_plugin.prepare.faces.annotated import Annotated
@@ -272,17 +272,7 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    file = WeightFile(
-        name="scrfd_10g",
-        file_name="det_10g.onnx",
-        url=(tmp_path / "no.zip").as_uri(),
-        licence="none",
-        member="det_10g.onnx",
-        size=None,
-        also_in=WEIGHT_FILES["scrfd_10g"].also_in,
-        instead=WEIGHT_FILES["scrfd_10g"].instead,
-    )
-    monkeypatch.setitem(WEIGHT_FILES, "scrfd_10g", file)
+    unreachable(monkeypatch, "scrfd_10g")
     scrfd.load_network.cache_clear()
     yield tmp_path
     scrfd.load_network.cache_clear()
@@ -359,7 +349,7 @@ def test_a_network_of_another_kind_is_refused(no_network):
 def test_without_the_network_the_error_names_file_address_and_place(no_network):
     with pytest.raises(WeightsError) as caught:
         Scrfd()(SOURCE, squares((640, 640)), None)
-    for part in ("det_10g.onnx", "no.zip", str(no_network / "cache" / "det_10g.onnx"), "`--faces lbp`"):
+    for part in ("det_10g.onnx", "file:///nowhere/x", str(no_network / "cache"), "`--faces keypoints`"):
         assert part in str(caught.value)
 
 

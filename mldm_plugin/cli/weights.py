@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from mldm_plugin.perceptual.weights import Package, WeightFile
 
 
 @click.group()
@@ -12,23 +18,60 @@ def weights() -> None:
 
 @weights.command("list")
 def list_weights() -> None:
-    """List the weights: size, checksum, licence, and whether they are on this machine."""
-    from mldm_plugin.perceptual.weights import WEIGHT_FILES, locate
+    """List the weights: sources, size, digest, licence, and whether they are on this machine."""
+    from mldm_plugin.perceptual.weights import WEIGHT_FILES
 
-    for name, file in WEIGHT_FILES.items():
-        path = locate(name)
-        click.echo(name)
-        click.echo(f"    file     {file.file_name}, {_size(file.size)}")
-        click.echo(f"    sha256   {file.sha256 or 'not published: the file is checked by its contents alone'}")
-        click.echo(f"    address  {file.page or file.url}")
-        click.echo(click.wrap_text(f"licence  {file.licence}", 100, "    ", " " * 13))
-        click.echo(f"    present  {path or f'no; mldm weights fetch {name}'}")
+    for file in WEIGHT_FILES.values():
+        click.echo(file.name)
+        for word, text in _described(file):
+            click.echo(click.wrap_text(f"{word:<9}{text}", 100, "    ", " " * 13))
+
+
+def _described(file: WeightFile) -> Iterator[tuple[str, str]]:
+    from mldm_plugin.perceptual.weights import Package, locate
+
+    yield "file", f"{file.file_name}, {_size(file.size)}"
+    for source in file.sources:
+        if isinstance(source, Package):
+            yield "package", _package(source)
+            continue
+        for address in source.files:
+            checked = f"sha256 {address.sha256}" if address.sha256 else "no digest published, read as arrays alone"
+            yield "url", f"{address.page or address.url} ({_size(address.size)}, {checked})"
+    yield "digest", file.digest or "of the tensors: nobody could compute it yet"
+    yield "licence", file.licence
+    path = locate(file.name)
+    yield "here", f"{path}{_came_from(file, path.name)}" if path else f"no; mldm weights fetch {file.name}"
+
+
+def _package(source: Package) -> str:
+    members = ", ".join(member.rsplit("/", 1)[-1] for member, _ in source.members)
+    return f"{source}, {members} in {source.archive} ({_size(source.size)}, sha256 {source.sha256})"
+
+
+def _came_from(file: WeightFile, found: str) -> str:
+    from mldm_plugin.perceptual.weights import cache_folder, tensors
+
+    if file.as_it_came or found != file.file_name:
+        return ""
+    source = tensors.metadata(cache_folder() / file.file_name).get("source")
+    return f", from {source}" if source else ""
 
 
 @weights.command()
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "package", "url"]),
+    envvar="MLDM_WEIGHTS_SOURCE",
+    default="auto",
+    show_default=True,
+    show_envvar=True,
+    help="A package, got from where pip gets its own (index, mirror, proxy), or an address; auto takes whichever "
+    "this machine reaches.",
+)
 @click.argument("names", nargs=-1, required=True, metavar="NAME|all...")
-def fetch(names: tuple[str, ...]) -> None:
-    """Fetch and check the weights NAME, or all of them."""
+def fetch(names: tuple[str, ...], source: str) -> None:
+    """Fetch, check and convert the weights NAME, or all of them."""
     from mldm_plugin.errors import WeightsError
     from mldm_plugin.perceptual.weights import WEIGHT_FILES, weight_file
     from mldm_plugin.perceptual.weights import fetch as fetch_file
@@ -39,7 +82,7 @@ def fetch(names: tuple[str, ...]) -> None:
     faults = []
     for name in wanted:
         try:
-            click.echo(f"{name}: {fetch_file(name)}")
+            click.echo(f"{name}: {fetch_file(name, source=source)}")
         except WeightsError as error:
             faults.append(str(error))
     if faults:

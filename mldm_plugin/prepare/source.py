@@ -47,10 +47,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Face:
-    """A face box x0, y0, x1, y1 in pixels of the upright picture; `score` in [0, 1] where the detector has one."""
+    """A face in the upright picture.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels.
+        score: in [0, 1], where the detector has one.
+        points: x, y of the eye at the picture's left and the one at its right, the nose, and the corners of the mouth
+            at the left and at the right, where the detector finds them.
+    """
 
     box: tuple[float, float, float, float]
     score: float | None = None
+    points: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ def tidied(faces: Iterable[Face], size: tuple[int, int]) -> list[Face]:
             round(float(min(max(y1, 0), height)), DECIMALS),
         )
         if box[2] > box[0] and box[3] > box[1]:
-            kept.append(Face(box, None if face.score is None else round(float(face.score), 4)))
+            score = None if face.score is None else round(float(face.score), 4)
+            points = face.points and tuple((round(x, DECIMALS), round(y, DECIMALS)) for x, y in face.points)
+            kept.append(Face(box, score, points))
     return sorted(kept, key=lambda face: (-_area(face), face.box))
 
 

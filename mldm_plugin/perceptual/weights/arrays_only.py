@@ -7,14 +7,18 @@ refuses every other.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from mldm_plugin.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DEEPEST = 8  # dicts in dicts; chosen, flax's have three
+MEMO_SLACK = 1 << 16  # chosen: other picklers may count from anywhere near 0
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -118,17 +122,40 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def load_arrays(stream: IO[bytes]) -> dict[str, Tensor]:
-    """The dict of numpy arrays in a pickle, also of Python 2 (hence latin1), as tensors."""
-    import numpy as np
-    import torch
+    """The numpy arrays in a pickle, also of Python 2 (hence latin1), as tensors.
 
+    Args:
+        stream: a dict of arrays, or of dicts of them and so on: their names are joined by a slash.
+
+    Raises:
+        WeightsError: anything else in it.
+    """
+    _check_memo(stream)
     content = _ArraysOnly(stream, encoding="latin1").load()
     if not isinstance(content, dict):
         raise WeightsError(f"it holds a {type(content).__name__}, expected a dict of arrays.")
-    tensors = {}
+    return dict(_flat(content, "", DEEPEST))
+
+
+def _check_memo(stream: IO[bytes]) -> None:
+    """Refuse a place in the unpickler's memory that no file of so many steps needs: it would be allocated at once."""
+    steps = 0
+    for steps, (operation, argument, _) in enumerate(pickletools.genops(stream), 1):
+        if "PUT" in operation.name and int(argument or 0) > steps + MEMO_SLACK:
+            raise WeightsError(f"it asks for {argument} places in memory after {steps} steps.")
+    stream.seek(0)
+
+
+def _flat(content: dict[Any, Any], prefix: str, deepest: int) -> Iterator[tuple[str, Tensor]]:
+    import numpy as np
+    import torch
+
     for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and deepest:
+            yield from _flat(value, f"{name}/", deepest - 1)
+            continue
         if not isinstance(value, _Array) or value.array is None:
-            raise WeightsError(f"its entry {key!r} is no array of numbers.")
+            raise WeightsError(f"its entry {name!r} is no array of numbers.")
         array = value.array
-        tensors[str(key)] = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-    return tensors
+        yield name, torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))

