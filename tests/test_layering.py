@@ -1,6 +1,7 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → training, attach, prepare, evaluation → panel → stack → proof → gated → decode, preset → schedule, … → step
+cli → people_mini → demo → training, attach, prepare, evaluation → panel → stack → proof → gated → decode,
+preset → schedule, … → step
 hooks → the public names of mldm_plugin, hookspecs, step, errors and perceptual, never another hook
 """
 
@@ -26,6 +27,7 @@ LAYERS = (
     {"planning"},
     {"training", "attach", "prepare", "evaluation", "bench"},
     {"demo"},
+    {"people_mini"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
