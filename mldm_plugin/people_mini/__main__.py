@@ -92,6 +92,29 @@ def train(archives: tuple[Path, ...], out: Path, more: Path | None, lpips_file: 
     click.echo(f"the pipeline is in {written}")
 
 
+@main.command()
+@click.argument("pipeline", type=FOLDER)
+@click.option(
+    "--train", "seen", type=FILE, multiple=True, help="Drawings for a classifier that --out does not hold yet."
+)
+@click.option("--held-out", type=FILE, multiple=True, required=True, help="Drawings that nothing was trained on.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the results.")
+@click.option("--count", default=500, show_default=True, type=click.IntRange(1), help="Of drawings and samples.")
+@click.option("--classifier-steps", default=3000, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of the sampler.")
+@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--batch", default=50, show_default=True, type=click.IntRange(1), help="Samples drawn at once.")
+def measure(
+    pipeline: Path, seen: tuple[Path, ...], held_out: tuple[Path, ...], out: Path, **options: int | float
+) -> None:
+    """Ask a classifier whether samples show what their captions say."""
+    from mldm_plugin.people_mini.measure import measure as measured
+
+    found = measured(pipeline, list(seen), list(held_out), out, **options)  # type: ignore[arg-type]
+    for name in ("drawings", "samples", "drawings through the autoencoder"):
+        click.echo(f"{name}: " + ", ".join(f"{q} {share:.1%}" for q, share in found[name].items()))
+
+
 if __name__ == "__main__":
     try:
         main()
