@@ -106,9 +106,7 @@ class Training:
         self.plan, self.objective, self.accelerator, self.on_sheet = plan, objective, accelerator, on_sheet
         self.state_file = folder / f"{plan.name}.state.pt"
         fused = accelerator.device.type == "cuda"
-        module.to(accelerator.device)
-        if fused:
-            module.to(memory_format=torch.channels_last)
+        module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(module).requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(module.parameters(), plan.rate, (0.9, 0.99), weight_decay=0.01, fused=fused)
         self.module, self.optimizer = accelerator.prepare(module.train(), optimizer)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mldm_plugin.demo.folders import replaced_folder
@@ -57,9 +58,11 @@ def write_pipeline(folder: Path, networks: dict[str, Any]) -> Path:
     """Save the pipeline in half precision; `folder` is never seen half-written."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
+    for network in networks.values():  # safetensors takes no other memory format
+        network.cpu().half().to(memory_format=torch.contiguous_format).eval()
     with replaced_folder(folder, "model_index.json") as made:
         pipeline = StableDiffusionPipeline(
-            **{name: network.cpu().half().eval() for name, network in networks.items()},
+            **networks,
             tokenizer=read_tokenizer(made / "tokenizer"),
             scheduler=PNDMScheduler(**SCHEDULER),
             safety_checker=None,

@@ -76,6 +76,7 @@ class Run:
         handlers = [AutocastKwargs(cache_enabled=False)]
         self.accelerator = Accelerator(mixed_precision="bf16" if gpu else "no", kwargs_handlers=handlers)
         torch.backends.cudnn.benchmark = gpu
+        torch.backends.cudnn.benchmark_limit = 4  # chosen: a search that is paid back within two minutes
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.device = self.accelerator.device
         self.networks = build_networks(SIZES[settings.size], settings.seed)
