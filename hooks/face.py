@@ -109,7 +109,7 @@ class Face:
         """(n,) values for the images of `step`, with gradient to `pred_images`."""
         pred, target, boxes = step.pred_images, step.target_images, step.face_boxes
         if pred is None or target is None or boxes is None:
-            raise DataError("The face loss needs pred_images, target_images and face_boxes: LossStack fills them in.")
+            raise DataError("the face loss needs pred_images, target_images and face_boxes: LossStack fills them in.")
         boxes = [largest(b, self.max_faces) for b in boxes]
         counts = [len(b) for b in boxes]
         leaf = pred.detach().requires_grad_(torch.is_grad_enabled() and pred.requires_grad)

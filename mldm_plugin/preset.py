@@ -67,9 +67,6 @@ class Preset(BaseModel):
         description="what decodes: the model's own VAE, `taesd` (the tiny autoencoder of the model's family), or the "
         "folder or Hub name of an AutoencoderTiny",
     )
-    decode: Literal["full", "region"] = Field(
-        default="full", description="whole pictures, or only the windows that the losses look at"
-    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of decoder and feature networks; auto is bfloat16 where the trainer's is a half"
     )
@@ -181,10 +178,6 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
     except ValidationError as error:
         faults += describe_faults(error, _known_keys)
     faults += _check_room(contents if preset is None else preset.model_dump())
-    if contents.get("decode") == "region" and contents.get("vae", "model") != "model":
-        faults.append("decode: region is for the model's own VAE; a tiny autoencoder is cheap as it is: decode: full")
-    if contents.get("decode") == "region" and contents.get("decode_checkpointing"):
-        faults.append("decode: region keeps little as it is: leave decode_checkpointing out")
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
     if faults or preset is None:

@@ -37,7 +37,7 @@ class Difference:
 
 def exact(preset: Preset) -> bool:
     """Whether the plugin computes what the plain ways do, rather than a cheaper stand-in for it."""
-    return preset.decode == "full" and preset.vae == "model" and preset.precision != "bfloat16"
+    return preset.vae == "model" and preset.precision != "bfloat16"
 
 
 def compare_ways(host: Host, preset: Preset, plugins: Plugins, resolution: int) -> list[Difference]:

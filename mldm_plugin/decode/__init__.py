@@ -3,6 +3,5 @@
 decoder.py          what the engine asks of a decoder
 latent_decoder.py   the VAE itself, in the trainer's scale and shift
 tiny.py             TAESD in its place
-region/             only windows of a picture
 checkpointed.py     activations computed again instead of kept
 """

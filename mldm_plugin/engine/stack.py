@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mldm_plugin.announce import announce
 from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.decode.region import RegionDecoder
 from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
 from mldm_plugin.engine.early_backward import evaluate
 from mldm_plugin.engine.gates import find_gates
@@ -250,8 +249,6 @@ def _build_decoder(
     exact = LatentDecoder(vae, scaling_factor, latents_mean, latents_std, checkpointing=preset.decode_checkpointing)
     if preset.vae != "model":
         return TinyDecoder(exact, load_tiny(preset.vae, vae.config))
-    if preset.decode == "region":
-        return RegionDecoder(exact, {t.name: t.needs for t in terms if "pred_images" in t.needs})
     return exact
 
 

@@ -21,15 +21,13 @@ CONTEXT_GB, FRAGMENTS = 1.0, 0.05
 STATES, STATES_8BIT = 8, 2
 BATCHES = (1, 2, 4, 8, 16)
 TOGETHER = 512**2  # pixels that are decoded together where the preset leaves decode_batch open
-ONE, CHECKPOINTED, REGION = "decode_batch=1", "decode_checkpointing=true", "decode=region"
-# Ways to decode and what to write for them, those first that cost least time; windows are last, for they are not quite
-# what the whole decoder gives.
+ONE, CHECKPOINTED = "decode_batch=1", "decode_checkpointing=true"
+# Ways to decode and what to write for them, those first that cost least time.
 DECODES: dict[str, tuple[str, ...]] = {
     "whole": (),
     "whole, one at a time": (ONE,),
     "checkpointed": (CHECKPOINTED,),
     "checkpointed, one at a time": (CHECKPOINTED, ONE),
-    "region": (REGION,),
 }
 
 
@@ -96,11 +94,11 @@ class Footprint:
 
         The decoder runs only for gated images, the network for all: its checkpointing costs more.
         """
-        exact = [(decode, checkpointing) for checkpointing in (False, True) for decode in self.pictures]
         for batch in sorted(batches, reverse=True):
-            for decode, checkpointing in sorted(exact, key=lambda way: way[0] == "region"):
-                for cached in (True, False) if can_cache else (False,):
-                    yield Setting(batch, checkpointing, cached, decode)
+            for checkpointing in (False, True):
+                for decode in self.pictures:
+                    for cached in (True, False) if can_cache else (False,):
+                        yield Setting(batch, checkpointing, cached, decode)
 
 
 def measure(

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
-from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.frozen import computing_in
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
@@ -45,14 +44,12 @@ class PictureMemory:
         self.weights = networks + dtype.itemsize * sum(p.numel() for p in decoder.parameters())
 
     def peaks(self) -> dict[str, int]:
-        """The most that one picture with a face takes on top, if it is decoded whole, checkpointed, or in a window."""
-        whole, checkpointed, region = self._decoder(), self._decoder(), RegionDecode(self._decoder())
+        """The most that one picture with a face takes on top, if it is decoded whole or checkpointed."""
+        whole, checkpointed = self._decoder(), self._decoder()
         checkpoint_blocks(checkpointed)
-        middle = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * self._resolution  # a window of half the side, chosen
         return {
             "whole": self._peak(lambda z: whole.decode(z, return_dict=False)[0]),
             "checkpointed": self._peak(lambda z: checkpointed.decode(z, return_dict=False)[0]),
-            "region": self._peak(lambda z: region(z, [middle], *region.statistics(z))),
         }
 
     def _decoder(self) -> Any:
