@@ -19,8 +19,8 @@ from mldm_plugin.cli.new_loss import render
 from mldm_plugin.cli.presets import summary
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
-from mldm_plugin.training.arguments import TABLES
-from mldm_plugin.training.flags import Flag
+from mldm_plugin.training.command_line import TRAINERS
+from mldm_plugin.training.flags import TrainerFlags
 
 ROOT = Path(__file__).parent.parent
 PART = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -103,21 +103,22 @@ def written_loss(name: str) -> str:
 
 def flags_table() -> str:
     """The flags of all trainers, with the default of each; ours first."""
-    heads = [f"`{table.script}`" for table in TABLES]
-    rows = ["| flag | " + " | ".join(heads) + " | meaning |", "|---|" + "---|" * len(TABLES) + "---|"]
-    flags = {flag.name: flag for pick in ("ours", "theirs") for table in TABLES for flag in getattr(table, pick)}
-    for name, flag in flags.items():
-        defaults = [_default({f.name: f for f in table}.get(name)) for table in TABLES]
-        rows.append("| " + " | ".join((f"`--{name}`", *defaults, flag.help.replace("|", "\\|"))) + " |")
+    heads = [f"`{kind.script}`" for kind in TRAINERS]
+    rows = ["| flag | " + " | ".join(heads) + " | meaning |", "|---|" + "---|" * len(TRAINERS) + "---|"]
+    flags = {name: kind for kind in TRAINERS for name in kind.ours()}
+    for name, kind in {**flags, **{n: k for k in TRAINERS for n in k.theirs() if n not in flags}}.items():
+        meaning = kind.meaning(name).replace("|", "\\|")
+        rows.append("| " + " | ".join((f"`--{name}`", *(_default(kind, name) for kind in TRAINERS), meaning)) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _default(flag: Flag | None) -> str:
-    if flag is None:
+def _default(kind: type[TrainerFlags], name: str) -> str:
+    if name not in kind.model_fields:
         return "–"
-    if flag.kind is bool:
+    field = kind.model_fields[name]
+    if field.annotation is bool:
         return "off"
-    return "unset" if flag.default is None else f"`{flag.default}`"
+    return "unset" if field.is_required() or field.default is None else f"`{field.default}`"
 
 
 def attach_flags() -> str:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attached_scripts import attach_ground, run_attached  # noqa: F401
 from PIL import Image
+from run_trainer import command, run_here
 
-# Processes of their own, to be killed or to train in pairs, without the seconds that the imports take.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mldm_plugin.training.controlnet", "mldm_plugin.training.text_to_image_lora"])
 SIZES = [(80, 96), (70, 64), (64, 64), (100, 75), (128, 90)]
 
 
@@ -94,68 +90,36 @@ def random_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def train(in_this_process: Any) -> Any:
-    """`train(output, "--flag", value, …)` runs the ControlNet trainer and returns its exit status."""
-    from mldm_plugin.training.controlnet import main
-
-    return partial(in_this_process, main)
-
-
-@pytest.fixture
-def train_lora(in_this_process: Any) -> Any:
-    """`train_lora(output, "--flag", value, …)` runs the LoRA trainer and returns its exit status."""
-    from mldm_plugin.training.text_to_image_lora import main
-
-    return partial(in_this_process, main)
-
-
-@pytest.fixture
-def in_this_process(tiny_pipeline: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`in_this_process(main, output, "--flag", value, …)`: a trainer's exit status.
+@pytest.fixture(scope="session")
+def train(tiny_pipeline: Path, tiny_data: Path) -> Callable[..., int]:
+    """`train(output, "--flag", value, …)` runs the ControlNet trainer in this process and returns its exit status.
 
     The tiny pipeline and data set, resolution 64, seed 3 and no tracker are given unless the flags say otherwise.
     """
-    import torch
+    from mldm_plugin.training.controlnet import main
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def run(main: Callable[[list[str]], int], output: Path, *flags: Any) -> int:
-        _forget_accelerate()
-        return main(command(output, tiny_pipeline, tiny_data, *flags))
-
-    yield run
-    torch.set_num_threads(threads)
-    _forget_accelerate()
+    return lambda output, *flags: run_here(main, command(output, tiny_pipeline, tiny_data, *flags))
 
 
-def command(output: Path, pipeline: Path, data: Path, *flags: Any) -> list[str]:
-    """A command line of the trainer, with what the tests have in common unless `flags` say otherwise."""
-    given = [str(f) for f in flags]
-    common = {
-        "--pretrained_model_name_or_path": pipeline,
-        "--train_data_dir": data,
-        "--output_dir": output,
-        "--resolution": 64,
-        "--seed": 3,
-        "--report_to": "none",
-        "--train_batch_size": 2,
-        "--max_train_steps": 2,
-    }
-    return [str(x) for flag, value in common.items() if flag not in given for x in (flag, value)] + given
+@pytest.fixture(scope="session")
+def train_lora(tiny_pipeline: Path, tiny_data: Path) -> Callable[..., int]:
+    """The same for the LoRA trainer."""
+    from mldm_plugin.training.text_to_image_lora import main
+
+    return lambda output, *flags: run_here(main, command(output, tiny_pipeline, tiny_data, *flags))
 
 
-def _forget_accelerate() -> None:
-    """accelerate keeps its state in singletons, and logging its handlers; each run of the trainer starts anew."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+@pytest.fixture
+def the_error(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """`the_error()` is the one line that the user was shown since the last call."""
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-    logging.getLogger().setLevel(logging.WARNING)
+    def read() -> str:
+        err = capfd.readouterr().err
+        assert "Traceback" not in err
+        (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
+        return line
+
+    return read
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import re
 
 import pytest
 import torch
+from attached_scripts import PRESET, RECORDER, ZERO, check_annotation, iou
 from diffusers_more import MORE, REFUSED
 from diffusers_scripts import SCRIPTS, masks_folder, needs_examples, run
 from safetensors.torch import load_file
-from test_attach_scripts import PRESET, RECORDER, ZERO, check_annotation, iou
 from tiny_people import person_pixels
 
 pytestmark = [needs_examples, pytest.mark.timeout(900)]

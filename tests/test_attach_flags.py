@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from mldm_plugin.attach.flags import PANEL_STEPS, take
 from mldm_plugin.attach.launcher import main
+from mldm_plugin.attach.ranks import refuse_unshown
 from mldm_plugin.cli import main as cli
 from mldm_plugin.errors import MldmError, PresetError
 
@@ -71,3 +72,22 @@ def test_the_launcher_without_arguments_or_script(capsys, tmp_path):
     assert "--mldm-mask-dir" in capsys.readouterr().out
     assert main([str(tmp_path / "none.py"), "--loss-plugin", "mldm"]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [
+        ({}, None),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, None),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1"),
+        ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}, None),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed ZeRO 2"),
+    ],
+)
+def test_ways_to_shard_that_were_not_shown_to_work_are_refused(environment, refused):
+    if refused is None:
+        refuse_unshown(environment)
+        return
+    with pytest.raises(MldmError, match=f"accelerate is set to {refused}, .*use FSDP2"):
+        refuse_unshown(environment)

@@ -37,7 +37,7 @@ def _followed():
             del transform.forward
         else:
             transform.forward = forward
-    ledger._installed = False
+    ledger.installed = False
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+from attached_scripts import DREAMBOOTH
+from attached_steps import assert_same, edm_step, read_back, variables_of
 from diffusers import AutoencoderDC
 from make_step import ddpm, flow, make_step
-from test_attach_scope import assert_same, edm_step, read_back, variables_of
-from test_attach_scripts import DREAMBOOTH, ground, run  # noqa: F401
 
 from mldm_plugin.attach import by_frame
 from mldm_plugin.attach.annotation import Collate
@@ -49,8 +49,8 @@ def test_latents_kept_as_tensors_stay_as_they_are():
     assert Attachment(Settings(("mldm",), "mldm")).cache(latents, {}) is latents
 
 
-def test_cached_latents_that_cannot_be_followed_are_refused(run):  # noqa: F811
-    done, weights, steps = run(DREAMBOOTH, "--cache_latents", "--mldm-by-frame")
+def test_cached_latents_that_cannot_be_followed_are_refused(run_attached):
+    done, weights, steps = run_attached(DREAMBOOTH, "--cache_latents", "--mldm-by-frame")
     assert done.returncode == 1
     assert not weights
     assert not steps
@@ -81,6 +81,6 @@ def test_the_autoencoder_of_sana():
         latents = vae.encode(pictures).latent
         decoded = vae.decode(latents).sample
     decoder = LatentDecoder(vae)
-    assert torch.allclose(decoder.encode(pictures), latents * 0.5, atol=1e-6)
+    assert torch.allclose(decoder.encode(pictures)[0], latents * 0.5, atol=1e-6)
     assert torch.allclose(decoder(latents * 0.5), decoded, atol=1e-5)
     assert decoder.image_size(latents) == (16, 16)

@@ -6,55 +6,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, FluxPipeline
+from attached_steps import FLUX, SD, SDXL, annotation_of, assert_same, edm_step, read_back, variables_of
+from diffusers import FluxPipeline
 from make_step import ddpm, flow, make_step
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault
+from mldm_plugin.attach.annotation import KEY, Fault
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,
     is_turned,
     pictures_of,
     prediction_type_of,
-    read,
     turned,
     unpack,
 )
-from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import CheckError, DataError
-
-SD = {"latents": "latents", "noise": "noise", "noisy_latents": "noisy_latents", "model_pred": "model_pred"}
-SDXL = {"latents": "model_input", "noise": "noise", "noisy_latents": "noisy_model_input", "model_pred": "model_pred"}
-FLUX = {"latents": "pixel_latents", "noise": "noise", "noisy_latents": "noisy_model_input", "model_pred": "noise_pred"}
-
-
-def annotation_of(step):
-    n = len(step)
-    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), (True,) * n)
-
-
-def variables_of(step, names=SD, **more):
-    """The locals of a loop that has computed `step`."""
-    own = {name: getattr(step, field) for field, name in names.items()}
-    return {**own, "timesteps": step.timesteps, "target": step.target, "args": SimpleNamespace(), **more}
-
-
-def read_back(step, variables, scheduler, pictures="own", annotation="own", loss=None):
-    schedule = NoiseSchedule.from_scheduler(scheduler)
-    pictures = step.pixel_values if pictures == "own" else pictures
-    annotation = annotation_of(step) if annotation == "own" else annotation
-    given = step.model_pred.mean() if loss is None else loss
-    step, parts = read(given, Scope(variables), annotation, pictures, schedule, apart=loss is not None)
-    if parts is not None:
-        parts.check()
-    return step
-
-
-def assert_same(one, other, fields=("latents", "noise", "noisy_latents", "model_pred", "target", "timesteps")):
-    for field in fields:
-        assert torch.equal(getattr(one, field), getattr(other, field)), field
 
 
 @pytest.mark.parametrize("names", [SD, SDXL])
@@ -197,17 +165,6 @@ def test_the_noise_that_was_added_is_read_where_the_script_perturbs_it():
     variables = variables_of(step)
     variables |= {"noise": step.noise + 1, "args": SimpleNamespace(dream_training=True)}
     assert torch.equal(read_back(step, variables, ddpm()).noise, step.target)
-
-
-def edm_step():
-    scheduler = EDMEulerScheduler()
-    base = make_step((0, 0))
-    timesteps = scheduler.timesteps[[100, 800]]
-    sigmas = scheduler.sigmas[[100, 800]]
-    noisy = scheduler.add_noise(base.latents, base.noise, timesteps)
-    return scheduler, replace(
-        base, timesteps=timesteps, sigmas=sigmas, noisy_latents=noisy, target=base.latents, base_loss=None
-    )
 
 
 def test_a_preconditioned_output_is_recognised_by_its_target():

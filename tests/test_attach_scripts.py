@@ -4,98 +4,17 @@ The scripts are in tests/scripts/. Each runs in a process of its own, as it woul
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from make_step import tiny_vae
+from attached_scripts import COLUMNS, DREAMBOOTH, IMPORTED, ZERO, check_annotation
 from safetensors.torch import load_file
 from tiny_people import (
-    face_pixels,
-    person_pixels,
-    second_person_pixels,
-    write_class_pictures,
-    write_dreambooth,
     write_imagefolder,
 )
-
-SCRIPTS = Path(__file__).parent / "scripts"
-RECORDER = SCRIPTS / "recorder.py"
-COLUMNS, DREAMBOOTH, IMPORTED = (SCRIPTS / name for name in ("columns.py", "dreambooth.py", "imported.py"))
-PRESET = """
-combine: convex
-checks: {picture: warn}
-losses:
-  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: vgg, weights: random}
-  face: {weight: 0.3, max_timestep: 999, form: spatial, network: vggface2_resnet50, weights: random}
-"""
-ZERO = ["--set", "losses.masked_lpips.weight=0", "--set", "losses.face.weight=0"]
-
-
-@pytest.fixture(scope="session")
-def ground(tmp_path_factory):
-    """Data, VAE and preset, made once."""
-    folder = tmp_path_factory.mktemp("ground")
-    write_imagefolder(folder / "people")
-    write_dreambooth(folder / "pictures", folder / "masks")
-    write_class_pictures(folder / "class")
-    tiny_vae(downscale=4).save_pretrained(folder / "vae")
-    (folder / "preset.yaml").write_text(PRESET, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def run(ground, tmp_path):
-    """Run a script, through the launcher unless `plain`; returns the process, its weights and the steps it recorded."""
-
-    def run(script, *flags, plain=False, plugin=True, launcher=("-m", "mldm_plugin"), name="out"):
-        out, steps = tmp_path / name, tmp_path / f"{name}-steps"
-        data = ["--instance_data_dir", ground / "pictures"] if script == DREAMBOOTH else []
-        data = data or ["--train_data_dir", ground / "people"]
-        command = [sys.executable, *([] if plain else launcher), script, *data, "--vae", ground / "vae"]
-        command += ["--output_dir", out, *flags]
-        if plugin and not plain:
-            command += ["--loss-plugin", "mldm", "--loss-plugin", RECORDER, "--preset", ground / "preset.yaml"]
-            command += ["--mldm-mask-dir", ground / "masks"] if script == DREAMBOOTH else []
-        done = subprocess.run(
-            [str(c) for c in command],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            env={**os.environ, "STEP_FOLDER": str(steps), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )
-        weights = load_file(out / "weights.safetensors") if (out / "weights.safetensors").exists() else {}
-        return done, weights, [load_file(f) for f in sorted(steps.glob("*"))]
-
-    return run
-
-
-def iou(one, other):
-    """Intersection over union; 1 where there is nobody."""
-    union = (one | other).sum()
-    return ((one & other).sum() / union).item() if union else 1.0
-
-
-def check_annotation(step):
-    """Masks, labels and boxes of a recorded step lie where the pixels say."""
-    pixels, mask = step["pixel_values"], step["person_mask"]
-    assert iou(mask > 0, person_pixels(pixels)) > 0.95
-    second = second_person_pixels(pixels)
-    if second.sum() > 50:
-        assert iou(mask == 2, second) > 0.95
-    faces = face_pixels(pixels)
-    for row in range(len(pixels)):
-        drawn = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
-        for x0, y0, x1, y1 in step[f"face_boxes.{row}"].round().int().tolist():
-            drawn[y0:y1, x0:x1] = True
-        if drawn.any():  # a face that is half cut off has lost its box
-            assert iou(drawn & faces[row, 0], drawn) > 0.8
-
 
 COLUMN_VARIANTS = {
     "plain": ["--center_crop"],
@@ -113,9 +32,9 @@ ALL += [(DREAMBOOTH, flags) for flags in DREAMBOOTH_VARIANTS.values()]
 
 
 @pytest.mark.parametrize(("script", "flags"), ALL, ids=[*COLUMN_VARIANTS, *DREAMBOOTH_VARIANTS])
-def test_trains_with_masks_in_place(run, ground, tmp_path, script, flags):
-    flags = [str(ground / "class") if f == "CLASS" else f for f in flags]
-    done, _, steps = run(script, *flags)
+def test_trains_with_masks_in_place(run_attached, attach_ground, tmp_path, script, flags):
+    flags = [str(attach_ground / "class") if f == "CLASS" else f for f in flags]
+    done, _, steps = run_attached(script, *flags)
     assert done.returncode == 0, done.stderr
     assert all("reaches the network" in line for line in re.findall(r"^  (?:masked_lpips|face) .*", done.stderr, re.M))
     assert len(steps) == 2
@@ -133,11 +52,11 @@ def test_trains_with_masks_in_place(run, ground, tmp_path, script, flags):
     [(COLUMNS, COLUMN_VARIANTS["crop_and_flip"]), (DREAMBOOTH, DREAMBOOTH_VARIANTS["cached_prior"])],
     ids=["crop_and_flip", "cached_prior"],
 )
-def test_weights_of_zero_leave_the_run_as_it_was(run, ground, script, flags):
-    flags = [str(ground / "class") if f == "CLASS" else f for f in flags]
-    _, plain, _ = run(script, *flags, plain=True, name="plain")
-    _, zero, _ = run(script, *flags, *ZERO, name="zero")
-    _, on, _ = run(script, *flags, name="on")
+def test_weights_of_zero_leave_the_run_as_it_was(run_attached, attach_ground, script, flags):
+    flags = [str(attach_ground / "class") if f == "CLASS" else f for f in flags]
+    _, plain, _ = run_attached(script, *flags, plain=True, name="plain")
+    _, zero, _ = run_attached(script, *flags, *ZERO, name="zero")
+    _, on, _ = run_attached(script, *flags, name="on")
     assert plain
     assert plain.keys() == zero.keys() == on.keys()
     generators = {"torch", "python"}  # their state at the end
@@ -146,9 +65,9 @@ def test_weights_of_zero_leave_the_run_as_it_was(run, ground, script, flags):
     assert all(not torch.equal(plain[k], on[k]) for k in plain.keys() - generators)
 
 
-def test_by_accelerate_launch_with_accumulation(run, tmp_path):
+def test_by_accelerate_launch_with_accumulation(run_attached, tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "mldm_plugin")
-    done, _, steps = run(COLUMNS, "--center_crop", "--gradient_accumulation_steps", "2", launcher=launcher)
+    done, _, steps = run_attached(COLUMNS, "--center_crop", "--gradient_accumulation_steps", "2", launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert len(steps) == 4
     records = [json.loads(line) for line in (tmp_path / "out" / "mldm" / "metrics.jsonl").read_text().splitlines()]
@@ -157,11 +76,11 @@ def test_by_accelerate_launch_with_accumulation(run, tmp_path):
     assert [r["loss"] for r in records] == pytest.approx(means, rel=1e-5)
 
 
-def test_two_processes_agree_although_their_gates_differ(run, tmp_path):
+def test_two_processes_agree_although_their_gates_differ(run_attached, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d")
     launcher += ("--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin")
     gates = ["--set", "losses.masked_lpips.max_timestep=500", "--set", "losses.face.max_timestep=500"]
-    done, _, _ = run(COLUMNS, "--center_crop", "--max_train_steps", "4", *gates, launcher=launcher)
+    done, _, _ = run_attached(COLUMNS, "--center_crop", "--max_train_steps", "4", *gates, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Start-up proof") == 1
     one, other = (load_file(tmp_path / "out" / f"weights-{rank}.safetensors") for rank in (0, 1))
@@ -171,27 +90,27 @@ def test_two_processes_agree_although_their_gates_differ(run, tmp_path):
     assert sorted({r["masked_lpips/gated"] for r in records}) != [4]  # of two images in each process
 
 
-def test_the_patched_copy_runs_by_itself(run, ground, tmp_path):
+def test_the_patched_copy_runs_by_itself(run_attached, attach_ground, tmp_path):
     copy = tmp_path / "columns.py"
     copy.write_text(COLUMNS.read_text(encoding="utf-8"), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "mldm_plugin.cli", "patch", copy, "--write"], check=True, capture_output=True)
-    own, weights, _ = run(tmp_path / "columns_mldm.py", "--center_crop", launcher=(), name="own")
+    own, weights, _ = run_attached(tmp_path / "columns_mldm.py", "--center_crop", launcher=(), name="own")
     assert own.returncode == 0, own.stderr
     assert "Start-up proof" in own.stderr
-    _, launched, _ = run(COLUMNS, "--center_crop", name="launched")
+    _, launched, _ = run_attached(COLUMNS, "--center_crop", name="launched")
     assert all(torch.equal(weights[k], launched[k]) for k in weights)
 
 
-def test_a_loop_in_an_imported_module_is_found_by_its_frame(run):
-    refused, _, _ = run(IMPORTED, "--center_crop", name="refused")
+def test_a_loop_in_an_imported_module_is_found_by_its_frame(run_attached):
+    refused, _, _ = run_attached(IMPORTED, "--center_crop", name="refused")
     assert refused.returncode == 1
     assert "there is none" in refused.stderr
     assert "--mldm-by-frame" in refused.stderr
-    done, weights, steps = run(IMPORTED, "--center_crop", "--mldm-by-frame", name="by_frame")
+    done, weights, steps = run_attached(IMPORTED, "--center_crop", "--mldm-by-frame", name="by_frame")
     assert done.returncode == 0, done.stderr
     for step in steps:
         check_annotation(step)
-    _, spliced, _ = run(COLUMNS, "--center_crop", name="spliced")
+    _, spliced, _ = run_attached(COLUMNS, "--center_crop", name="spliced")
     assert all(torch.equal(weights[k], spliced[k]) for k in spliced)
 
 
@@ -204,17 +123,17 @@ def test_a_script_without_a_step_ends_with_an_error(tmp_path):
     assert "not one training step came by" in done.stderr
 
 
-def test_a_script_that_fails_shows_its_own_traceback(run):
-    done, _, _ = run(COLUMNS, "--fail_in_step")
-    plain, _, _ = run(COLUMNS, "--fail_in_step", plain=True)
+def test_a_script_that_fails_shows_its_own_traceback(run_attached):
+    done, _, _ = run_attached(COLUMNS, "--fail_in_step")
+    plain, _, _ = run_attached(COLUMNS, "--fail_in_step", plain=True)
     assert done.returncode == 1
     trace = plain.stderr[plain.stderr.index("Traceback") :]
     assert trace in done.stderr
     assert "mldm_plugin" not in trace
 
 
-def test_cropping_tensors_is_refused(run):
-    done, weights, _ = run(COLUMNS, "--tensor_crop", "--dataloader_num_workers", "2")
+def test_cropping_tensors_is_refused(run_attached):
+    done, weights, _ = run_attached(COLUMNS, "--tensor_crop", "--dataloader_num_workers", "2")
     assert done.returncode == 1
     assert not weights
     assert "error: " in done.stderr.splitlines()[-1]
@@ -222,8 +141,8 @@ def test_cropping_tensors_is_refused(run):
     assert "Traceback" not in done.stderr
 
 
-def edit_people(ground, tmp_path, change):
-    """The data set of `ground` with its rows changed; returns the flags that name it."""
+def edit_people(attach_ground, tmp_path, change):
+    """The data set of `attach_ground` with its rows changed; returns the flags that name it."""
     people = tmp_path / "people"
     write_imagefolder(people)
     rows = [json.loads(line) for line in (people / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -232,16 +151,16 @@ def edit_people(ground, tmp_path, change):
     return ["--train_data_dir", people]
 
 
-def test_a_mask_of_the_wrong_size_is_named(run, ground, tmp_path):
-    flags = edit_people(ground, tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
-    done, _, _ = run(COLUMNS, *flags)
+def test_a_mask_of_the_wrong_size_is_named(run_attached, attach_ground, tmp_path):
+    flags = edit_people(attach_ground, tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
+    done, _, _ = run_attached(COLUMNS, *flags)
     assert done.returncode == 1
     assert re.search(r"error: mask .* is 112x88, its picture .*\.png is \d+x\d+", done.stderr)
 
 
-def test_pictures_without_a_mask_are_counted_and_named(run, ground, tmp_path):
-    flags = edit_people(ground, tmp_path, lambda i, row: {**row, "mask_file_name": None} if i in (0, 5) else row)
-    done, _, _ = run(COLUMNS, *flags, "--max_train_steps", "5")
+def test_pictures_without_a_mask_are_counted_and_named(run_attached, attach_ground, tmp_path):
+    flags = edit_people(attach_ground, tmp_path, lambda i, row: {**row, "mask_file_name": None} if i in (0, 5) else row)
+    done, _, _ = run_attached(COLUMNS, *flags, "--max_train_steps", "5")
     assert done.returncode == 0, done.stderr
     (line,) = re.findall(r"warning: (\d of \d pictures have no mask.*)", done.stderr)
     assert line.startswith("2 of 8")
@@ -249,36 +168,36 @@ def test_pictures_without_a_mask_are_counted_and_named(run, ground, tmp_path):
     assert "hugo.png" in line
 
 
-def test_no_mask_at_all_stops_the_run(run, ground, tmp_path):
-    flags = edit_people(ground, tmp_path, lambda i, row: {**row, "mask_file_name": None})
-    done, weights, _ = run(COLUMNS, *flags, "--max_train_steps", "70")
+def test_no_mask_at_all_stops_the_run(run_attached, attach_ground, tmp_path):
+    flags = edit_people(attach_ground, tmp_path, lambda i, row: {**row, "mask_file_name": None})
+    done, weights, _ = run_attached(COLUMNS, *flags, "--max_train_steps", "70")
     assert done.returncode == 1
     assert not weights
     assert "none of the 8 pictures that came by has a mask" in done.stderr
 
 
-def test_a_data_set_without_the_columns_stops_in_the_first_step(run, ground, tmp_path):
+def test_a_data_set_without_the_columns_stops_in_the_first_step(run_attached, attach_ground, tmp_path):
     def bare(i, row):
         return {"file_name": row["file_name"]}
 
-    done, weights, _ = run(COLUMNS, *edit_people(ground, tmp_path, bare))
+    done, weights, _ = run_attached(COLUMNS, *edit_people(attach_ground, tmp_path, bare))
     assert done.returncode == 1
     assert not weights
     assert "needs person_mask" in done.stderr
     assert "--mldm-mask-dir" in done.stderr
 
 
-def test_a_side_folder_without_masks_stops_before_the_script_runs(run, tmp_path):
+def test_a_side_folder_without_masks_stops_before_the_script_runs(run_attached, tmp_path):
     (tmp_path / "empty").mkdir()
-    done, _, _ = run(DREAMBOOTH, "--mldm-mask-dir", tmp_path / "empty")
+    done, _, _ = run_attached(DREAMBOOTH, "--mldm-mask-dir", tmp_path / "empty")
     assert done.returncode == 0  # the later flag wins: that of the fixture
-    done, _, _ = run(DREAMBOOTH, plugin=False, name="again")
+    done, _, _ = run_attached(DREAMBOOTH, plugin=False, name="again")
     assert done.returncode == 1
     assert "give --loss-plugin mldm" in done.stderr
 
 
-def test_no_panels_where_they_would_be_published(run, tmp_path):
-    done, _, _ = run(COLUMNS, "--push_to_hub")
+def test_no_panels_where_they_would_be_published(run_attached, tmp_path):
+    done, _, _ = run_attached(COLUMNS, "--push_to_hub")
     assert done.returncode == 0, done.stderr
     assert "no panels are drawn" in done.stderr
     assert not (tmp_path / "out" / "mldm" / "panels").exists()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,41 +12,21 @@ from bench_sizes import SMALL
 from click.testing import CliRunner
 from PIL import Image
 
-from mldm_plugin.bench import candidates, sizes, workload
 from mldm_plugin.bench import run as bench_run
-from mldm_plugin.bench.count import Counts
-from mldm_plugin.bench.strategies import WithPlugin
+from mldm_plugin.bench import sizes
+from mldm_plugin.bench.count import count
+from mldm_plugin.bench.goals import GOALS
+from mldm_plugin.bench.host import random_preset
 from mldm_plugin.cli.bench import bench
-from mldm_plugin.errors import CheckError, PresetError
+from mldm_plugin.errors import PresetError
+from mldm_plugin.plugins import load_plugins
 
-RUN = ("--subject", "step", "--batch", 1, "--rounds", 1)
-
-
-class Named:
-    """Names without networks: nothing is run."""
-
-    def __init__(self, plugins, face_crop):
-        pass
-
-    def on(self, people):
-        names = ("SPATIAL", "PACKAGE", "FEATURES", "LITERAL", "DISTANCE", "LITERAL_DISTANCE", "FACE")
-        return {getattr(candidates, name): (None, []) for name in names}
+PERFORMANCE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "tiny", SMALL)
-
-
-@pytest.fixture
-def quick(small, monkeypatch):
-    """Without what comes before the first candidate runs: counting, start-up, comparing."""
-    counts = Counts(1.0, 2.0, 5.0, {"masked_lpips": 0.5, "face": 0.0})
-    monkeypatch.setattr(bench_run, "count", lambda *_: counts)
-    monkeypatch.setattr(bench_run, "start_up", lambda *_: None)
-    monkeypatch.setattr(candidates, "LossesAlone", Named)
-    monkeypatch.setattr(bench_run.agreement, "compare_strategies", lambda *_: [])
-    monkeypatch.setattr(bench_run.agreement, "compare_losses", lambda *_: [])
 
 
 def invoke(*arguments):
@@ -59,8 +40,8 @@ def finished(tmp_path_factory):
     state = torch.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sizes.SIZES, "tiny", SMALL)
-        patch.setattr(workload, "CHECKED_STEPS", 1)
-        result = invoke(*RUN, "--json", folder / "run.json", "--plot", folder / "run.png")
+        files = ["--json", folder / "run.json", "--plot", folder / "run.png"]
+        result = invoke("--subject", "step", "--batch", 1, "--rounds", 1, *files)
     assert result.exception is None, result.output
     assert torch.equal(torch.get_rng_state(), state)
     assert sorted(p.name for p in folder.iterdir()) == ["run.json", "run.png"]
@@ -69,59 +50,52 @@ def finished(tmp_path_factory):
 
 def test_every_candidate_is_in_the_tables(finished):
     output, record, _ = finished
-    for section in record["sections"]:
-        for case in section["cases"]:
-            assert re.search(f"^  {re.escape(case['candidate'])} ", output, re.MULTILINE)
+    for candidate in record["sections"][0]["candidates"]:
+        assert re.search(f"^  {re.escape(candidate['name'])} ", output, re.MULTILINE)
     assert "compared before timing: values at most" in output
-    assert re.search(r"time of with the plugin, latents cached / plain step, T = 100 +[\d.]+ +[\d.]+ +<= 0\.95", output)
+    assert re.search(r"time of with the plugin, latents cached / plain step, T = 100 +[\d.]+ +[\d.]+  <= 0\.95", output)
     assert max(map(len, output.splitlines())) <= 130
 
 
 def test_the_json_holds_every_sample(finished):
     _, record, _ = finished
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert record["command"].startswith("mldm")
     assert not record["interrupted"]
     assert record["versions"]["torch"] == torch.__version__
     assert record["device"]["type"] in ("cpu", "cuda")
     assert record["device"]["name"]
-    assert record["threads"] == torch.get_num_threads()
     assert record["preset"]["losses"]["face"]["weights"] == "random"
-    assert set(record["tflop_per_image"]) == {"encode", "network", "decode", "losses"}
+    assert all(d["held_to"] == 1e-4 >= d["value"] for d in record["differences"])
     (section,) = record["sections"]
     assert (section["subject"], section["batch"], section["dtype"], section["resolution"]) == ("step", 1, "float32", 32)
-    assert {(e["candidate"], e["max_timestep"]) for e in section["expected"]} >= {
-        ("plain step", 100),
-        ("plain step", 400),
-    }
-    assert all(a["held_to"] == 1e-4 >= a["value"] for a in section["agreement"])
-    for case in section["cases"]:
-        assert len(case["seconds"]) == 1
-        assert case["low"] == case["median"] == case["high"] == case["seconds"][0] > 0
-        assert case["peak_bytes"] > 0
-        assert case["tflop"] > 0
-        assert case["fault"] is None
+    for candidate in section["candidates"]:
+        assert candidate["faults"] == {}
+        assert candidate["mean"].keys() == {"100", "400"}
+        for k, samples in candidate["seconds"].items():
+            assert len(samples) == 1
+            assert samples[0] > 0
+            assert candidate["peak_bytes"][k] > 0
+            assert candidate["tflop"][k] > 0
 
 
-def test_each_gated_image_costs_what_was_counted(finished):
+def test_each_goal_has_a_name_a_limit_a_figure_and_whether_it_holds(finished):
+    _, record, _ = finished
+    assert [goal["name"] for goal in record["goals"]] == [goal.name for goal in GOALS if goal.subject == "step"]
+    for goal in record["goals"]:
+        assert (goal["subject"], goal["batch"], goal["dtype"]) == ("step", 1, "float32")
+        reached = goal["figure"] <= goal["limit"] if goal["relation"] == "<=" else goal["figure"] >= goal["limit"]
+        assert goal["holds"] is reached
+
+
+def test_each_gated_image_costs_what_is_counted(finished):
     """The whole step as it ran against the parts, each counted without running."""
     _, record, _ = finished
-    parts = record["tflop_per_image"]
-    pixels = parts["decode"] + sum(parts["losses"].values())
-    plain = parts["encode"] + parts["network"]
-    expected = {
-        ("plain step", None): plain,
-        ("plain step, latents cached", None): parts["network"],
-        ("with the plugin", 0): plain,
-        ("with the plugin", 1): plain + pixels,
-        ("with the plugin, latents cached", 0): parts["network"],
-        ("with the plugin, latents cached", 1): parts["network"] + pixels,
-        ("decode everything, then mask", None): plain + pixels,
-        ("whole-batch gate, one t", 0): plain,
-        ("whole-batch gate, one t", 1): plain + pixels,
-    }
+    plugins = load_plugins(())
+    counts = count(SMALL, 32, random_preset("mldm", (), plugins), plugins)
+    expected = {(c.name, str(k)): tflop for c in counts.candidates(1) for k, tflop in c.tflop.items()}
     (step,) = record["sections"]
-    came = {(c["candidate"], c["gated"]): c["tflop"] for c in step["cases"]}
+    came = {(c["name"], k): tflop for c in step["candidates"] for k, tflop in c["tflop"].items()}
     assert came.keys() == expected.keys()
     for key, tflop in expected.items():
         assert came[key] == pytest.approx(tflop, rel=0.02), key
@@ -147,67 +121,59 @@ def test_counting_runs_nothing_and_tiny_has_the_proportions_of_stable_diffusion(
     assert shares == pytest.approx([2.33 / 1.117, 5.08 / 1.117, 0.481 / 1.117], rel=0.15)
     gated = parts["decode"] + sum(parts["losses"].values())
     (section,) = record["sections"]
-    counted = {r["text"]: r["counted"] for r in section["ratios"]}
-    expected = 1 + 0.401 * gated / (parts["encode"] + parts["network"])
-    assert counted["time of with the plugin / plain step, T = 400"] == pytest.approx(expected)
     assert (section["unit"], section["batch"]) == ("TFLOP", 8)
-    assert all(r["measured"] is None and r["counted"] > 0 for r in section["ratios"])
+    goals = {goal["name"]: goal for goal in record["goals"]}
+    expected = 1 + 0.401 * gated / (parts["encode"] + parts["network"])
+    assert goals["time of with the plugin / plain step, T = 400"]["figure"] == pytest.approx(expected)
     assert (tmp_path / "c.png").stat().st_size > 0
 
 
 def test_what_cannot_be_counted_is_refused(small):
-    result = invoke("--count", "--set", "decode=region")
+    result = invoke("--count", "--set", "precision=bfloat16")
     assert isinstance(result.exception, PresetError)
     assert "leave --count out" in str(result.exception)
 
 
-def test_a_disagreement_ends_the_run_before_anything_is_timed(small, monkeypatch):
-    monkeypatch.setattr(bench_run, "count", lambda *_: None)
-    monkeypatch.setattr(bench_run.tables, "counts_text", lambda _: "")
-    monkeypatch.setattr(bench_run, "start_up", lambda *_: None)
-    right = WithPlugin.__call__
-    monkeypatch.setattr(WithPlugin, "__call__", lambda self, step: right(self, step) * 1.01)
-    result = invoke("--rounds", 1, "--subject", "pixels")
-    assert isinstance(result.exception, CheckError)
-    assert "k=0" not in result.output
-
-
-def test_tables_and_ratios_of_all_subjects(quick, monkeypatch, tmp_path):
+def test_all_subjects_of_several_batches_in_one_precision_start_up_once(small, monkeypatch, tmp_path):
     """Times that are known: everything takes 2 s, what belongs to the plugin 1 s and a quarter of the memory."""
+    started = []
 
-    def known(cases, rounds, device, title):
-        for case in cases:
-            ours = case.candidate.startswith(("with the plugin", "masked_lpips", "features, distance"))
-            case.seconds, case.peak_bytes = ([1.0, 1.0] if ours else [2.0, 2.0]), (1 if ours else 4) << 20
+    def known(found, rounds, device, title):
+        for c in found:
+            ours = c.name.startswith(("with the plugin", "masked_lpips", "features, distance"))
+            c.seconds, c.peak_bytes = (
+                {k: [1.0 if ours else 2.0] for k in c.runs},
+                dict.fromkeys(c.runs, 1 if ours else 4),
+            )
         return True
 
     monkeypatch.setattr(bench_run, "measure", known)
-    result = invoke("--batch", 1, "--json", tmp_path / "all.json")
+    monkeypatch.setattr(bench_run, "start_up", lambda *_: started.append(1))
+    monkeypatch.setattr(bench_run.compare, "compare_ways", lambda *_: [])
+    monkeypatch.setattr(bench_run.compare, "compare_losses", lambda *_: [])
+    result = invoke("--batch", "1,2", "--dtype", "float32", "--json", tmp_path / "all.json")
     assert result.exception is None, result.output
-    sections = json.loads((tmp_path / "all.json").read_text())["sections"]
-    assert [s["subject"] for s in sections] == ["step", "pixels", "losses"]
-    ratios = {r["text"]: (r["measured"], r["reached"]) for s in sections for r in s["ratios"]}
-    assert ratios["time of with the plugin / plain step, T = 400"] == (0.5, True)
-    assert ratios["time of decode everything, then mask / with the plugin, T = 100"] == (2, True)
-    assert ratios["peak memory of masked_lpips spatial / lpips spatial x mask"] == (0.25, True)
-    assert ratios["time of upsample, then mask, alone / features, distance alone"] == (2, False)
-    assert ratios["(with the plugin - without, gate closed) / plain step"] == (-0.5, True)
-    for section in sections:
-        for case in section["cases"]:
-            assert re.search(f"^  {re.escape(case['candidate'])} ", result.output, re.MULTILINE)
-    assert re.search(r"^  plain step +(- +)+±0% +2000 +1\.00", result.output, re.MULTILINE)
-    assert re.search(r"^  masked_lpips spatial +1000 +±0% +1 ", result.output, re.MULTILINE)
+    assert len(started) == 1
+    record = json.loads((tmp_path / "all.json").read_text())
+    subjects = [("step", 1), ("pixels", 1), ("step", 2), ("pixels", 2), ("losses", 1), ("losses", 2)]
+    assert [(s["subject"], s["batch"]) for s in record["sections"]] == subjects
+    goals = {g["name"]: (g["figure"], g["holds"]) for g in record["goals"] if g["batch"] == 2}
+    assert goals["time of with the plugin / plain step, T = 400"] == (0.5, True)
+    assert goals["time of decode everything, then mask / with the plugin, T = 100"] == (2, True)
+    assert goals["peak memory of masked_lpips spatial / lpips spatial x mask"] == (0.25, True)
+    assert goals["time of upsample, then mask, alone / features, distance alone"] == (2, False)
 
 
-def test_ctrl_c_shows_what_there_is(quick, monkeypatch, tmp_path):
+def test_ctrl_c_writes_what_there_is(small, monkeypatch, tmp_path):
     calls = []
 
-    def interrupted(cases, rounds, device, title):
+    def interrupted(found, rounds, device, title):
         calls.append(title)
-        cases[0].seconds.append(1.0)
+        found[0].seconds[1] = [1.0]
         return False
 
     monkeypatch.setattr(bench_run, "measure", interrupted)
+    monkeypatch.setattr(bench_run.compare, "compare_losses", lambda *_: [])
     result = invoke("--subject", "losses", "--batch", 1, "--batch", 2, "--json", tmp_path / "part.json")
     assert result.exit_code == 130
     assert len(calls) == 1
@@ -217,12 +183,22 @@ def test_ctrl_c_shows_what_there_is(quick, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--resolution", 40), "multiple of 32"), (("--count", "--subject", "losses"), "leave --subject out")],
+    [
+        (("--resolution", 40), "multiple of 32"),
+        (("--count", "--subject", "losses"), "leave --subject out"),
+        (("--batch", "1,x"), "1,x is not a list of whole numbers"),
+    ],
 )
 def test_usage(arguments, message):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_documentation_lists_the_goals():
+    listed = PERFORMANCE.read_text(encoding="utf-8")
+    for goal in GOALS:
+        assert f"| {goal.name} | {goal.relation} {goal.limit:.3g} |" in listed
 
 
 def test_help_needs_no_torch():

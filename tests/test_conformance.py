@@ -17,8 +17,8 @@ from mldm_plugin.attach.annotation import KEY, Annotation
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.data.batch import FaceBoxes
-from mldm_plugin.training import controlnet
-from mldm_plugin.training.objective import PluginObjective
+from mldm_plugin.training.controlnet import ControlNetTrainer
+from mldm_plugin.training.objective import Objective
 
 PRESET = """
 combine: convex
@@ -85,22 +85,16 @@ def check(found, expected):
 def test_our_own_trainer(record, expected, monkeypatch):
     step = load(record)
     stack = LossStack.from_preset(record.parent / "preset.yaml", vae=tiny_vae(), noise_scheduler=ddpm())
-    posterior = SimpleNamespace(sample=lambda: step["latents"] / 0.5)
-    vae = SimpleNamespace(
-        encode=lambda pixels: SimpleNamespace(latent_dist=posterior), config=SimpleNamespace(scaling_factor=0.5)
-    )
-    networks = SimpleNamespace(vae=vae, noise_scheduler=ddpm())
-    run = SimpleNamespace(
-        networks=networks,
-        dtype=torch.float32,
-        objective=PluginObjective(stack),
-        draw_timesteps=lambda latents: torch.randint(0, 1000, (len(latents),)),
-    )
-    monkeypatch.setattr(controlnet, "predict", lambda *_: step["model_pred"])
+    monkeypatch.setattr(ControlNetTrainer, "__init__", lambda self: None)
+    monkeypatch.setattr(ControlNetTrainer, "latents_of", lambda self, batch: step["latents"])
+    monkeypatch.setattr(ControlNetTrainer, "predict", lambda *_: step["model_pred"])
+    trainer = ControlNetTrainer()
+    trainer.noise_scheduler, trainer.dtype = ddpm(), torch.float32
     batch = {"pixel_values": step["pixel_values"], "person_mask": step["person_mask"]}
+    batch["face_boxes"] = FaceBoxes([BOXES, BOXES])
     torch.manual_seed(SEED)
-    outcome = controlnet.diffusion_loss(run, {**batch, "face_boxes": FaceBoxes([BOXES, BOXES])})
-    check(loss_and_gradient(outcome.loss, step["model_pred"]), expected)
+    made = trainer.diffusion_step(None, batch, lambda latents: torch.randint(0, 1000, (len(latents),)))
+    check(loss_and_gradient(Objective(stack)(made).loss, step["model_pred"]), expected)
 
 
 @pytest.mark.parametrize("names", [("latents", "noisy_latents"), ("model_input", "noisy_model_input")])

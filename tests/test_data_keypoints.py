@@ -22,7 +22,7 @@ from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import DataError
-from mldm_plugin.training.objective import annotation_of
+from mldm_plugin.training.trainer import annotation_of
 
 PERSON = [v for k in range(17) for v in (24 + k / 2, 30 + k, k % 3)]
 ALL = Columns(mask="mask", boxes="face_boxes", keypoints="keypoints")

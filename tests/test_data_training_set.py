@@ -126,10 +126,10 @@ def test_pictures_are_drawn_before_captions_as_diffusers_draws_them(open_set, ma
     after = torch.get_rng_state(), random.getstate()
     torch.manual_seed(5)
     random.seed(5)
-    cuts = [data._framing.draw(size) for size in ((80, 96), (70, 64), (64, 64), (100, 75), (128, 90))]
+    cuts = [data.framing.draw(size) for size in ((80, 96), (70, 64), (64, 64), (100, 75), (128, 90))]
     texts = [random.choice(captions) for _ in range(5)]
     assert (after[0].equal(torch.get_rng_state()), after[1]) == (True, random.getstate())
-    assert [e.input_ids.tolist() for e in drawn] == [data._tokenize([text])[0].tolist() for text in texts]
+    assert [e.input_ids.tolist() for e in drawn] == [data.tokens(text).tolist() for text in texts]
     assert len({(cut.top, cut.left, cut.mirrored) for cut in cuts}) > 2
 
 
@@ -140,12 +140,13 @@ def test_what_a_skipped_batch_draws_is_known_from_headers(open_set, make_data, t
     data = open_set(folder, Columns(conditioning=None), framing=AUGMENTED)
     torch.manual_seed(5)
     whole = [data.__getitems__([i, i + 1]) for i in (0, 2, 4)]
-    load = data._load
-    monkeypatch.setattr(data, "_load", lambda i, place: pytest.fail("decoded") if i < 4 else load(i, place))
+    decoded, convert = [], Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda *args, **options: decoded.append(1) or convert(*args, **options))
     torch.manual_seed(5)
     data.skip_batches(2)
     parts = [data.__getitems__([i, i + 1]) for i in (0, 2, 4)]
     assert parts[:2] == [[], []]
+    assert len(decoded) == 2  # pictures 4 and 5
     assert all(a.pixel_values.equal(b.pixel_values) for a, b in zip(parts[2], whole[2], strict=True))
 
 
@@ -309,7 +310,7 @@ def test_a_turned_picture_without_annotation_is_turned_upright(open_set, make_da
         exif[0x0112] = 6
         picture.save(folder / "0.png", exif=exif)
     data = open_set(folder, Columns())
-    assert ((data.look(0).pixel_values + 1) / 2 - data._framing.picture(upright)).abs().max() < 1e-6
+    assert ((data.look(0).pixel_values + 1) / 2 - data.framing.picture(upright)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -327,11 +328,10 @@ def test_columns_are_checked(open_set, tiny_data, columns, words):
 
 
 def test_captions_are_checked(open_set, make_data, tmp_path):
-    data = open_set(make_data(tmp_path / "data", 2))
-    data._captions = [{"text": []}, {"text": 3}]
-    for index in (0, 1):
+    for row in ({"text": []}, {"text": 3}):
+        data = open_set(make_data(tmp_path / f"data-{row['text']}", 1, rows={0: row}))
         with pytest.raises(DataError, match="expected a text or a list of texts"):
-            data[index]
+            data[0]
 
 
 def test_data_sets_that_cannot_be_opened(make_data, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from diffusers import ControlNetModel
 from PIL import Image
 
-from mldm_plugin.demo.__main__ import _make_room
+from mldm_plugin.demo.__main__ import make_room
 from mldm_plugin.demo.curves import plot_curves, read_metrics
 from mldm_plugin.demo.pipeline import FITTED
 from mldm_plugin.errors import DataError
@@ -55,13 +55,13 @@ def test_it_leaves_what_the_readme_says(finished):
 def test_a_finished_demo_starts_anew_and_another_folder_is_left_alone(finished, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="holds something else than a demo run"):
-        _make_room(tmp_path)
+        make_room(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     out, _ = finished
     assert out.exists()
-    _make_room(out)
+    make_room(out)
     assert not out.exists()
-    _make_room(out)
+    make_room(out)
 
 
 def test_curves_show_sparse_terms_and_empty_ones(tmp_path):

@@ -33,7 +33,7 @@ from mldm_plugin.attach.codemod import splice
 from mldm_plugin.cli import main
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
-from mldm_plugin.training.arguments import TABLES, name_the_plugin, of_other_trainers
+from mldm_plugin.training.command_line import TRAINERS, parse, resolve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -211,12 +211,10 @@ def check_commands(block):
     """What cannot be run can still be parsed: the trainer's flags and preset, our commands, make's targets."""
     for command, _ in commands_of(block):
         words = shlex.split(command, comments=True)
-        trainer = next((t for t in TABLES if t.script in words), None)
+        trainer = next((t for t in TRAINERS if t.script in words), None)
         if trainer is not None and "--pretrained_model_name_or_path" in words:
-            given = name_the_plugin(trainer.parse(words[words.index(trainer.script) + 1 :]))
-            training = load_preset(given["preset"]).training if "preset" in given else {}
-            others = of_other_trainers(trainer, training)
-            trainer.resolve(given, {name: value for name, value in training.items() if name not in others})
+            given = parse(trainer, words[words.index(trainer.script) + 1 :])
+            resolve(trainer, given, load_preset(given["preset"]).training if "preset" in given else {})
         elif words[0] == "mldm":
             find_command(words[1:])
         elif words[0] == "make":

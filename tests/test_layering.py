@@ -76,7 +76,7 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 
 def layer(module):
-    """`mldm_plugin.training.loop` → `training`; the package itself → the empty string."""
+    """`mldm_plugin.training.run` → `training`; the package itself → the empty string."""
     return f"{module}.".split(".")[1]
 
 
@@ -130,7 +130,7 @@ def test_no_imports_in_circles():
 
 def test_presets_plugins_and_flags_need_no_torch():
     program = (
-        "import sys, mldm_plugin.preset, mldm_plugin.plugins, mldm_plugin.training.arguments\n"
+        "import sys, mldm_plugin.preset, mldm_plugin.plugins, mldm_plugin.training.command_line\n"
         "mldm_plugin.preset.load_preset('mldm')\n"
         "assert not {'torch', 'diffusers'} & set(sys.modules)"
     )

@@ -8,7 +8,7 @@ import torch
 from make_step import make_stack, make_step, two_terms
 from PIL import Image
 
-from mldm_plugin.records.panels import _annotate, _caption, as_bytes, draw_panel, save_panel
+from mldm_plugin.records.panels import annotated, as_bytes, caption_of, draw_panel, save_panel
 
 
 def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
@@ -29,8 +29,8 @@ def test_a_row_an_image_with_picture_mask_boxes_xt_and_estimate():
 def test_the_caption_says_t_and_every_terms_value():
     stack, step = two_terms(), make_step((50, 900))
     report = stack(step)
-    assert _caption(step, report, 0).startswith(f"t = 50     picture: {report.terms['picture'].raw[0]:.3f} x 0.2")
-    assert _caption(step, report, 1) == "t = 900     picture: not applied     face: not applied"
+    assert caption_of(step, report, 0).startswith(f"t = 50     picture: {report.terms['picture'].raw[0]:.3f} x 0.2")
+    assert caption_of(step, report, 1) == "t = 900     picture: not applied     face: not applied"
 
 
 def test_cached_latents_without_masks_and_rows_beyond_the_limit(tmp_path):
@@ -59,10 +59,10 @@ def test_keypoints_are_drawn_where_they_are():
     people = torch.zeros(1, 17, 3)
     people[0, 5], people[0, 6] = torch.tensor([8.0, 10.0, 2.0]), torch.tensor([24.0, 10.0, 1.0])
     picture, *_ = as_bytes(step.pixel_values)
-    drawn = _annotate(picture, replace(step, keypoints=[people, people[:0]]), 0)
+    drawn = annotated(picture, replace(step, keypoints=[people, people[:0]]), 0)
     changed = (drawn != picture).any(dim=0)
     assert changed[10, 8:25].all()  # the shoulders, and the line that joins them
     assert not changed[:8].any()
     assert not changed[13:].any()
-    assert _annotate(picture, replace(step, keypoints=[people[:0]] * 2), 0).equal(picture)
+    assert annotated(picture, replace(step, keypoints=[people[:0]] * 2), 0).equal(picture)
     assert draw_panel(stack, replace(make_step((50,)), keypoints=[people]), stack(make_step((50,)))).width > 0

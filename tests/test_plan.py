@@ -14,9 +14,8 @@ from mldm_plugin.cli.plan import plan
 from mldm_plugin.errors import MldmError
 from mldm_plugin.planning import budget
 from mldm_plugin.planning.families import FAMILIES, Family, read_family
-from mldm_plugin.planning.pixels import PixelMemory
-from mldm_plugin.planning.shadow import building, compute_like_cuda_autocast
-from mldm_plugin.planning.step import StepMemory, TrainedNetworks, Weights
+from mldm_plugin.planning.meta import building, compute_like_cuda_autocast
+from mldm_plugin.planning.step import StepMemory, TrainedNetworks
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 CPU = torch.device("cpu")
@@ -99,53 +98,67 @@ def test_it_converts_as_cuda_autocast_does():
     assert own.live == theirs.live
 
 
-MEASURED = budget.Measured(
-    weights=Weights(frozen=1_000_000_000, trained=100_000_000),
-    dtype=torch.bfloat16,
-    trained_bytes=4,
+FOOTPRINT = budget.Footprint(
+    resident=38 * 10**8,
+    uncached=4 * 10**8,
+    optimizer=4 * 10**8,
     steps={
         False: (StepMemory(2 * 10**9, 2 * 10**9, 3 * 10**9), StepMemory(4 * 10**9, 4 * 10**9, 6 * 10**9)),
         True: (StepMemory(10**9, 10**9, 10**9), StepMemory(2 * 10**9, 2 * 10**9, 2 * 10**9)),
     },
-    encoder_weights=50_000_000,
     encoder=(5 * 10**9, 10 * 10**9),
-    text_weights=150_000_000,
-    pixels=PixelMemory(200_000_000, {"full": 8 * 10**9, "checkpointed": 3 * 10**9, "region": 2 * 10**9}),
+    pictures={"whole": (8 * 10**9, 1), "checkpointed": (3 * 10**9, 2), "region": (2 * 10**9, 1)},
 )
 
 
-def by_hand(resident, moment):
-    return (resident + moment) * 1.05 + 1.0
+@pytest.mark.parametrize(
+    ("setting", "resident", "moment"),
+    [
+        (budget.Setting(1, False, True, "whole"), 3.8, 2 + 8),
+        (budget.Setting(1, True, True, "checkpointed"), 3.8, 1 + 3),
+        (budget.Setting(2, True, True, "checkpointed"), 3.8, 2 + 2 * 3),
+        (budget.Setting(4, True, True, "checkpointed"), 3.8, 4 + 2 * 3),  # no more than two together
+        (budget.Setting(2, True, False, "checkpointed"), 4.2, 10),  # the encoder, at twice a picture
+        (budget.Setting(4, False, True, "region"), 3.8, 12),  # the backward pass
+    ],
+)
+def test_a_peak_worked_out_by_hand(setting, resident, moment):
+    assert FOOTPRINT.peak(setting).gb == pytest.approx((resident + moment) * 1.05 + 1.0)
 
 
-def test_a_peak_worked_out_by_hand():
-    """2 GB frozen, 1.6 GB for what is trained, 0.2 GB for the losses' networks; on top the worst moment."""
-    full = MEASURED.peak(budget.Setting(1, False, True, "full"))
-    assert full.gb == pytest.approx(by_hand(3.8, 2 + 8))
-    assert full.without_pixels == pytest.approx(by_hand(3.8, 3))
-    uncached = MEASURED.peak(budget.Setting(2, True, False, "checkpointed"))
-    assert uncached.gb == pytest.approx(by_hand(4.2, 10))  # the encoder, at twice a picture
-    region = MEASURED.peak(budget.Setting(4, False, True, "region"))
-    assert region.gb == pytest.approx(by_hand(3.8, 12))  # the backward pass
-    eight_bit = MEASURED.peak(budget.Setting(1, True, True, "region"), eight_bit=True)
-    assert eight_bit.gb == pytest.approx(by_hand(3.2, 1 + 2))
-
-
-def test_decoding_all_at_once_grows_with_the_number_of_gated_images():
-    setting = budget.Setting(4, True, True, "full")
-    peaks = [MEASURED.peak(setting, pictures=n).gb for n in (1, 2, 4)]
-    assert peaks == pytest.approx([by_hand(3.8, 4 + 8 * n) for n in (1, 2, 4)])
+def test_without_a_gated_image_it_takes_less():
+    peak = FOOTPRINT.peak(budget.Setting(1, False, True, "whole"))
+    assert peak.without_pixels == pytest.approx((3.8 + 3) * 1.05 + 1.0)
 
 
 def test_the_recommendation_is_the_largest_batch_and_then_the_fastest():
-    peaks = [MEASURED.peak(s) for s in budget.settings((1, 2))]
-    best = budget.recommend(peaks, 16)
-    assert best.setting == budget.Setting(2, False, True, "checkpointed")
-    assert best.gb <= 16
-    assert budget.recommend(peaks, 30).setting == budget.Setting(2, False, True, "full")
+    peaks = [FOOTPRINT.peak(s) for s in FOOTPRINT.settings((1, 2))]
+    assert budget.recommend(peaks, 17).setting == budget.Setting(2, False, True, "checkpointed")
+    assert budget.recommend(peaks, 30).setting == budget.Setting(2, False, True, "whole")
     assert budget.recommend(peaks, 5) is None
-    left = MEASURED.pixel_budget(best.setting, 16)
-    assert left == pytest.approx(15 / 1.05 - 3.8 - 4)
+
+
+class KnownPictures:
+    """Stands in for `PictureMemory`, whose networks take seconds."""
+
+    weights = 7
+
+    def __init__(self, family, dtype, resolution):
+        assert (family, dtype, resolution) == (SMALL, torch.bfloat16, 64)
+
+    def peaks(self):
+        return {"whole": 3, "checkpointed": 2, "region": 1}
+
+
+def test_what_is_resident_and_how_many_pictures_are_decoded_together(monkeypatch):
+    """Of 64² pictures 64 have the pixels of one of 512²."""
+    monkeypatch.setattr(budget, "PictureMemory", KnownPictures)
+    measured = budget.measure(SMALL, "lora", torch.bfloat16, 64, eight_bit=True)
+    networks = TrainedNetworks(SMALL, "lora", torch.bfloat16, checkpointing=False)
+    assert measured.resident == 2 * networks.frozen_weights + (2 + 2 + 2) * networks.trained_weights + 7
+    assert measured.optimizer == 0
+    assert list(measured.pictures) == list(budget.DECODES)
+    assert list(measured.pictures.values()) == [(3, 64), (3, 1), (2, 64), (2, 1), (1, 64)]
 
 
 @pytest.fixture(scope="module")
@@ -160,32 +173,35 @@ def pipeline(tmp_path_factory):
 
 def test_the_whole_command(pipeline):
     flags = ["--vram", "8", "--pretrained_model_name_or_path", str(pipeline), "--resolution", "64"]
-    result = CliRunner().invoke(plan, [*flags, "--batch", "1", "--train", "lora", "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(plan, [*flags, "--batch", "8", "--train", "lora", "--json"], catch_exceptions=False)
     found = json.loads(result.output)
     peaks = {(s["decode"], s["gradient_checkpointing"], s["cache_latents"]): s["gb"] for s in found["settings"]}
-    assert len(peaks) == 12
-    assert peaks["checkpointed", True, True] <= peaks["full", True, True] <= peaks["full", False, True]
+    assert len(peaks) == 20
+    assert peaks["checkpointed", True, True] <= peaks["whole", True, True] <= peaks["whole", False, True]
+    assert peaks["whole, one at a time", True, True] < peaks["whole", True, True]
+    assert peaks["region", True, True] < peaks["whole", True, True]
     assert found["command"].startswith("accelerate launch train_text_to_image_lora.py")
+    assert found["command"].endswith("--rank 4")
 
 
 @pytest.mark.parametrize(
     ("vram", "command"),
     [
         (
-            "16",
-            "accelerate launch train_controlnet.py --loss-plugin mldm --pixel_memory_gb 6.4 --resolution 512 "
+            "17",
+            "accelerate launch train_controlnet.py --loss-plugin mldm --set decode_checkpointing=true --resolution 512 "
             "--train_batch_size 2 --cache_latents --mixed_precision bf16 …",
         ),
         ("5", "Nothing fits into 5 GB: lower --resolution, or --use_8bit_adam."),
     ],
 )
 def test_the_table_and_the_line_under_it(vram, command, monkeypatch):
-    monkeypatch.setattr(budget.Measured, "of", lambda *_, **__: MEASURED)
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: FOOTPRINT)
     result = CliRunner().invoke(plan, ["--vram", vram, "--batch", "1", "--batch", "2"], catch_exceptions=False)
     lines = result.output.splitlines()
     assert lines[-1] == command
-    assert len(lines) == 2 + 12 + 3 + 2  # head, settings, what is assumed, the command
-    expected = [f"{MEASURED.peak(budget.Setting(b, False, True, 'full')).gb:.1f}" for b in (1, 2)]
+    assert len(lines) == 2 + 12 + 4 + 1  # head, settings, what is assumed, the command
+    expected = [f"{FOOTPRINT.peak(budget.Setting(b, False, True, 'whole')).gb:.1f}" for b in (1, 2)]
     shown = next(line for line in lines if line.split()[:3] == ["whole", "no", "yes"]).split()[3:]
     assert [cell.rstrip("*") for cell in shown] == expected
     assert [cell.endswith("*") for cell in shown] == [float(gb) > float(vram) for gb in expected]
@@ -193,9 +209,9 @@ def test_the_table_and_the_line_under_it(vram, command, monkeypatch):
 
 def test_the_published_shapes_have_their_known_numbers_of_weights():
     """SD 1.5: 859.5 million in the U-Net, 361.3 in a ControlNet; SDXL: 2567.5 in the U-Net."""
-    weights = TrainedNetworks(FAMILIES["sd15"], "controlnet", torch.bfloat16).weights
-    assert weights == Weights(859_520_964, 361_279_120)
-    assert TrainedNetworks(FAMILIES["sdxl"], "lora", torch.bfloat16).weights.frozen == 2_567_463_684
+    networks = TrainedNetworks(FAMILIES["sd15"], "controlnet", torch.bfloat16)
+    assert (networks.frozen_weights, networks.trained_weights) == (859_520_964, 361_279_120)
+    assert TrainedNetworks(FAMILIES["sdxl"], "lora", torch.bfloat16).frozen_weights == 2_567_463_684
     assert FAMILIES["sdxl"].text_parameters == 123_060_480 + 694_659_840
 
 
@@ -203,7 +219,7 @@ def test_errors(tmp_path):
     with pytest.raises(MldmError, match=r"config.json cannot be read .*diffusers' format"):
         read_family(tmp_path)
     with pytest.raises(MldmError, match="--resolution is 100, expected a multiple of 64"):
-        budget.Measured.of(SMALL, "lora", torch.float32, 100)
+        budget.measure(SMALL, "lora", torch.float32, 100)
 
 
 def test_without_diffusers_it_says_what_to_install():

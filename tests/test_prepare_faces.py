@@ -273,9 +273,9 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     unreachable(monkeypatch, "scrfd_10g")
-    scrfd._network.cache_clear()
+    scrfd.load_network.cache_clear()
     yield tmp_path
-    scrfd._network.cache_clear()
+    scrfd.load_network.cache_clear()
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_the_network_is_loaded_once_and_the_detector_can_be_sent_to_a_process(de
     assert sent == detector
     shown = squares((640, 640), (64, 96))
     assert sent(SOURCE, shown, None) == detector(SOURCE, shown, None)
-    assert scrfd._network.cache_info().misses == 1
+    assert scrfd.load_network.cache_info().misses == 1
 
 
 def test_a_pack_of_insightface_itself_is_taken(no_network):

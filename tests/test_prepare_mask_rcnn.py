@@ -95,10 +95,10 @@ def test_a_label_map_holds_255_people():
 
 
 def test_what_is_seen_is_bounded_and_the_map_has_the_size_of_the_picture():
-    seen = MaskRCNN()._reduced(Image.new("RGB", (6000, 4000))).size
+    seen = MaskRCNN().reduced(Image.new("RGB", (6000, 4000))).size
     assert seen == (1200, 800)
-    assert MaskRCNN()._reduced(Image.new("RGB", (400, 4000))).size == (133, 1333)
-    assert MaskRCNN()._reduced(Image.new("RGB", (640, 480))).size == (640, 480)
+    assert MaskRCNN().reduced(Image.new("RGB", (400, 4000))).size == (133, 1333)
+    assert MaskRCNN().reduced(Image.new("RGB", (640, 480))).size == (640, 480)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLDM_WEIGHTS", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     unreachable(monkeypatch, "mask_rcnn")
-    mask_rcnn._network.cache_clear()
+    mask_rcnn.load_network.cache_clear()
     yield tmp_path / "cache"
-    mask_rcnn._network.cache_clear()
+    mask_rcnn.load_network.cache_clear()
 
 
 @pytest.fixture
@@ -149,11 +149,11 @@ def test_the_real_network_finds_people(cache_with_weights):
     assert all(0.5 <= s <= 1 for s in scores)
     again = pickle.loads(pickle.dumps(find))(SOURCE, noise(250, 190))
     np.testing.assert_array_equal(again.labels, found.labels)
-    assert mask_rcnn._network.cache_info().misses == 1
+    assert mask_rcnn.load_network.cache_info().misses == 1
 
 
 def test_the_network_is_frozen_and_its_options_are_given_to_it(cache_with_weights):
-    network = mask_rcnn._network(0.5, 64, 96)
+    network = mask_rcnn.load_network(0.5, 64, 96)
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
     assert network.roi_heads.score_thresh == 0.5
@@ -161,7 +161,7 @@ def test_the_network_is_frozen_and_its_options_are_given_to_it(cache_with_weight
 
 
 def test_pixels_reach_the_network_as_rgb_between_0_and_1(cache_with_weights, monkeypatch):
-    network = mask_rcnn._network(0.5, 64, 96)
+    network = mask_rcnn.load_network(0.5, 64, 96)
     given = []
     network.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0][0]))
     MaskRCNN(0.5, 64, 96)(SOURCE, Shown(Image.new("RGB", (80, 64), (255, 51, 0))))
@@ -183,7 +183,7 @@ class Bright(torch.nn.Module):
 
 @pytest.mark.parametrize("size", [(2000, 1500), (601, 2200), (300, 200)])
 def test_labels_lie_where_the_person_is_however_large_the_picture(monkeypatch, size):
-    monkeypatch.setattr(mask_rcnn, "_network", lambda *options: Bright())
+    monkeypatch.setattr(mask_rcnn, "load_network", lambda *options: Bright())
     width, height = size
     picture = Image.new("RGB", size)
     ImageDraw.Draw(picture).ellipse((0.2 * width, 0.1 * height, 0.5 * width, 0.9 * height), fill="white")

@@ -253,7 +253,11 @@ def test_a_tar_does_not_tell_when_it_was_written(noise, tmp_path):
 
 
 def test_ctrl_c_is_answered_with_how_to_go_on(noise, tmp_path):
+    inherited = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # else one that is ignored stays so, under nohup
     running = subprocess.Popen(command(noise, tmp_path / "out"), stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, inherited)
     deadline = time.monotonic() + 60
     while not shards_done(tmp_path / "out") and time.monotonic() < deadline:
         time.sleep(0.002)

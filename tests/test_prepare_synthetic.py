@@ -117,7 +117,7 @@ def test_numbers_that_cannot_be_used(tmp_path, wrong):
 
 def test_nothing_appears_before_it_is_complete(tmp_path, monkeypatch):
     """An interrupted run leaves no folder, and the next run is not disturbed by what it left."""
-    monkeypatch.setattr("mldm_plugin.prepare.synthetic.dataset._assemble", stop)
+    monkeypatch.setattr("mldm_plugin.prepare.synthetic.dataset.assemble", stop)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "set", 1, 0, 64, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["set.partial"]

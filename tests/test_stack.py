@@ -95,8 +95,8 @@ def test_above_the_gate_nothing_is_decoded():
     stack = two_terms()
     stack(make_step((50, 50)))  # the start-up proof decodes
     decoded = []
-    original = stack.decoder._decode
-    stack.decoder._decode = lambda latents: decoded.append(len(latents)) or original(latents)
+    original = stack.decoder.vae.decode
+    stack.decoder.vae.decode = lambda z, **options: decoded.append(len(z)) or original(z, **options)
     step = make_step((101, 500, 999))
     assert stack(step).loss is step.base_loss
     assert decoded == []
@@ -108,8 +108,8 @@ def test_the_union_is_decoded_once_for_terms_with_different_gates():
     stack = make_stack(Term("picture", PictureLoss(), 0.2, 100), Term("face", FaceLoss(), 0.3, 600))
     stack(make_step((50, 50)))
     decoded = []
-    original = stack.decoder._decode
-    stack.decoder._decode = lambda latents: decoded.append(len(latents)) or original(latents)
+    original = stack.decoder.vae.decode
+    stack.decoder.vae.decode = lambda z, **options: decoded.append(len(z)) or original(z, **options)
     step = make_step((500, 50, 900, 300))
     report = stack(step)
     assert decoded == [3]

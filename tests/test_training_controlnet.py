@@ -7,32 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import ControlNetModel
 from PIL import Image
-from safetensors.torch import load_file
+from run_trainer import CONTROLNET, WEIGHTS, forget_accelerate, records, same_weights
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    one, other = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
-    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
-
+from mldm_plugin import LossStack
+from mldm_plugin.training import generators
+from mldm_plugin.training.controlnet import ControlNetTrainer
+from mldm_plugin.training.flags import ControlNetFlags
+from mldm_plugin.training.validation import sample
 
 # diffusers' UniPC scheduler under NumPy 2.
 old_numpy = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def the_error(capfd: pytest.CaptureFixture[str]) -> str:
-    """The one line that the user is shown."""
-    err = capfd.readouterr().err
-    assert "Traceback" not in err
-    (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
-    return line
 
 
 LOSS = """
@@ -59,16 +46,11 @@ def make_loss(folder: Path, body: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A folder for the run without a plugin, that others are compared with; made by the first test to ask."""
-    return tmp_path_factory.mktemp("plain") / "run"
-
-
-@pytest.fixture
-def plain_run(plain, train):
-    if not plain.exists():
-        assert train(plain) == 0
-    return plain
+def plain_run(train, tmp_path_factory):
+    """The finished run without a plugin, that others are compared with."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    assert train(run) == 0
+    return run
 
 
 def test_trains_and_saves_what_diffusers_loads(plain_run):
@@ -80,6 +62,39 @@ def test_trains_and_saves_what_diffusers_loads(plain_run):
     assert trained.controlnet_mid_block.weight.abs().sum() > 0
     assert not list(plain_run.glob(".*"))
     assert json.loads((plain_run / "arguments.json").read_text())["resolution"] == 64
+
+
+def test_the_loop_waits_for_nothing_between_forward_and_backward(train, tmp_path, monkeypatch):
+    """Each of these would wait for a GPU. What is logged is read after the optimizer's step."""
+    waits, inside = [], []
+
+    def count(name):
+        original = getattr(torch.Tensor, name)
+
+        def counting(tensor, *args, **kwargs):
+            waits.extend(name for _ in inside)
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counting)
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"):
+        count(name)
+    make_step, backward, steps = ControlNetTrainer.diffusion_step, Accelerator.backward, []
+
+    def begin(*args):
+        inside.append(True)
+        return make_step(*args)
+
+    def end(*args):
+        backward(*args)
+        inside.clear()
+        steps.append(True)
+
+    monkeypatch.setattr(ControlNetTrainer, "diffusion_step", begin)
+    monkeypatch.setattr(Accelerator, "backward", end)
+    assert train(tmp_path / "run") == 0
+    assert len(steps) == 2
+    assert waits == []
 
 
 def test_with_the_plugin_the_weights_differ_and_each_term_is_logged(train, plain_run, tmp_path, random_preset):
@@ -114,22 +129,23 @@ def test_a_detached_term_is_logged_and_changes_nothing(train, plain_run, tmp_pat
     assert any(r["loss"] != r["ldm"] for r in records(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--gradient_checkpointing", "--set_grads_to_none"],
-        ["--dataloader_num_workers", 1],
-        ["--checkpointing_steps", 1],
-    ],
-)
-def test_flags_that_must_not_change_the_numbers(train, plain_run, tmp_path, flags):
-    assert train(tmp_path / "run", *flags) == 0
+def test_flags_that_must_not_change_the_numbers(train, plain_run, tmp_path):
+    flags = ["--gradient_checkpointing", "--set_grads_to_none", "--dataloader_num_workers", 1]
+    assert train(tmp_path / "run", *flags, "--checkpointing_steps", 1) == 0
     assert same_weights(tmp_path / "run", plain_run)
 
 
-def test_bf16_and_accumulation(train, tmp_path, random_preset):
+def test_bf16_and_accumulation_with_a_decoder_that_was_never_rounded(train, tmp_path, random_preset, monkeypatch):
+    """Losses are built from the VAE in float32, and proved on what the trainer's own then makes of pictures."""
+    seen = []
+    build, prove = LossStack.from_preset, LossStack.prove
+    monkeypatch.setattr(
+        LossStack, "from_preset", lambda *a, vae, **o: seen.append(vae.dtype) or build(*a, vae=vae, **o)
+    )
+    monkeypatch.setattr(LossStack, "prove", lambda self, step: seen.append(step.latents.dtype) or prove(self, step))
     flags = ["--mixed_precision", "bf16", "--gradient_accumulation_steps", 2, "--train_batch_size", 1]
     assert train(tmp_path / "run", "--preset", random_preset, *flags) == 0
+    assert seen == [torch.float32, torch.bfloat16]
     assert len(records(tmp_path / "run")) == 2
     assert ControlNetModel.from_pretrained(tmp_path / "run").dtype == torch.float32
 
@@ -160,35 +176,35 @@ def test_no_hint(train, tmp_path, tiny_pipeline, make_data):
 @old_numpy
 def test_validation_pictures_are_saved_and_change_nothing(train, plain_run, tmp_path, tiny_data):
     flags = ["--validation_prompt", "a person", "a face", "--validation_image", tiny_data / "2_hint.png"]
-    flags += ["--num_validation_images", 1, "--validation_steps", 1, "--report_to", "tensorboard"]
+    flags += ["--num_validation_images", 1, "--validation_steps", 2, "--report_to", "tensorboard"]
     assert train(tmp_path / "run", *flags) == 0
     assert same_weights(tmp_path / "run", plain_run)
     assert sorted(p.name for p in (tmp_path / "run" / "validation").iterdir()) == [
-        f"step-00000{step}-prompt-{prompt}-0.png" for step in (1, 2) for prompt in (0, 1)
+        f"step-000002-prompt-{prompt}-0.png" for prompt in (0, 1)
     ]
     assert list((tmp_path / "run" / "logs").rglob("events.out.*"))
 
 
 @old_numpy
-def test_unseeded_validation_leaves_the_generators_alone(train, tmp_path, tiny_data):
-    from mldm_plugin.training import generators
-    from mldm_plugin.training.validation import validate
-
-    seen = []
-
-    def spy(run, **options):
-        before = generators.capture()
-        run.arguments.seed = None
-        validate(run, **options)
-        after = generators.capture()
-        seen.append(before["python"] == after["python"] and before["torch"].equal(after["torch"]))
-        return []
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mldm_plugin.training.loop.validate", spy)
-        flags = ["--validation_prompt", "a", "--validation_image", tiny_data / "2_hint.png", "--validation_steps", 1]
-        assert train(tmp_path / "run", *flags, "--num_validation_images", 1) == 0
-    assert seen == [True, True, True]
+@pytest.mark.parametrize("final", [False, True])
+def test_unseeded_validation_leaves_the_generators_alone(tiny_pipeline, tiny_data, tmp_path, final):
+    hint = str(tiny_data / "2_hint.png")
+    flags = ControlNetFlags(
+        pretrained_model_name_or_path=str(tiny_pipeline),
+        train_data_dir="data",
+        validation_prompt=["a"],
+        validation_image=[hint],
+        num_validation_images=1,
+    )
+    forget_accelerate()
+    trainer = ControlNetTrainer(flags, torch.device("cpu"), torch.float32)
+    trainer.save(tmp_path)
+    before = generators.capture()
+    (sampled,) = sample(trainer, Accelerator(cpu=True), tmp_path, 1, final=final)
+    after = generators.capture()
+    assert len(sampled.pictures) == 1
+    assert before["python"] == after["python"]
+    assert before["torch"].equal(after["torch"])
 
 
 def test_old_checkpoints_go_when_the_new_one_is_there(train, tmp_path):
@@ -234,33 +250,33 @@ def after_loss(step, report):
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_ends_in_good_order(train, tmp_path, name):
+def test_a_signal_saves_and_ends_in_good_order(train, tmp_path):
     """The signal comes in the first of two micro-batches: the step is finished, then saved."""
-    stopper, whole, run = tmp_path / "stopper.py", tmp_path / "whole", tmp_path / "run"
-    stopper.write_text(SIGNAL_PLUGIN.format(name=name))
+    whole, run = tmp_path / "whole", tmp_path / "run"
     flags = [*make_loss(tmp_path, "value"), "--max_train_steps", 2, "--gradient_accumulation_steps", 2]
     assert train(whole, *flags) == 0
     flags += ["--resume_from_checkpoint", "latest"]
-    for step in (1, 2):
+    for step, name in ((1, "SIGTERM"), (2, "SIGINT")):
+        stopper = tmp_path / f"{name}.py"
+        stopper.write_text(SIGNAL_PLUGIN.format(name=name))
         assert train(run, "--loss-plugin", stopper, *flags) == 0
         assert [r["step"] for r in records(run)] == list(range(1, step + 1))
         assert (run / f"checkpoint-{step}").is_dir()
-        assert not (run / WEIGHTS).exists()
+        assert not (run / WEIGHTS[CONTROLNET]).exists()
     assert train(run, *flags) == 0
     assert records(run) == records(whole)
     assert same_weights(run, whole)
 
 
-def test_a_loss_that_stays_nan_ends_the_run_with_a_checkpoint(train, tmp_path, capfd):
+def test_a_loss_that_stays_nan_ends_the_run_with_a_checkpoint(train, tmp_path, the_error):
     flags = make_loss(tmp_path, "value * (1 if Own.calls < 4 else float('nan'))")
     run = tmp_path / "run"
     assert train(run, *flags, "--max_train_steps", 20) == 1
-    assert "'own'" in the_error(capfd)
+    assert "'own'" in the_error()
     log = records(run)
     assert [r["step"] for r in log] == list(range(1, 13))
     assert [r["own"] is None for r in log] == [False, False] + [True] * 10
-    assert ["own/nonfinite" in r for r in log] == [False, False] + [True] * 10
+    assert [r.get("own/nonfinite") for r in log] == [None, None] + [1] * 10
     assert (run / "checkpoint-12").is_dir()
 
 
@@ -276,35 +292,18 @@ def after_loss(step, report):
 
 
 @pytest.mark.parametrize(("every", "last"), [(1, 2), (9, None)])
-def test_weights_that_are_not_finite_are_never_saved(train, tmp_path, capfd, every, last):
+def test_weights_that_are_not_finite_are_never_saved(train, tmp_path, the_error, every, last):
     """The gradient of the third step is NaN, and so are the weights after it."""
     breaker, run = tmp_path / "breaker.py", tmp_path / "run"
     breaker.write_text(BREAKING_PLUGIN)
     flags = ["--loss-plugin", breaker, *make_loss(tmp_path, "value"), "--checkpoints_total_limit", 1]
     assert train(run, *flags, "--max_train_steps", 3, "--checkpointing_steps", every) == 1
-    error = the_error(capfd)
+    error = the_error()
     assert "NaN or infinite at step 3, so nothing was saved" in error
     assert (f"checkpoint-{last}" if last else "there is no earlier checkpoint") in error
     assert [p.name for p in run.glob("checkpoint-*")] == ([f"checkpoint-{last}"] if last else [])
-    assert not (run / WEIGHTS).exists()
+    assert not (run / WEIGHTS[CONTROLNET]).exists()
     assert not list(run.glob(".*"))
-
-
-def test_the_losses_look_through_a_decoder_that_was_never_rounded(train, tmp_path, random_preset, monkeypatch):
-    from mldm_plugin.training import run as module
-
-    seen = []
-    build, allow, prove = module.LossStack.from_preset, module.PluginObjective.allow_panels, module.prove
-    monkeypatch.setattr(
-        module.LossStack, "from_preset", lambda *a, vae, **o: seen.append(vae.dtype) or build(*a, vae=vae, **o)
-    )
-    monkeypatch.setattr(
-        module.PluginObjective, "allow_panels", lambda self, vae: seen.append(vae.dtype) or allow(self, vae)
-    )
-    monkeypatch.setattr(module, "prove", lambda *a: seen.append(a[2].vae.dtype) or prove(*a))
-    flags = ["--preset", random_preset, "--panel_steps", 5, "--mixed_precision", "bf16", "--max_train_steps", 1]
-    assert train(tmp_path / "run", *flags) == 0
-    assert seen == [torch.float32, torch.float32, torch.bfloat16]
 
 
 def test_a_face_that_the_crop_cuts_off_is_told_once(train, tmp_path, random_preset, make_data, caplog):
@@ -324,14 +323,14 @@ def test_a_face_that_the_crop_cuts_off_is_told_once(train, tmp_path, random_pres
         ("value * float('nan')", "'own' is [nan]"),
     ],
 )
-def test_a_loss_that_cannot_train_stops_before_anything_is_written(train, tmp_path, capfd, body, words):
+def test_a_loss_that_cannot_train_stops_before_anything_is_written(train, tmp_path, the_error, body, words):
     assert train(tmp_path / "run", *make_loss(tmp_path, body)) == 1
-    assert words in the_error(capfd)
+    assert words in the_error()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_breaks_later_is_named(train, tmp_path, capfd):
+def test_a_loss_that_breaks_later_is_named(train, tmp_path, the_error):
     flags = make_loss(tmp_path, "value if Own.calls < 4 else value.mean()")
     assert train(tmp_path / "run", *flags, "--max_train_steps", 5) == 1
-    assert "expected a float tensor of shape" in the_error(capfd)
+    assert "expected a float tensor of shape" in the_error()
     assert len(records(tmp_path / "run")) == 2

@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.training import controlnet_flags, controlnet_networks
-from mldm_plugin.training.controlnet_networks import remove_hint
-from mldm_plugin.training.networks import Networks
+from mldm_plugin.training.controlnet import ControlNetTrainer, remove_hint
+from mldm_plugin.training.flags import ControlNetFlags
 
 
-def load(pipeline, **changes) -> Networks:
+def load(pipeline, **changes) -> ControlNetTrainer:
     given = {"pretrained_model_name_or_path": str(pipeline), "train_data_dir": "data", **changes}
-    flags = controlnet_flags.FLAGS.resolve(given)
-    return controlnet_networks.load_networks(flags, torch.device("cpu"), torch.float32)
+    return ControlNetTrainer(ControlNetFlags(**given), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
@@ -33,24 +31,24 @@ def changed(tiny_pipeline, tmp_path):
 
 
 def test_only_the_controlnet_is_trained(tiny_pipeline):
-    networks = load(tiny_pipeline)
-    assert networks.trained.training
-    assert not any(n.training for n in (networks.vae, networks.unet, networks.text_encoder))
-    frozen = (networks.vae, networks.unet, networks.text_encoder)
+    trainer = load(tiny_pipeline)
+    assert trainer.trained.training
+    assert not any(n.training for n in (trainer.vae, trainer.unet, trainer.text_encoder))
+    frozen = (trainer.vae, trainer.unet, trainer.text_encoder)
     assert not any(p.requires_grad for n in frozen for p in n.parameters())
-    ids = [id(p) for p in networks.trainable()]
-    assert ids == [id(p) for p in networks.trained.parameters()]
+    ids = [id(p) for p in trainer.trainable()]
+    assert ids == [id(p) for p in trainer.trained.parameters()]
 
 
 def test_without_a_hint_the_embedding_is_zero_and_not_trained(tiny_pipeline):
-    networks = load(tiny_pipeline, conditioning="none")
-    embedding = networks.trained.controlnet_cond_embedding
+    trainer = load(tiny_pipeline, conditioning="none")
+    embedding = trainer.trained.controlnet_cond_embedding
     assert not embedding(torch.rand(1, 3, 32, 32) * 1e6).any()
     number = len(list(embedding.parameters()))
-    assert len(networks.trainable()) == len(list(networks.trained.parameters())) - number
-    before = [p.clone() for p in networks.trainable()]
-    remove_hint(networks.trained)
-    assert all(a.equal(b) for a, b in zip(before, networks.trainable(), strict=True))
+    assert len(trainer.trainable()) == len(list(trainer.trained.parameters())) - number
+    before = [p.clone() for p in trainer.trainable()]
+    remove_hint(trainer.trained)
+    assert all(a.equal(b) for a, b in zip(before, trainer.trainable(), strict=True))
 
 
 def test_starts_from_a_trained_controlnet(tiny_pipeline, tmp_path):
@@ -90,6 +88,6 @@ def test_half_precision_weights_are_refused(tiny_pipeline, monkeypatch):
 
 
 def test_xformers_must_be_there(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr("mldm_plugin.training.networks.is_xformers_available", lambda: False)
+    monkeypatch.setattr("mldm_plugin.training.trainer.is_xformers_available", lambda: False)
     with pytest.raises(MldmError, match="pip install xformers"):
         load(tiny_pipeline, enable_xformers_memory_efficient_attention=True)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from conftest import command
+from run_trainer import command, start_script
 from safetensors.torch import load_file
 
-from mldm_plugin.training import controlnet_flags, lora_flags
+from mldm_plugin.training.command_line import make_parser
+from mldm_plugin.training.flags import ControlNetFlags, LoraFlags
 
 EXAMPLES = os.environ.get("MLDM_DIFFUSERS_EXAMPLES")
 ROOT = Path(__file__).parent.parent
@@ -31,11 +30,11 @@ with_diffusers = pytest.mark.skipif(
 @with_diffusers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("script", "table"),
-    [(CONTROLNET[0], controlnet_flags.FLAGS), (LORA[0], lora_flags.FLAGS)],
+    ("script", "kind"),
+    [(CONTROLNET[0], ControlNetFlags), (LORA[0], LoraFlags)],
     ids=["controlnet", "lora"],
 )
-def test_flags_names_types_and_defaults(monkeypatch, script, table):
+def test_flags_names_types_and_defaults(monkeypatch, script, kind):
     spec = spec_from_file_location("script_of_diffusers", Path(EXAMPLES) / script)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -43,14 +42,22 @@ def test_flags_names_types_and_defaults(monkeypatch, script, table):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *a: parsers.append(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         module.parse_args()
-    theirs = {
-        a.dest: (a.type or bool, a.default, tuple(a.choices or ()), a.nargs == "+")
-        for a in parsers[0]._actions
+    theirs = options_of(parsers[0])
+    given = {name: f.default if not f.is_required() else None for name, f in kind.model_fields.items()}
+    ours = {name: option for name, (option, _) in options_of(make_parser(kind)).items() if name in kind.theirs()}
+    assert ours == {name: option for name, (option, _) in theirs.items()}
+    defaults = {name: default for name, (_, default) in theirs.items()}
+    assert {name: given[name] for name in ours} == defaults
+    assert {name: type(given[name]) for name in ours} == {name: type(default) for name, default in defaults.items()}
+
+
+def options_of(parser):
+    """Of each flag its type, choices, and whether it takes several values; with its default."""
+    return {
+        a.dest: ((a.type or bool, tuple(a.choices or ()), a.nargs == "+"), a.default)
+        for a in parser._actions
         if a.dest != "help"
     }
-    ours = {f.name: (f.kind, f.default, f.choices or (), f.many) for f in table.theirs}
-    assert ours == theirs
-    assert {k: type(v[1]) for k, v in ours.items()} == {k: type(v[1]) for k, v in theirs.items()}
 
 
 SHARED = {
@@ -129,20 +136,11 @@ def test_a_lora_checkpoint_of_either_goes_on_in_the_other(tiny_pipeline, make_da
 
 
 def launch(script: Path, argv: list[str]) -> None:
+    """Run a script as `accelerate launch --cpu --num_processes 1` would."""
     if "none" in argv:  # the scripts of diffusers do not know it
         argv = [*argv, "--report_to", "tensorboard"]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    accelerate += ["--num_cpu_threads_per_process", "1"]
-    done = subprocess.run(
-        [*accelerate, str(script), *argv],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    output = Path(argv[argv.index("--output_dir") + 1]).with_suffix(".txt")
+    assert start_script(script, argv, output) == 0, output.read_text()[-3000:]
 
 
 def _set_prediction_type(pipeline: Path, prediction_type: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import signal
@@ -16,16 +15,27 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from mldm_plugin.errors import DataError, MldmError
-from mldm_plugin.training import agreement, generators, hub, validation
-from mldm_plugin.training.controlnet import prompts
-from mldm_plugin.training.controlnet_flags import FLAGS
-from mldm_plugin.training.optimisation import Length, make_lr_scheduler, make_optimizer
+from mldm_plugin.training import agreement, generators, hub
+from mldm_plugin.training.controlnet import ControlNetTrainer
+from mldm_plugin.training.flags import ControlNetFlags
+from mldm_plugin.training.start import make_lr_scheduler, make_optimizer, optimizer_steps
 from mldm_plugin.training.stop import StopRequest, leave_to_parent
-from mldm_plugin.training.validation import Sampled
+from mldm_plugin.training.validation import Sampled, hand_to_trackers
 
 
-def arguments(**changes):
-    return FLAGS.resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", **changes})
+def flags(**changes):
+    return ControlNetFlags(pretrained_model_name_or_path="sd", train_data_dir="data", **changes)
+
+
+@pytest.fixture
+def make_trainer(monkeypatch):
+    """`make_trainer(flag=value, …)`: a trainer of one number, without its networks."""
+
+    def load_nothing(self, flags):
+        self.flags, self.trained = flags, torch.nn.Linear(1, 1, bias=False)
+
+    monkeypatch.setattr(ControlNetTrainer, "__init__", load_nothing)
+    return lambda **changes: ControlNetTrainer(flags(**changes))
 
 
 def draw() -> tuple:
@@ -48,7 +58,18 @@ def test_a_captured_state_is_loaded_without_trust(tmp_path):
     generators.restore(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
-def test_the_first_signal_is_remembered_and_the_second_acts():
+@pytest.fixture
+def signals():
+    """Python's own handlers, whatever this process was started with, as nohup ignores SIGINT; then those again."""
+    inherited = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for which, handler in inherited.items():
+        signal.signal(which, handler)
+
+
+def test_the_first_signal_is_remembered_and_the_second_acts(signals):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGINT"
@@ -57,7 +78,7 @@ def test_the_first_signal_is_remembered_and_the_second_acts():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_loading_processes_leave_signals_to_their_parent():
+def test_loading_processes_leave_signals_to_their_parent(signals):
     with StopRequest() as stop:
         leave_to_parent(0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -66,30 +87,28 @@ def test_loading_processes_leave_signals_to_their_parent():
 
 
 @pytest.mark.parametrize(
-    ("flags", "batches", "steps", "epochs"),
+    ("changes", "batches", "steps"),
     [
-        ({}, 7, 7, 1),
-        ({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 7, 12, 3),
-        ({"max_train_steps": 10, "gradient_accumulation_steps": 2}, 7, 10, 3),
-        ({"max_train_steps": 8, "gradient_accumulation_steps": 2}, 7, 8, 2),
+        ({}, 7, 7),
+        ({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 7, 12),
+        ({"max_train_steps": 10, "gradient_accumulation_steps": 2}, 7, 10),
     ],
 )
-def test_length(flags, batches, steps, epochs):
-    assert Length.of(arguments(**flags), batches) == Length(steps, epochs)
+def test_length(changes, batches, steps):
+    assert optimizer_steps(flags(**changes), batches) == steps
 
 
-def test_the_learning_rate_is_scaled_by_what_is_trained_at_once():
-    flags = {"scale_lr": True, "gradient_accumulation_steps": 2, "train_batch_size": 3, "learning_rate": 0.5}
-    optimizer = make_optimizer(arguments(**flags), [torch.nn.Parameter(torch.zeros(1))], processes=4)
+def test_the_learning_rate_is_scaled_by_what_is_trained_at_once(make_trainer):
+    changes = {"scale_lr": True, "gradient_accumulation_steps": 2, "train_batch_size": 3, "learning_rate": 0.5}
+    optimizer = make_optimizer(make_trainer(**changes), processes=4)
     assert optimizer.param_groups[0]["lr"] == 12
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_warm_up_counts_every_process():
-    optimizer = make_optimizer(arguments(learning_rate=1.0), [torch.nn.Parameter(torch.zeros(1))], processes=2)
-    scheduler = make_lr_scheduler(
-        arguments(lr_scheduler="constant_with_warmup", lr_warmup_steps=2), optimizer, batches=8, processes=2
-    )
+def test_warm_up_counts_every_process(make_trainer):
+    trainer = make_trainer(learning_rate=1.0, lr_scheduler="constant_with_warmup", lr_warmup_steps=2)
+    optimizer = make_optimizer(trainer, processes=2)
+    scheduler = make_lr_scheduler(trainer, optimizer, batches=8, processes=2)
     rates = []
     for _ in range(5):
         optimizer.step()
@@ -98,20 +117,20 @@ def test_warm_up_counts_every_process():
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_8_bit_adam_says_what_to_install(monkeypatch):
+def test_8_bit_adam_says_what_to_install(make_trainer, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MldmError, match="pip install bitsandbytes"):
-        make_optimizer(arguments(use_8bit_adam=True), [torch.nn.Parameter(torch.zeros(1))], processes=1)
+        make_optimizer(make_trainer(use_8bit_adam=True), processes=1)
 
 
 @pytest.mark.parametrize(("texts", "hints", "number"), [(2, 2, 2), (1, 3, 3), (3, 1, 3)])
-def test_prompts_and_hints_are_paired(tmp_path, texts, hints, number):
+def test_prompts_and_hints_are_paired(make_trainer, tmp_path, texts, hints, number):
     paths = []
     for i in range(hints):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.new("RGB", (8, 8), (i, 0, 0)).save(paths[-1])
-    flags = {"validation_prompt": [f"p{i}" for i in range(texts)], "validation_image": paths}
-    got = [(p.text, p.hint.getpixel((0, 0))[0]) for p in prompts(arguments(**flags))]
+    trainer = make_trainer(validation_prompt=[f"p{i}" for i in range(texts)], validation_image=paths)
+    got = [(text, hint.getpixel((0, 0))[0]) for text, hint in trainer.prompts()]
     assert got == [(f"p{i % texts}", i % hints) for i in range(number)]
 
 
@@ -125,10 +144,10 @@ def test_the_model_card_shows_what_was_sampled(tmp_path, monkeypatch, what, hint
     monkeypatch.setattr(hub, "create_repo", lambda **options: type("Repository", (), {"repo_id": "me/run"}))
     monkeypatch.setattr(hub, "upload_folder", lambda **options: uploads.append(options))
     monkeypatch.setattr("diffusers.utils.hub_utils.ModelCard.load", no_such_repository)
-    flags = arguments(output_dir=str(tmp_path), preset="mldm", push_to_hub=True)
+    own = flags(output_dir=str(tmp_path), preset="mldm", push_to_hub=True)
     picture = Image.new("RGB", (16, 16), (200, 0, 0))
-    name = hub.make_repository(flags)
-    hub.upload(what, flags, name, [Sampled("a person", hint, [picture, picture])])
+    name = hub.make_repository(own)
+    hub.upload(what, own, name, [Sampled("a person", hint, [picture, picture])])
     card = (tmp_path / "README.md").read_text()
     assert "me/run" in card
     assert f"A {what} for sd" in card
@@ -144,14 +163,13 @@ def test_trackers_get_the_sampled_pictures(monkeypatch, caplog):
     logged = []
     wandb = SimpleNamespace(Image=lambda picture, caption: caption)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(validation, "log", logging.getLogger("validation"))
     trackers = [
         SimpleNamespace(name="wandb", log=lambda values, step: logged.append((values, step))),
         SimpleNamespace(name="paper"),
     ]
     picture = Image.new("RGB", (8, 8))
     sampled = [Sampled("a person", picture, [picture, picture]), Sampled("a face", None, [picture])]
-    validation._hand_to_trackers(sampled, SimpleNamespace(trackers=trackers), 7, "validation")
+    hand_to_trackers(sampled, trackers, 7, "validation")
     assert logged == [({"validation": ["hint", "a person", "a person", "a face"]}, 7)]
     assert "not sent to paper" in caplog.text
 

@@ -1,25 +1,38 @@
-"""Two processes (gloo, CPU) train as one."""
+"""Two processes (gloo, CPU) train as one; what splits the network among processes is refused."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import sys
+import re
 from pathlib import Path
 
 import pytest
-from conftest import PROCESSES, command
+import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import set_seed
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from run_trainer import command, launch, records
 
-# Each process writes the weights it ends with, and which of its images were gated in which step.
+from mldm_plugin import LossStack, load_plugins
+from mldm_plugin.training.command_line import parse, resolve
+from mldm_plugin.training.controlnet import ControlNetTrainer
+from mldm_plugin.training.flags import ControlNetFlags
+from mldm_plugin.training.start import make_optimizer
+
+PAGE = Path(__file__).parent.parent / "docs" / "training_loop.md"
+
+# Each process writes down which of its images were gated in which step, every micro-batch with the state of the
+# generator before it, and the weights it ends with.
 WATCHER = """
-import atexit, json, os
+import json, os
 from pathlib import Path
 import torch
 from mldm_plugin import hookimpl
-from mldm_plugin.training import loop
-folder, gates = Path(__file__).parent, []
-rank = os.environ["RANK"]
+from mldm_plugin.training.run import Run
+from mldm_plugin.training.controlnet import ControlNetTrainer
+folder, gates, batches = Path(__file__).parent, [], []
+rank = os.environ.get("RANK")
 
 class Brightness:
     needs = frozenset({"person_mask"})
@@ -34,89 +47,100 @@ def register_losses(register):
 def after_loss(step, report):
     gates.append(report.terms["brightness"].gated)
 
-original = loop.finish
-def finish(run, stopped):
-    weights = torch.cat([p.detach().flatten() for p in run.networks.trainable()])
-    torch.save(weights, folder / f"weights-{rank}.pt")
-    (folder / f"gates-{rank}.json").write_text(json.dumps(gates))
-    original(run, stopped)
-loop.finish = finish
+if rank is not None:
+    make_step, finish = ControlNetTrainer.diffusion_step, Run.finish
+
+    def noted_step(self, model, batch, draw_timesteps):
+        batches.append((torch.get_rng_state(), batch))
+        return make_step(self, model, batch, draw_timesteps)
+
+    def noted_finish(self, stopped):
+        torch.save(torch.cat([p.detach().flatten() for p in self.trainer.trainable()]), folder / f"weights-{rank}.pt")
+        torch.save(batches, folder / f"batches-{rank}.pt")
+        (folder / f"gates-{rank}.json").write_text(json.dumps(gates))
+        finish(self, stopped)
+
+    ControlNetTrainer.diffusion_step, Run.finish = noted_step, noted_finish
 """
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def run_rank(argv: list[str], rank: int, port: int, output: Path) -> None:
-    """What torchrun starts as process `rank` of two."""
-    import torch
-
-    from mldm_plugin.training.controlnet import main
-
-    torch.set_num_threads(1)
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    sys.exit(main(argv))
-
-
-def launch(argv: list[str], folder: Path) -> tuple[list[int | None], list[str]]:
-    """Exit statuses and outputs of both processes."""
-    port, outputs = free_port(), [folder / f"output-{rank}.txt" for rank in (0, 1)]
-    processes = [PROCESSES.Process(target=run_rank, args=(argv, rank, port, outputs[rank])) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    return [p.exitcode for p in processes], [o.read_text() for o in outputs]
-
-
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory, tiny_pipeline):
+def watched(tmp_path_factory):
+    """The folder of the watching plugin, and the flags to train with it."""
     folder = tmp_path_factory.mktemp("watcher")
     (folder / "watcher.py").write_text(WATCHER)
     (folder / "own.yaml").write_text("losses:\n  brightness: {weight: 0.5, max_timestep: 500}\n")
-    return ["--loss-plugin", folder / "watcher.py", "--preset", folder / "own.yaml", "--train_batch_size", 1]
+    plugin = ["--loss-plugin", folder / "watcher.py", "--preset", folder / "own.yaml", "--panel_steps", 0]
+    return folder, [*plugin, "--train_batch_size", 1]
 
 
-def test_unequal_gating_ends_with_equal_weights_and_resumes(flags, tiny_pipeline, make_data, tmp_path):
-    """Half of the pictures show nobody, so one process often has a gated image and the other none."""
-    import torch
+@pytest.fixture(scope="module")
+def pair(watched, tiny_pipeline, make_data, tmp_path_factory):
+    """A finished run of two processes: its command line, its folder, and what each process wrote down.
 
+    Half of the pictures show nobody, so one process often has a gated image and the other none.
+    """
+    notes, flags = watched
+    folder = tmp_path_factory.mktemp("pair")
     rows = {i: {"mask_file_name": None, "face_boxes": []} for i in (1, 2, 4, 6)}
-    data = make_data(tmp_path / "data", 7, rows=rows, captions=["a person", "somebody"])
-    watched = flags[1].parent
+    data = make_data(folder / "data", 7, rows=rows, captions=["a person", "somebody"])
     flags = [*flags, "--max_train_steps", 6, "--checkpointing_steps", 3, "--gradient_accumulation_steps", 2]
-    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, data, *flags), tmp_path)
+    argv = command(folder / "run", tiny_pipeline, data, *flags, "--learning_rate", 1e-3)
+    statuses, outputs = launch(argv, folder)
     assert statuses == [0, 0], outputs
-    one, other = (torch.load(watched / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert one.equal(other)
-    gates = [json.loads((watched / f"gates-{rank}.json").read_text()) for rank in (0, 1)]
+    weights = [torch.load(notes / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    batches = [torch.load(notes / f"batches-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    gates = [json.loads((notes / f"gates-{rank}.json").read_text()) for rank in (0, 1)]
+    return argv, folder / "run", weights, batches, gates
+
+
+def test_unequal_gating_ends_with_equal_weights(pair):
+    _, run, weights, _, gates = pair
+    assert weights[0].equal(weights[1])
     assert gates[0] != gates[1]
-    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(r["brightness/gated"] for r in log) == sum(map(sum, gates)) > 0
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoint-3").glob("position_*")) == [
-        "position_0.pt",
-        "position_1.pt",
-    ]
+    assert sum(r["brightness/gated"] for r in records(run)) == sum(map(sum, gates)) > 0
 
-    flags += ["--resume_from_checkpoint", "checkpoint-3"]
-    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, data, *flags), tmp_path)
+
+def test_two_processes_are_one_that_has_the_batches_of_both(pair, watched):
+    """The same micro-batches one after the other: gradients averaged over all of a step, clipped, and applied."""
+    argv, _, weights, batches, _ = pair
+    set_seed(3)
+    flags = resolve(ControlNetFlags, parse(ControlNetFlags, argv))
+    trainer = ControlNetTrainer(flags, torch.device("cpu"), torch.float32)
+    plugins = load_plugins([str(watched[0] / "watcher.py")])
+    stack = LossStack.from_preset(
+        watched[0] / "own.yaml", vae=trainer.vae, noise_scheduler=trainer.noise_scheduler, plugins=plugins
+    )
+    optimizer = make_optimizer(trainer, processes=2)
+    start = torch.cat([p.detach().flatten() for p in trainer.trainable()])
+    for step in range(6):
+        for state, batch in (of_rank[2 * step + i] for of_rank in batches for i in (0, 1)):
+            torch.set_rng_state(state)
+            made = trainer.diffusion_step(
+                trainer.trained, batch, lambda latents: torch.randint(0, 1000, (len(latents),))
+            )
+            (stack(made).loss / 4).backward()
+        torch.nn.utils.clip_grad_norm_(trainer.trainable(), flags.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    end = torch.cat([p.detach().flatten() for p in trainer.trainable()])
+    assert (end - weights[0]).norm() < 1e-3 * (end - start).norm()
+
+
+def test_a_resumed_pair_is_the_uninterrupted_one(pair, watched, tmp_path):
+    argv, run, weights, _, _ = pair
+    assert sorted(p.name for p in (run / "checkpoint-3").glob("position_*")) == ["position_0.pt", "position_1.pt"]
+    log = records(run)
+    statuses, outputs = launch([*argv, "--resume_from_checkpoint", "checkpoint-3"], tmp_path)
     assert statuses == [0, 0], outputs
-    resumed = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert resumed == log
-    assert torch.load(watched / "weights-1.pt", weights_only=True).equal(one)
+    assert records(run) == log
+    assert torch.load(watched[0] / "weights-1.pt", weights_only=True).equal(weights[1])
 
 
-def test_an_error_of_one_process_is_one_line(flags, tiny_pipeline, make_data, tmp_path):
+def test_an_error_of_one_process_is_one_line(watched, tiny_pipeline, make_data, tmp_path):
     """Row 1 is looked over by the second process; the first reports it."""
     data = make_data(tmp_path / "data", 3, rows={1: {"face_boxes": [[9, 9, 3, 3]]}})
-    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, data, *flags), tmp_path)
+    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, data, *watched[1]), tmp_path)
     assert statuses == [1, 1]
     assert not any("Traceback" in output for output in outputs)
     (line,) = [x for output in outputs for x in output.splitlines() if x.startswith("error: ")]
@@ -124,3 +148,75 @@ def test_an_error_of_one_process_is_one_line(flags, tiny_pipeline, make_data, tm
     assert "1.png" in line
     assert "reversed" in line
     assert not (tmp_path / "run").exists()
+
+
+# The second process has a gradient that is not finite in its second batch, of a value that is.
+FRAGILE = """
+import os
+from mldm_plugin import hookimpl
+seen = []
+
+class Fragile:
+    needs = frozenset()
+    def __call__(self, step):
+        value = step.pred_latents.square().flatten(1).mean(dim=1)
+        if os.environ["RANK"] == "1" and len(seen) == 1:
+            value = value + (step.pred_latents * 0).sqrt().flatten(1).sum(dim=1)
+        return value
+
+@hookimpl
+def register_losses(register):
+    register("fragile", Fragile)
+
+@hookimpl
+def after_loss(step, report):
+    seen.append(step)
+"""
+
+
+def test_a_gradient_that_one_process_cannot_use_is_logged_and_the_run_goes_on(tiny_pipeline, tiny_data, tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "own.yaml").write_text("losses:\n  fragile: {weight: 0.5, max_timestep: null}\n")
+    flags = ["--loss-plugin", tmp_path / "fragile.py", "--preset", tmp_path / "own.yaml", "--panel_steps", 0]
+    flags += ["--train_batch_size", 1, "--max_train_steps", 3]
+    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, tiny_data, *flags), tmp_path)
+    assert statuses == [0, 0], outputs
+    log = records(tmp_path / "run")
+    assert [r["fragile/gated"] for r in log] == [2, 2, 2]
+    assert [r.get("fragile/nonfinite_gradient") for r in log] == [None, 1, None]
+    assert all(r["fragile"] > 0 for r in log)
+
+
+def sharding():
+    """The rows of the page's table: what is given to `accelerate launch`, and what becomes of it."""
+    table = PAGE.read_text(encoding="utf-8").partition("## On several GPUs")[2].partition("\n## ")[0]
+    return re.findall(r"^\| (.+?) \| `(.*?)` \| (.+?) \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "launcher", "outcome"), sharding())
+def test_what_splits_the_network_is_refused_as_the_page_says(
+    name, launcher, outcome, train, tmp_path, monkeypatch, the_error
+):
+    """With the environment that `accelerate launch` hands to a script."""
+    more = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_controlnet.py"
+    arguments = launch_command_parser().parse_args([*launcher.split(), *more.split()])
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    environment = (
+        prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    )
+    for variable, value in environment.items():
+        if os.environ.get(variable) != value and variable.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(variable, value)
+    if not outcome.startswith("refused"):
+        assert train(tmp_path / "run", "--max_train_steps", 1) == 0
+        return
+    assert train(tmp_path / "run") == 1
+    line = the_error()
+    assert f"accelerate is set to {name}, which splits the network" in line
+    assert "use DDP (`accelerate launch --multi_gpu`)" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_names_every_way_of_splitting():
+    names = [name for name, _, _ in sharding()]
+    assert names == ["DDP", "FSDP1", "FSDP2", *(f"DeepSpeed ZeRO {stage}" for stage in (1, 2, 3))]

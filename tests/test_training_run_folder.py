@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from run_trainer import run_here
 
 from mldm_plugin.errors import RunFolderError
-from mldm_plugin.training.controlnet_flags import FLAGS
-from mldm_plugin.training.controlnet_networks import WEIGHTS
+from mldm_plugin.training.controlnet import ControlNetTrainer, main
+from mldm_plugin.training.flags import ControlNetFlags
 from mldm_plugin.training.run_folder import RunFolder, checkpoints_in, step_of
 
 
-def arguments(**changes) -> argparse.Namespace:
-    return FLAGS.resolve({"pretrained_model_name_or_path": "sd", "train_data_dir": "data", "seed": 1, **changes})
-
-
 def folder(path: Path, preset: str | None = None, processes: int = 1, **changes) -> RunFolder:
-    return RunFolder(path, arguments(**changes), processes, WEIGHTS, preset)
+    needed = {"pretrained_model_name_or_path": "sd", "train_data_dir": "data", "seed": 1}
+    return RunFolder(path, ControlNetFlags(**(needed | changes)), processes, ControlNetTrainer, preset)
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
@@ -134,13 +131,6 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert [step_of(p) for p in checkpoints_in(tmp_path)] == [9, 10]
 
 
-def one_line(capfd) -> str:
-    err = capfd.readouterr().err
-    assert "Traceback" not in err
-    (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
-    return line
-
-
 OWN = ["--preset", "{preset}"]
 BAD_INPUT = {
     "unknown preset": (["--preset", "mlmd"], "did you mean 'mldm'"),
@@ -184,7 +174,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_annotation_is_one_line_and_nothing_is_written(train, make_data, tmp_path, random_preset, capfd, case):
+def test_bad_annotation_is_one_line_and_nothing_is_written(train, make_data, tmp_path, random_preset, the_error, case):
     rows, words = BAD_DATA[case]
     data = make_data(tmp_path / "data", 3, rows=rows)
     if case == "nobody anywhere":
@@ -195,11 +185,11 @@ def test_bad_annotation_is_one_line_and_nothing_is_written(train, make_data, tmp
             text = text.replace("nobody.png", f"{i}_mask.png", 1)
         (data / "metadata.jsonl").write_text(text)
     assert train(tmp_path / "run", "--train_data_dir", data, "--preset", random_preset) == 1
-    assert words in one_line(capfd)
+    assert words in the_error()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_picture_that_breaks_off_ends_the_run_in_its_turn(train, make_data, tmp_path, capfd):
+def test_a_picture_that_breaks_off_ends_the_run_in_its_turn(train, make_data, tmp_path, the_error):
     data = make_data(tmp_path / "data", 4, annotated=False)
     shutil.copy(data / "3.png", data / "whole.png")
     (data / "3.png").write_bytes((data / "3.png").read_bytes()[:2000])
@@ -207,21 +197,21 @@ def test_a_picture_that_breaks_off_ends_the_run_in_its_turn(train, make_data, tm
     for workers in (0, 1):
         run = tmp_path / f"run{workers}"
         assert train(run, *flags, "--dataloader_num_workers", workers) == 1
-        line = one_line(capfd)
+        line = the_error()
         assert "3.png cannot be read" in line
         assert "replace it" in line
         steps = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
         assert len(steps) < 4
 
 
-def test_the_folder_of_another_run_is_left_alone(train, tmp_path, capfd):
+def test_the_folder_of_another_run_is_left_alone(train, tmp_path, the_error):
     run = tmp_path / "run"
     assert train(run, "--max_train_steps", 1) == 0
     before = snapshot(run)
     assert train(run, "--max_train_steps", 1) == 1
-    assert "holds another run (metrics.jsonl)" in one_line(capfd)
+    assert "holds another run (metrics.jsonl)" in the_error()
     assert train(run, "--resume_from_checkpoint", "latest", "--learning_rate", 1) == 1
-    assert "--learning_rate was 5e-06, is 1.0" in one_line(capfd)
+    assert "--learning_rate was 5e-06, is 1.0" in the_error()
     assert train(run, "--resume_from_checkpoint", "latest", "--max_train_samples", 3) == 1
     assert snapshot(run) == before
 
@@ -233,33 +223,31 @@ def test_the_folder_of_another_run_is_left_alone(train, tmp_path, capfd):
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "--gradient_accumulation_steps was 1, is 2"),
     ],
 )
-def test_what_accelerate_is_told_elsewhere_counts_too(train, tmp_path, capfd, monkeypatch, variable, value, words):
+def test_what_accelerate_is_told_elsewhere_counts_too(train, tmp_path, the_error, monkeypatch, variable, value, words):
     run = tmp_path / "run"
     assert train(run, "--max_train_steps", 1, "--checkpointing_steps", 1) == 0
     before = snapshot(run)
     monkeypatch.setenv(variable, value)
     assert train(run, "--resume_from_checkpoint", "latest") == 1
-    assert words in one_line(capfd)
+    assert words in the_error()
     assert snapshot(run) == before
 
 
-def test_an_unseeded_subset_cannot_be_resumed(capfd, monkeypatch, tiny_pipeline, tiny_data, tmp_path, train):
+def test_an_unseeded_subset_cannot_be_resumed(the_error, tiny_pipeline, tiny_data, tmp_path):
     argv = ["--pretrained_model_name_or_path", tiny_pipeline, "--train_data_dir", tiny_data, "--max_train_samples", 3]
-    from mldm_plugin.training.controlnet import main
-
     argv += ["--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest", "--report_to", "none"]
-    assert main([str(a) for a in argv]) == 1
-    assert "without --seed" in one_line(capfd)
+    assert run_here(main, [str(a) for a in argv]) == 1
+    assert "without --seed" in the_error()
 
 
 def test_preset_and_arguments_are_written_before_the_first_step(train, tmp_path, random_preset, monkeypatch):
     seen = []
 
-    def spy(run, batch):
-        seen.extend(sorted(p.name for p in run.folder.iterdir()))
+    def look(trainer, model, batch, draw_timesteps):
+        seen.extend(sorted(p.name for p in (tmp_path / "run").iterdir()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mldm_plugin.training.controlnet.diffusion_loss", spy)
+    monkeypatch.setattr(ControlNetTrainer, "diffusion_step", look)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", "--preset", random_preset)
     assert seen == ["arguments.json", "preset.yaml"]

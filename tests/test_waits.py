@@ -75,6 +75,27 @@ def test_the_backward_pass_waits_for_nothing(monkeypatch):
     assert waits.seen == []
 
 
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order():
+    """RoIAlign and replicate padding did, and torch.use_deterministic_algorithms refuses them there."""
+    step = make_step((50, 20))
+    stack = published_stack()
+    with Names() as names:
+        stack(step).loss.backward()
+    assert "convolution_backward" in names.seen  # operations of the backward pass are seen
+    unordered = ("roi", "replication_pad", "grid_sampler", "bincount", "bilinear", "bicubic", "scatter_add", "histc")
+    assert not {name for name in names.seen if any(word in name for word in unordered)}
+
+
 def test_the_log_of_an_optimizer_step_waits_once(monkeypatch):
     stack = published_stack()
     meter = StepMeter([t.name for t in stack.terms])

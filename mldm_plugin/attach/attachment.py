@@ -19,6 +19,7 @@ from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.placement import Placement
+from mldm_plugin.attach.ranks import refuse_unshown
 from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
@@ -74,9 +75,11 @@ class Attachment:
 
     Raises:
         PresetError, PluginError, DataError: the preset, a plugin or the folder of masks cannot be used.
+        MldmError: FSDP1 or DeepSpeed.
     """
 
     def __init__(self, settings: Settings) -> None:
+        refuse_unshown()
         self.plugins = load_plugins(settings.loss_plugin)
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings

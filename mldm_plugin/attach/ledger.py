@@ -23,15 +23,15 @@ from mldm_plugin.attach.frame import Frame, scaling, transposition
 _KEY = "mldm_frame"  # in Image.info, and as attribute of a tensor
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 _serials = itertools.count()
-_installed = False
+installed = False
 
 
 def install() -> None:
     """Wrap Pillow's and torchvision's functions; a second call does nothing."""
-    global _installed
-    if _installed:
+    global installed
+    if installed:
         return
-    _installed = True
+    installed = True
     _follow_pillow()
     _follow_torchvision()
 

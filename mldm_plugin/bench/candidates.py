@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mldm_plugin.bench import distances
-from mldm_plugin.bench.expected import Gate, measured_gates
-from mldm_plugin.bench.measure import Case
-from mldm_plugin.bench.networks import Networks
-from mldm_plugin.bench.strategies import DecodeEverything, WholeBatchGate, WithPlugin, plain_loss
-from mldm_plugin.bench.workload import Batch, Loss, People, Timesteps, pixel_path, training_step
+from mldm_plugin.bench import others
+from mldm_plugin.bench.host import Batch, Host, Loss, decoded_step, shrink_faces, timesteps_of
+from mldm_plugin.bench.measure import Candidate, Gate, gated_numbers
+from mldm_plugin.bench.sizes import Size
 from mldm_plugin.engine.stack import LossStack
-from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm
 from mldm_plugin.plugins import Plugins
 
@@ -32,77 +28,87 @@ FEATURES, LITERAL = "masked_lpips features", "upsample, then mask (eq. 2)"
 DISTANCE, LITERAL_DISTANCE = "features, distance alone", "upsample, then mask, alone"
 FACE = "face"
 
-LossAlone = tuple[Callable[[], Tensor], list[Tensor]]
+Ways = dict[str, tuple[Loss, Gate]]  # from a network's output to a loss, and who opens their gate
+LossAlone = tuple[Callable[[], Tensor], list[Tensor]]  # of each image, (N,), and where its gradient goes
 
 
-def strategies(networks: Networks, stack: LossStack, vae: Any) -> dict[str, tuple[Loss, Gate]]:
-    """Ways from a network's output to a loss, and who opens their gate."""
+def ways_to_a_loss(host: Host, stack: LossStack, vae: Any) -> Ways:
+    """The plugin, and what stands beside it, decoding with `vae`."""
     return {
-        PLAIN: (plain_loss, "none"),
-        OURS: (WithPlugin(stack), "each image"),
-        EVERYTHING: (DecodeEverything(stack, vae, networks.noise_scheduler), "none"),
-        WHOLE_BATCH: (WholeBatchGate(stack, vae, networks.noise_scheduler), "whole batch"),
+        PLAIN: (others.plain_loss, "none"),
+        OURS: (lambda step: stack(step).loss, "each image"),
+        EVERYTHING: (others.DecodeEverything(stack, vae, host.noise_scheduler), "none"),
+        WHOLE_BATCH: (others.WholeBatchGate(stack, vae, host.noise_scheduler), "whole batch"),
     }
 
 
-def step_cases(
-    networks: Networks, ways: dict[str, tuple[Loss, Gate]], batch: Batch, timesteps: Timesteps
-) -> list[Case]:
+def step_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:
     """A whole training step. AdamW is the optimizer, as in diffusers' scripts."""
-    optimizer = torch.optim.AdamW(networks.controlnet.parameters(), lr=1e-6)
-    cases = []
+    optimizer = torch.optim.AdamW(host.controlnet.parameters(), lr=1e-6)
+    candidates = []
     for name, (loss, gate) in ways.items():
         for cached in (False, True) if name in (PLAIN, OURS) else (False,):
-            for k in measured_gates(len(batch), gate):
-                run = partial(training_step, networks, optimizer, batch, timesteps(len(batch), k), loss, cached=cached)
-                cases.append(Case(name + CACHED * cached, gate, k, run))
-    cases[0].run()  # makes the optimizer's state, which is there in every later step
-    return cases
+            runs = {
+                k: partial(host.train, optimizer, batch, _timesteps(host, stack, batch, k), loss, cached=cached)
+                for k in gated_numbers(len(batch), gate)
+            }
+            candidates.append(Candidate(name + CACHED * cached, gate, runs))
+    next(iter(candidates[0].runs.values()))()  # makes the optimizer's state, which is there in every later step
+    return candidates
 
 
-def pixel_cases(
-    networks: Networks, ways: dict[str, tuple[Loss, Gate]], batch: Batch, timesteps: Timesteps
-) -> list[Case]:
+def pixel_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:
     """From the network's output to the gradient there."""
     return [
-        Case(name, gate, k, partial(pixel_path, networks, batch, timesteps(len(batch), k), loss))
+        Candidate(
+            name, gate, {k: _after_the_network(host, stack, batch, k, loss) for k in gated_numbers(len(batch), gate)}
+        )
         for name, (loss, gate) in ways.items()
-        for k in measured_gates(len(batch), gate)
     ]
 
 
+def closed_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:
+    """The same with a closed gate: what the plugin itself takes, steadier than a difference of steps."""
+    return [
+        Candidate(name, "none", {0: _after_the_network(host, stack, batch, 0, ways[name][0])}) for name in (PLAIN, OURS)
+    ]
+
+
+def _after_the_network(host: Host, stack: LossStack, batch: Batch, k: int, loss: Loss) -> Callable[[], Any]:
+    return partial(host.after_the_network, batch, _timesteps(host, stack, batch, k), loss)
+
+
+def _timesteps(host: Host, stack: LossStack, batch: Batch, k: int) -> Tensor:
+    return timesteps_of(stack, len(batch), k, host.device)
+
+
 class LossesAlone:
-    """The losses of the plugin, and plain versions of them, on pictures at hand.
+    """The losses of the plugin, and plain versions of them, on pictures at hand."""
 
-    Args:
-        face_crop: side of the face network's input; None is its own.
-    """
-
-    def __init__(self, plugins: Plugins, face_crop: int | None) -> None:
+    def __init__(self, plugins: Plugins, size: Size) -> None:
         masked_lpips = plugins.losses["masked_lpips"]
         self.spatial, self.features = (masked_lpips(form=f, weights="random") for f in ("spatial", "features"))
         self.features.network = self.spatial.network  # one VGG16 is enough
         self.face = plugins.losses["face"](weights="random")
-        crop = self.face.features.crop
-        self.face.features.crop = replace(crop, size=face_crop or crop.size)
-        self.package = distances.lpips_package()
+        shrink_faces(self.face, size)
+        self.package = others.lpips_package()
 
-    def on(self, people: People) -> dict[str, LossAlone]:
-        """Name → the loss of each image, (N,), and the tensors that its gradient goes to."""
-        images, package, alphas = people.pixel_values, self.package, self.features.layer_weights
+    def on(self, people: dict[str, Any]) -> dict[str, LossAlone]:
+        """By name, of pictures as `draw_people` makes them."""
+        images, package, alphas = people["pixel_values"], self.package, self.features.layer_weights
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
         pred_images = (images + 0.2 * noise).requires_grad_()
-        step, mask = _step_of(people, pred_images), people.person_mask.to(images)
+        step, mask = decoded_step(people, pred_images), people["person_mask"].to(images)
         package.to(images)
         with torch.no_grad():
-            target, predicted = (distances.features(package, x) for x in (images, pred_images))
+            target, predicted = (others.lpips_features(package, x) for x in (images, pred_images))
         leaves = [p.requires_grad_() for p in predicted]
         area = mask.sum(dim=(2, 3))
 
         def literal() -> Tensor:
             with torch.no_grad():
-                of_target = distances.features(package, images)
-            return distances.upsample_then_mask(distances.features(package, pred_images), of_target, alphas, mask)
+                of_target = others.lpips_features(package, images)
+            return others.upsample_then_mask(others.lpips_features(package, pred_images), of_target, alphas, mask)
 
         def distance() -> Tensor:
             layers = zip(alphas, leaves, target, strict=True)
@@ -110,18 +116,18 @@ class LossesAlone:
 
         return {
             SPATIAL: (lambda: self.spatial(step), [pred_images]),
-            PACKAGE: (lambda: distances.spatial_times_mask(package, pred_images, images, mask), [pred_images]),
+            PACKAGE: (lambda: others.spatial_times_mask(package, pred_images, images, mask), [pred_images]),
             FEATURES: (lambda: self.features(step), [pred_images]),
             LITERAL: (literal, [pred_images]),
             DISTANCE: (distance, leaves),
-            LITERAL_DISTANCE: (lambda: distances.upsample_then_mask(leaves, target, alphas, mask), leaves),
+            LITERAL_DISTANCE: (lambda: others.upsample_then_mask(leaves, target, alphas, mask), leaves),
             FACE: (lambda: self.face(step), [pred_images]),
         }
 
 
-def loss_cases(functions: dict[str, LossAlone]) -> list[Case]:
+def loss_candidates(functions: dict[str, LossAlone]) -> list[Candidate]:
     """Value and gradient of each loss alone."""
-    return [Case(name, "none", None, partial(value_and_gradient, *of)) for name, of in functions.items()]
+    return [Candidate(name, "none", {1: partial(value_and_gradient, *of)}) for name, of in functions.items()]
 
 
 def value_and_gradient(function: Callable[[], Tensor], leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -132,19 +138,3 @@ def value_and_gradient(function: Callable[[], Tensor], leaves: list[Tensor]) -> 
     for leaf in leaves:
         leaf.grad = None
     return value.detach(), gradients
-
-
-def _step_of(people: People, pred_images: Tensor) -> DiffusionStep:
-    """A step as a loss sees it, of which only the pictures matter."""
-    nothing = people.pixel_values.new_zeros(len(people.pixel_values), 4, 1, 1)
-    step = DiffusionStep(
-        latents=nothing,
-        noise=nothing,
-        noisy_latents=nothing,
-        timesteps=torch.zeros(len(nothing), dtype=torch.long, device=nothing.device),
-        model_pred=nothing,
-        target=nothing,
-        person_mask=people.person_mask,
-        face_boxes=people.face_boxes,
-    )
-    return replace(step, pred_images=pred_images, target_images=people.pixel_values)

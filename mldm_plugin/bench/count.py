@@ -16,15 +16,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mldm_plugin.bench.agreement import exact
 from mldm_plugin.bench.candidates import CACHED, EVERYTHING, OURS, PLAIN, WHOLE_BATCH
-from mldm_plugin.bench.expected import measured_gates
-from mldm_plugin.bench.networks import TEXT_LENGTH, Networks, build_networks
-from mldm_plugin.bench.rows import Row
+from mldm_plugin.bench.compare import exact
+from mldm_plugin.bench.host import Host, decoded_step, draw_people, shrink_faces
+from mldm_plugin.bench.measure import Candidate, gated_numbers
+from mldm_plugin.bench.others import decode
 from mldm_plugin.bench.sizes import Size
-from mldm_plugin.bench.strategies import decode
-from mldm_plugin.bench.workload import People
-from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import PresetError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
@@ -51,22 +48,18 @@ class Counts:
     decode: float
     losses: dict[str, float]
 
-    @property
-    def pixels(self) -> float:
-        """Of a gated image, after the network's output."""
-        return self.decode + sum(self.losses.values())
-
-    def rows(self, n: int) -> list[Row]:
-        """The whole step of each strategy, TFLOP by number of gated images."""
+    def candidates(self, n: int) -> list[Candidate]:
+        """The whole step of each way, TFLOP by number of gated images."""
+        pixels = self.decode + sum(self.losses.values())
         plain, cached = n * (self.encode + self.network), n * self.network
-        row = Row.counted
+        by_image = gated_numbers(n, "each image")
         return [
-            row(PLAIN, "none", {1: plain}),
-            row(PLAIN + CACHED, "none", {1: cached}),
-            row(OURS, "each image", {k: plain + k * self.pixels for k in measured_gates(n, "each image")}),
-            row(OURS + CACHED, "each image", {k: cached + k * self.pixels for k in measured_gates(n, "each image")}),
-            row(EVERYTHING, "none", {1: plain + n * self.pixels}),
-            row(WHOLE_BATCH, "whole batch", {0: plain, n: plain + n * self.pixels}),
+            Candidate(PLAIN, "none", tflop={1: plain}),
+            Candidate(PLAIN + CACHED, "none", tflop={1: cached}),
+            Candidate(OURS, "each image", tflop={k: plain + k * pixels for k in by_image}),
+            Candidate(OURS + CACHED, "each image", tflop={k: cached + k * pixels for k in by_image}),
+            Candidate(EVERYTHING, "none", tflop={1: plain + n * pixels}),
+            Candidate(WHOLE_BATCH, "whole batch", tflop={0: plain, n: plain + n * pixels}),
         ]
 
 
@@ -82,53 +75,33 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
             "decode or vae: leave --count out, and the operations of what runs are counted."
         )
     with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        networks = build_networks(size, CPU, torch.float32)
-        encode, network, decoded = _count_networks(networks, resolution)
-    losses = {
-        name: _count_loss(name, s.options, size, resolution, plugins)
-        for name, s in preset.losses.items()
-        if s.weight > 0
-    }
+        encode, network, decoded = _count_networks(Host(size, CPU), resolution)
+    weighed = {name: settings for name, settings in preset.losses.items() if settings.weight > 0}
+    losses = {name: _count_loss(plugins.losses[name](**s.options), size, resolution) for name, s in weighed.items()}
     return Counts(encode, network, decoded, losses)
 
 
-def _count_networks(networks: Networks, resolution: int) -> tuple[float, float, float]:
-    side = resolution // 2 ** (len(networks.size.vae_channels) - 1)
+def _count_networks(host: Host, resolution: int) -> tuple[float, float, float]:
+    side = resolution // 2 ** (len(host.size.vae_channels) - 1)
     latents = torch.randn(1, 4, side, side, requires_grad=True)
-    text = torch.randn(1, TEXT_LENGTH, networks.size.unet["cross_attention_dim"])
-    hint, timesteps = torch.zeros(1, 3, side * 8, side * 8), torch.zeros(1, dtype=torch.long)
-
-    def encode() -> None:
-        with torch.no_grad():
-            networks.vae.encode(torch.randn(1, 3, resolution, resolution))
+    timesteps = torch.zeros(1, dtype=torch.long)
 
     def predict() -> None:
-        added = networks.added_conditions(1)
-        networks.predict(latents.detach(), timesteps, text, hint, added).square().mean().backward()
+        host.predict(latents.detach(), timesteps, **host.draw_inputs(1, side)).square().mean().backward()
 
-    return _tflop(encode), _tflop(predict), _tflop(lambda: decode(networks.vae, latents).sum().backward())
+    return (
+        _tflop(lambda: host.encode(torch.randn(1, 3, resolution, resolution))),
+        _tflop(predict),
+        _tflop(lambda: decode(host.vae, latents).sum().backward()),
+    )
 
 
-def _count_loss(name: str, options: dict[str, Any], size: Size, resolution: int, plugins: Plugins) -> float:
-    loss = plugins.losses[name](**options)
-    if size.face_crop is not None and hasattr(loss, "features"):
-        loss.features.size = size.face_crop
+def _count_loss(loss: Any, size: Size, resolution: int) -> float:
+    shrink_faces(loss, size)
     counts = []
     for side in _SIDES:
-        people = People.draw(1, side, CPU)
-        nothing = torch.zeros(1, 4, 1, 1)
-        step = DiffusionStep(
-            latents=nothing,
-            noise=nothing,
-            noisy_latents=nothing,
-            timesteps=torch.zeros(1, dtype=torch.long),
-            model_pred=nothing,
-            target=nothing,
-            person_mask=people.person_mask,
-            face_boxes=people.face_boxes,
-            pred_images=torch.rand_like(people.pixel_values).requires_grad_(),
-            target_images=people.pixel_values,
-        )
+        people = draw_people(1, side, CPU)
+        step = decoded_step(people, torch.rand_like(people["pixel_values"]).requires_grad_())
         counts.append(_tflop(lambda step=step: loss(step).sum().backward()))  # type: ignore[misc]
     slope = (counts[1] - counts[0]) / (_SIDES[1] ** 2 - _SIDES[0] ** 2)
     return counts[0] + slope * (resolution**2 - _SIDES[0] ** 2)

@@ -1,112 +1,116 @@
-"""The ratios between candidates of one run that the plugin is built to reach."""
+"""The ratios that the plugin is built to reach, and whether a run reaches them.
+
+They are meant for Stable Diffusion 1.5 at 512², batch 8, bfloat16, on a GPU; docs/performance.md lists them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mldm_plugin.bench import candidates as names
-from mldm_plugin.bench.rows import Row
+from mldm_plugin.bench.candidates import (
+    CACHED,
+    DISTANCE,
+    EVERYTHING,
+    FEATURES,
+    LITERAL,
+    LITERAL_DISTANCE,
+    OURS,
+    PACKAGE,
+    PLAIN,
+    SPATIAL,
+)
+from mldm_plugin.bench.measure import Candidate, by_name
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio.
+    """One ratio of two candidates.
 
     Args:
-        text: of what.
-        relation, limit: what it should be, on Stable Diffusion 1.5 at 512², batch 8, bfloat16, on a GPU.
-        measured: of median times, or of peak memory.
-        counted: of operations, where it is a ratio of times.
+        subject: whose candidates.
+        what: `time`, `peak memory`, or `time, gate closed`, the plugin's own as a share of a plain step.
+        above, below: the candidates.
+        relation, limit: what it should be.
+        max_timestep: T, where the mean step depends on it.
+        figure: what was measured, or counted where nothing was; None without either.
+        counted: of operations, where the figure is a ratio of times.
     """
 
-    text: str
+    subject: str
+    what: str
+    above: str
+    below: str
     relation: Literal["<=", ">="]
     limit: float
-    measured: float | None
+    max_timestep: int | None = None
+    figure: float | None = None
     counted: float | None = None
 
     @property
-    def reached(self) -> bool | None:
-        """By what was measured, or counted where nothing was; None without either."""
-        value = self.counted if self.measured is None else self.measured
-        if value is None:
+    def name(self) -> str:
+        at = "" if self.max_timestep is None else f", T = {self.max_timestep}"
+        return f"{self.what} of {self.above} / {self.below}{at}"
+
+    @property
+    def holds(self) -> bool | None:
+        """None where nothing was measured."""
+        if self.figure is None:
             return None
-        return value <= self.limit if self.relation == "<=" else value >= self.limit
+        return self.figure <= self.limit if self.relation == "<=" else self.figure >= self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        wanted = {"name": self.name, "relation": self.relation, "limit": self.limit}
+        return wanted | {"figure": self.figure, "counted": self.counted, "holds": self.holds}
 
 
-def step_goals(rows: Sequence[Row], n: int, *, timed: bool) -> list[Goal]:
-    """Of whole steps; `timed` says that their cost is time, not operations."""
-    table = {row.candidate: row for row in rows}
-    wanted: tuple[tuple[str, str, int, Literal["<=", ">="], float], ...] = (
-        (names.OURS + names.CACHED, names.PLAIN, 100, "<=", 0.95),
-        (names.OURS, names.PLAIN, 100, "<=", 1.22),
-        (names.OURS, names.PLAIN, 400, "<=", 1.75),
-        (names.EVERYTHING, names.OURS, 100, ">=", 2.0),
-    )
-    goals = []
-    for one, other, limit, relation, value in wanted:
-        time = _quotient(table, one, other, lambda r, T=limit: _median(r.expected(n, T))) if timed else None
-        operations = _quotient(table, one, other, lambda r, T=limit: r.expected_tflop(n, T))
-        goals.append(Goal(f"time of {one} / {other}, T = {limit}", relation, value, time, operations))
-    if timed:
-        closed = _quotient(table, names.OURS, names.PLAIN, lambda r: _median(r.cost.get(1 if r.gate == "none" else 0)))
-        goals.append(Goal(f"time of {names.OURS}, gate closed / {names.PLAIN}", "<=", 1.01, closed))
-    return goals
+TIME, MEMORY, CLOSED = "time", "peak memory", "time, gate closed,"
+GOALS = (
+    Goal("step", TIME, OURS + CACHED, PLAIN, "<=", 0.95, 100),
+    Goal("step", TIME, OURS, PLAIN, "<=", 1.22, 100),
+    Goal("step", TIME, OURS, PLAIN, "<=", 1.75, 400),
+    Goal("step", TIME, EVERYTHING, OURS, ">=", 2.0, 100),
+    Goal("step", CLOSED, OURS, PLAIN, "<=", 0.01),
+    Goal("pixels", MEMORY, OURS, EVERYTHING, "<=", 1 / 3),
+    Goal("losses", TIME, SPATIAL, PACKAGE, "<=", 1.0),
+    Goal("losses", MEMORY, SPATIAL, PACKAGE, "<=", 0.6),
+    Goal("losses", TIME, LITERAL_DISTANCE, DISTANCE, ">=", 5.0),
+    Goal("losses", MEMORY, DISTANCE, LITERAL_DISTANCE, "<=", 1 / 8),
+    Goal("losses", TIME, FEATURES, LITERAL, "<=", 1.0),
+    Goal("losses", MEMORY, FEATURES, LITERAL, "<=", 1.0),
+)
+MEMORY_BATCH = 8  # with fewer images, decoding all at once takes too little to be a third of
 
 
-def pixel_goals(rows: Sequence[Row], n: int) -> list[Goal]:
-    """Of what comes after the network's output."""
-    table = {row.candidate: row for row in rows}
-    memory = _quotient(table, names.OURS, names.EVERYTHING, lambda r: r.most_bytes)
-    note = "" if n >= 8 else " (goal is for batch 8)"
-    return [Goal(f"peak memory of {names.OURS} / {names.EVERYTHING}, any k{note}", "<=", 1 / 3, memory)]
+def judge(
+    subject: str, candidates: Sequence[Candidate], n: int, *, timed: bool, closed: Sequence[Candidate] = ()
+) -> list[Goal]:
+    """The goals of a subject with what was found.
+
+    Args:
+        subject: of `SUBJECTS`.
+        candidates: measured, or if not `timed` counted.
+        n: images in the batch.
+        closed: what `closed_candidates` took.
+    """
+    return [_with_figure(g, by_name(candidates), n, timed, by_name(closed)) for g in GOALS if g.subject == subject]
 
 
-def closed_gate_goal(pixel_rows: Sequence[Row], step_rows: Sequence[Row]) -> list[Goal]:
-    """What the plugin itself takes of a plain step while its gate is closed: steadier than a difference of steps."""
-    pixels = {row.candidate: row for row in pixel_rows}
-    steps = {row.candidate: row for row in step_rows}
-    if names.OURS not in pixels or names.PLAIN not in steps:
-        return []
-    own, plain = _median(pixels[names.OURS].cost.get(0)), _median(steps[names.PLAIN].cost.get(1))
-    without = _median(pixels[names.PLAIN].cost.get(1))
-    if own is None or plain is None or without is None:
-        return []
-    return [Goal(f"({names.OURS} - without, gate closed) / {names.PLAIN}", "<=", 0.01, (own - without) / plain)]
+def _with_figure(goal: Goal, found: dict[str, Candidate], n: int, timed: bool, closed: dict[str, Candidate]) -> Goal:
+    def ratio(of: Callable[[Candidate], float | None]) -> float | None:
+        if goal.above not in found or goal.below not in found:
+            return None
+        above, below = of(found[goal.above]), of(found[goal.below])
+        return None if above is None or not below else above / below
 
-
-def loss_goals(rows: Sequence[Row]) -> list[Goal]:
-    """Of each loss alone."""
-    table = {row.candidate: row for row in rows}
-
-    def time(row: Row) -> float | None:
-        return _median(row.cost.get(1))
-
-    def memory(row: Row) -> float | None:
-        return row.most_bytes
-
-    wanted: tuple[tuple[str, Callable[[Row], float | None], str, str, Literal["<=", ">="], float], ...] = (
-        ("time", time, names.SPATIAL, names.PACKAGE, "<=", 1.0),
-        ("peak memory", memory, names.SPATIAL, names.PACKAGE, "<=", 0.6),
-        ("time", time, names.LITERAL_DISTANCE, names.DISTANCE, ">=", 5.0),
-        ("peak memory", memory, names.DISTANCE, names.LITERAL_DISTANCE, "<=", 1 / 8),
-        ("time", time, names.FEATURES, names.LITERAL, "<=", 1.0),
-        ("peak memory", memory, names.FEATURES, names.LITERAL, "<=", 1.0),
-    )
-    return [
-        Goal(f"{what} of {one} / {other}", relation, limit, _quotient(table, one, other, of))
-        for what, of, one, other, relation, limit in wanted
-    ]
-
-
-def _quotient(table: dict[str, Row], one: str, other: str, of: Callable[..., float | None]) -> float | None:
-    if one not in table or other not in table:
-        return None
-    above, below = of(table[one]), of(table[other])
-    return None if above is None or not below else above / below
-
-
-def _median(quartiles: Any) -> float | None:
-    return None if quartiles is None else quartiles.median
+    if goal.what == MEMORY:
+        enough = goal.subject != "pixels" or n >= MEMORY_BATCH
+        return replace(goal, figure=ratio(lambda c: c.most_bytes) if enough else None)
+    if goal.what == CLOSED:
+        own, without = (closed[name].cost().get(0) if name in closed else None for name in (OURS, PLAIN))
+        step = found[PLAIN].mean(n, 0) if PLAIN in found else None
+        return replace(goal, figure=None if own is None or without is None or not step else (own - without) / step)
+    mean_timestep = goal.max_timestep or 0
+    counted = None if goal.max_timestep is None else ratio(lambda c: c.mean(n, mean_timestep, timed=False))
+    return replace(goal, figure=ratio(lambda c: c.mean(n, mean_timestep)) if timed else counted, counted=counted)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mldm_plugin.bench.candidates import OURS
-from mldm_plugin.bench.record import Record, Section
-from mldm_plugin.bench.rows import EXPECTED_AT
-from mldm_plugin.bench.tables import number_text
+from mldm_plugin.bench.report import EXPECTED_AT, Section, number
 from mldm_plugin.errors import MldmError
 
 _COLOURS = {True: ("#d1495b", "#edae9a"), False: ("#5b7a99", "#b8c7d6")}  # ours, others; T = 100, T = 400
 
 
-def plot_steps(record: Record, path: Path) -> None:
-    """A PNG with one panel for each batch size and precision: the mean step of each candidate, with its quartiles.
+def plot_steps(sections: Sequence[Section], title: str, path: Path) -> None:
+    """A PNG with one panel for each batch size and precision: the mean step of each candidate, with its spread.
 
     Args:
-        record: a run that measured or counted steps.
+        sections: of a run that measured or counted steps.
+        title: above all.
         path: appears whole or not at all.
 
     Raises:
@@ -29,37 +29,32 @@ def plot_steps(record: Record, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MldmError(f"--plot needs matplotlib ({error}): pip install 'mldm-plugin[demo]'.") from error
-    sections = [s for s in record.sections if s.subject == "step"]
+    sections = [s for s in sections if s.subject == "step"]
     if not sections:
         raise MldmError("--plot shows steps, and none were measured: add --subject step.")
     figure = Figure(figsize=(9, 0.9 + 3.1 * len(sections)), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, section in enumerate(sections):
-        _panel(figure.add_subplot(len(sections), 1, number + 1), section)
-    figure.suptitle(f"mldm bench --size {record.size}: mean step under uniform timesteps")
+    for place, section in enumerate(sections, start=1):
+        _panel(figure.add_subplot(len(sections), 1, place), section)
+    figure.suptitle(title)
     unfinished = path.with_name(f".{path.name}.partial")
     figure.savefig(unfinished, format="png", dpi=110)
     unfinished.replace(path)
 
 
 def _panel(axes: Any, section: Section) -> None:
-    timed = section.unit == "seconds"
-    unit, factor = ("ms", 1e3) if timed else ("TFLOP", 1.0)
+    unit, factor = ("ms", 1e3) if section.timed else ("TFLOP", 1.0)
     height = 0.38
-    for place, row in enumerate(section.rows):
-        for number, limit in enumerate(EXPECTED_AT):
-            if (cost := row.expected(section.batch, limit)) is None:
+    for place, candidate in enumerate(section.candidates):
+        for i, limit in enumerate(EXPECTED_AT):
+            if (mean := candidate.mean(section.batch, limit, timed=section.timed)) is None:
                 continue
-            y = place + (number - 0.5) * height
-            colour = _COLOURS[row.candidate.startswith(OURS)][number]
-            low, middle, high = (factor * v for v in (cost.low, cost.median, cost.high))
-            axes.barh(y, middle, height * 0.95, color=colour)
-            if timed:
-                axes.errorbar(middle, y, xerr=[[middle - low], [high - middle]], color="black", capsize=2, lw=1)
-            axes.annotate(
-                number_text(middle), (high, y), xytext=(3, 0), textcoords="offset points", va="center", size=8
-            )
-    axes.set_yticks(range(len(section.rows)), [row.candidate for row in section.rows])
+            x, y, spread = mean * factor, place + (i - 0.5) * height, mean * factor * candidate.spread
+            axes.barh(y, x, height * 0.95, color=_COLOURS[candidate.name.startswith(OURS)][i])
+            if section.timed:
+                axes.errorbar(x, y, xerr=spread, color="black", capsize=2, lw=1)
+            axes.annotate(number(x), (x + spread, y), xytext=(3, 0), textcoords="offset points", va="center", size=8)
+    axes.set_yticks(range(len(section.candidates)), [candidate.name for candidate in section.candidates])
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel(f"{unit} a step; upper bar T = {EXPECTED_AT[0]}, lower bar T = {EXPECTED_AT[1]}")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from torch import nn
 
-from mldm_plugin.bench import agreement, candidates, goals, tables
-from mldm_plugin.bench.count import count
-from mldm_plugin.bench.measure import measure
-from mldm_plugin.bench.networks import attach, build_networks, cast, plain_vae, random_preset
-from mldm_plugin.bench.record import Record, Section
-from mldm_plugin.bench.rows import rows_of
-from mldm_plugin.bench.sizes import SIZES, Size
-from mldm_plugin.bench.workload import Batch, People, Timesteps, start_up
-from mldm_plugin.plugins import Plugins, load_plugins
-from mldm_plugin.preset import Preset
+from mldm_plugin.bench import candidates, compare, report
+from mldm_plugin.bench.count import Counts, count
+from mldm_plugin.bench.goals import judge
+from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up
+from mldm_plugin.bench.measure import Candidate, measure
+from mldm_plugin.bench.report import Section
+from mldm_plugin.bench.sizes import SIZES
+from mldm_plugin.errors import MldmError
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.records.files import write_text
+
+CLOSED_ROUNDS = 20  # of what the plugin itself takes, which is little
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured.
+@dataclass
+class Bench:
+    """One run. Tables go to `echo` as they are finished.
 
     Args:
         size: a key of `SIZES`; what is None or empty below is taken from there.
@@ -32,6 +38,7 @@ class Plan:
 
     size: str
     subjects: Sequence[str]
+    echo: Callable[[str], None]
     batches: Sequence[int] = ()
     dtypes: Sequence[str] = ()
     resolution: int | None = None
@@ -39,114 +46,107 @@ class Plan:
     preset: str = "mldm"
     overrides: Sequence[str] = ()
     loss_plugins: Sequence[str] = ()
+    sections: list[Section] = field(default_factory=list, init=False)
+    differences: list[compare.Difference] = field(default_factory=list, init=False)
+    counts: Counts | None = field(default=None, init=False)
+    interrupted: bool = field(default=False, init=False)
 
+    def __post_init__(self) -> None:
+        self._size = size = SIZES[self.size]
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._plugins = load_plugins(self.loss_plugins)
+        self._preset = random_preset(self.preset, self.overrides, self._plugins)
+        self._side = self.resolution or size.resolution
+        self._rounds = self.rounds or size.rounds
+        self._batches = self.batches or size.batches
 
-class Bench:
-    """Runs a plan. Tables go to `echo` as they are finished."""
-
-    def __init__(self, plan: Plan, echo: Callable[[str], None]) -> None:
-        self.plan, self.echo = plan, echo
-        self.size: Size = SIZES[plan.size]
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.plugins: Plugins = load_plugins(plan.loss_plugins)
-        self.preset: Preset = random_preset(plan.preset, plan.overrides, self.plugins)
-        self.resolution = plan.resolution or self.size.resolution
-        self.rounds = plan.rounds or self.size.rounds
-        self.batches = plan.batches or self.size.batches
-        self.dtypes = plan.dtypes or self.size.dtypes
-        self.record = Record(plan.size, self.preset.model_dump(), self.device)
-
-    def count(self) -> Record:
+    def count(self) -> None:
         """Operations alone, of whole steps."""
         with torch.random.fork_rng():
-            counts = self.record.counts = count(self.size, self.resolution, self.preset, self.plugins)
-        self.echo(f"{self.plan.size}: {self.size.what}; {self.resolution}², nothing is run")
-        self.echo(tables.counts_text(counts))
-        for n in self.batches:
-            rows = counts.rows(n)
-            section = Section("step", n, "any", self.resolution, "TFLOP", rows)
-            section.goals = goals.step_goals(rows, n, timed=False)
-            self._tell(section)
-        return self.record
+            self.counts = count(self._size, self._side, self._preset, self._plugins)
+        self.echo(f"{self.size}: {self._size.what}; {self._side}², nothing is run")
+        self.echo(report.counts_text(self.counts))
+        for n in self._batches:
+            found = self.counts.candidates(n)
+            self._tell(Section("step", n, "any", self._side, False, found, judge("step", found, n, timed=False)))
 
-    def measure(self) -> Record:
+    def measure(self) -> None:
         """Times, memory and operations."""
-        name = "cuda" if self.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        self.echo(f"{self.plan.size}: {self.size.what}; preset {self.plan.preset}; {name}; {self.rounds} rounds")
+        name = "cuda" if self._device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        self.echo(f"{self.size}: {self._size.what}; preset {self.preset}; {name}; {self._rounds} rounds")
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            if agreement.exact(self.preset) and set(self.plan.subjects) != {"losses"}:
-                self.record.counts = count(self.size, self.resolution, self.preset, self.plugins)
-                self.echo(tables.counts_text(self.record.counts))
-            for section, whole in self._sections():
+            for section in self._sections():
                 self._tell(section)
-                if not whole:
-                    self.record.interrupted = True
+                if self.interrupted:
                     self.echo("\nstopped by Ctrl-C; the tables hold what was measured until then")
                     break
-        return self.record
 
-    def _sections(self) -> Iterator[tuple[Section, bool]]:
-        if {"step", "pixels"} & set(self.plan.subjects):
-            for dtype in self.dtypes:
-                yield from self._strategies(dtype)
-        if "losses" in self.plan.subjects:
-            for n in self.batches:
-                yield self._losses(n)
+    def write(self, path: Path) -> None:
+        """The JSON file, whole or not at all.
 
-    def _strategies(self, dtype: str) -> Iterator[tuple[Section, bool]]:
+        Raises:
+            MldmError: it cannot be written.
+        """
+        about = {"size": self.size, "preset": self._preset.model_dump(), "interrupted": self.interrupted}
+        content = about | report.as_json(self.sections, self.differences, self.counts, self._device)
+        try:
+            write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise MldmError(
+                f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists."
+            ) from error
+
+    def _sections(self) -> Iterator[Section]:
+        if {"step", "pixels"} & set(self.subjects):
+            host = Host(self._size, self._device)
+            self._compared(compare.compare_ways(host, self._preset, self._plugins, self._side))
+            for dtype in self.dtypes or self._size.dtypes:
+                host.use(getattr(torch, dtype))
+                yield from self._ways(host, dtype)
+        if "losses" in self.subjects:
+            losses = candidates.LossesAlone(self._plugins, self._size)
+            self._compared(compare.compare_losses(losses, self._device))
+            for n in self._batches:
+                yield self._losses(losses, n)
+
+    def _ways(self, host: Host, dtype: str) -> Iterator[Section]:
         """Steps and pixel paths in one precision."""
-        networks = build_networks(self.size, self.device, getattr(torch, dtype))
-        stack = attach(networks, self.preset, self.plugins)
-        vae = plain_vae(networks, self.preset)
-        decoding_dtype = vae.dtype
-        timesteps = Timesteps(stack, self.device)
-        start_up(networks, stack, timesteps, self.resolution)
-        ways = candidates.strategies(networks, stack, vae)
-        for n in self.batches:
-            batch = Batch.draw(networks, n, self.resolution)
-            cast(vae, torch.float32)
-            agreements = agreement.compare_strategies(networks, ways, batch, timesteps, self.preset)
-            cast(vae, decoding_dtype)
-            step: Section | None = None
-            for subject, cases_of in (("step", candidates.step_cases), ("pixels", candidates.pixel_cases)):
-                if subject not in self.plan.subjects:
-                    continue
-                cases = cases_of(networks, ways, batch, timesteps)
-                whole = measure(cases, self.rounds, self.device, f"{subject}, batch {n}, {dtype}")
-                section = Section(subject, n, dtype, self.resolution, "seconds", rows_of(cases), cases)
-                section.agreements = agreements
-                if subject == "step":
-                    step, section.goals = section, goals.step_goals(section.rows, n, timed=True)
-                else:
-                    section.goals = goals.pixel_goals(section.rows, n)
-                    section.goals += goals.closed_gate_goal(section.rows, step.rows) if step else []
-                yield section, whole
+        stack = attach(host, self._preset, self._plugins)
+        vae = nn.Module.to(copy.deepcopy(host.vae), start_up(host, stack, self._side))  # decodes as the plugin does
+        ways = candidates.ways_to_a_loss(host, stack, vae)
+        for n in self._batches:
+            batch = host.draw(n, self._side)
+            if "step" in self.subjects:
+                closed = candidates.closed_candidates(host, stack, ways, batch)
+                self._run(closed, CLOSED_ROUNDS, f"closed gate, batch {n}, {dtype}")
+                found = candidates.step_candidates(host, stack, ways, batch)
+                self._run(found, self._rounds, f"step, batch {n}, {dtype}")
+                goals = judge("step", found, n, timed=True, closed=closed)
+                yield Section("step", n, dtype, self._side, True, found, goals)
+            if "pixels" in self.subjects:
+                found = candidates.pixel_candidates(host, stack, ways, batch)
+                self._run(found, self._rounds, f"pixels, batch {n}, {dtype}")
+                yield Section("pixels", n, dtype, self._side, True, found, judge("pixels", found, n, timed=True))
 
-    def _losses(self, n: int) -> tuple[Section, bool]:
+    def _losses(self, losses: candidates.LossesAlone, n: int) -> Section:
         """Losses alone, in float32."""
-        resolution = self.plan.resolution or self.size.loss_resolution
-        people = People.draw(n, resolution, self.device)
-        losses = candidates.LossesAlone(self.plugins, self.size.face_crop)
-        agreements = agreement.compare_losses(losses, people)
-        cases = candidates.loss_cases(losses.on(people))
-        whole = measure(cases, self.rounds, self.device, f"losses, batch {n}")
-        rows = rows_of(cases)
-        section = Section("losses", n, "float32", resolution, "seconds", rows, cases)
-        section.goals, section.agreements = goals.loss_goals(rows), agreements
-        return section, whole
+        side = self.resolution or self._size.loss_resolution
+        functions = losses.on(draw_people(n, side, self._device))
+        for name in (candidates.SPATIAL, candidates.FACE):  # brings networks that were compared back to float32
+            candidates.value_and_gradient(*functions[name])
+        found = candidates.loss_candidates(functions)
+        self._run(found, self._rounds, f"losses, batch {n}")
+        return Section("losses", n, "float32", side, True, found, judge("losses", found, n, timed=True))
+
+    def _run(self, found: list[Candidate], rounds: int, title: str) -> None:
+        if not self.interrupted:
+            self.interrupted = not measure(found, rounds, self._device, title)
+
+    def _compared(self, found: list[compare.Difference]) -> None:
+        self.differences += found
+        self.echo(report.differences_text(found))
 
     def _tell(self, section: Section) -> None:
-        self.record.sections.append(section)
-        timed = section.unit == "seconds"
-        self.echo(f"\n{section.subject}: {section.resolution}², batch {section.batch}, {section.dtype}")
-        if section.subject == "losses":
-            self.echo(tables.loss_table(section.rows))
-        else:
-            reference = candidates.PLAIN if section.subject == "step" else candidates.OURS
-            self.echo(tables.strategy_table(section.rows, section.batch, reference, timed=timed))
-            if timed:
-                self.echo(tables.FOOTNOTE)
-        if section.agreements:
-            self.echo(tables.agreement_text(section.agreements))
-        self.echo(tables.goal_table(section.goals))
+        self.sections.append(section)
+        self.echo(section.as_text())

@@ -13,6 +13,14 @@ from mldm_plugin.cli.options import loss_plugin, overrides
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+def _numbers(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[int]:
+    """`--batch 1,8`, or `--batch 1 --batch 8`."""
+    numbers = [word for value in values for word in value.split(",")]
+    if not all(word.isdecimal() and int(word) for word in numbers):
+        raise click.BadParameter(f"{','.join(numbers)} is not a list of whole numbers from 1 on, like 1,8.")
+    return list(map(int, numbers))
+
+
 @click.command()
 @click.option(
     "--size",
@@ -29,7 +37,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Whole training steps, what comes after the network's output, or each loss alone.",
 )
-@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Images a step. May be repeated.")
+@click.option(
+    "--batch", "batches", multiple=True, callback=_numbers, metavar="N,…", help="Images a step, for example 1,8."
+)
 @click.option(
     "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="The trainer's precision. May be repeated."
 )
@@ -57,18 +67,18 @@ def bench(
     should give the same loss and gradient are compared. Ctrl-C shows what there is.
     """
     from mldm_plugin.bench.plot import plot_steps
-    from mldm_plugin.bench.run import Bench, Plan
+    from mldm_plugin.bench.run import Bench
 
     if options["resolution"] is not None and options["resolution"] % 32:
         raise click.UsageError(f"--resolution is {options['resolution']}, expected a multiple of 32.")
     if count and subject not in ("all", "step"):
         raise click.UsageError("--count counts whole steps: leave --subject out.")
-    plan = Plan(subjects=SUBJECTS if subject == "all" else (subject,), loss_plugins=names, **options)
-    bench = Bench(plan, click.echo)
-    record = bench.count() if count else bench.measure()
+    subjects = SUBJECTS if subject == "all" else (subject,)
+    run = Bench(subjects=subjects, echo=click.echo, loss_plugins=names, **options)
+    run.count() if count else run.measure()
     if json_file is not None:
-        record.write(json_file)
+        run.write(json_file)
     if plot_file is not None:
-        plot_steps(record, plot_file)
-    if record.interrupted:
+        plot_steps(run.sections, f"mldm bench --size {run.size}: mean step under uniform timesteps", plot_file)
+    if run.interrupted:
         ctx.exit(130)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mldm_plugin.planning.budget import Measured, Peak
+    from mldm_plugin.planning.budget import Footprint, Peak
 
-TITLES = {"full": "whole", "checkpointed": "whole, checkpointed", "region": "region"}
 # SDXL is trained by diffusers' scripts with our losses attached; they have no --cache_latents.
 SCRIPTS = {
     ("sd15", "controlnet"): "accelerate launch train_controlnet.py",
@@ -19,6 +18,10 @@ SCRIPTS = {
     ("sdxl", "controlnet"): "mldm run train_controlnet_sdxl.py",
     ("sdxl", "lora"): "mldm run train_text_to_image_lora_sdxl.py",
 }
+NOTE = """
+One GPU; with several, add one more copy of the trained weights for their gradients' buckets. Region: a window of half
+the picture's side; a person who fills the picture takes what a whole decode takes.
+"""
 
 
 @click.command()
@@ -45,7 +48,9 @@ SCRIPTS = {
     help="A pipeline on this disk instead; only its config.json files are read.",
 )
 @click.option("--resolution", type=int, help="Side of the pictures; by default what the networks were made for.")
-@click.option("--batch", type=click.IntRange(min=1), multiple=True, help="Pictures per device. May be repeated.")
+@click.option(
+    "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Pictures per device. May be repeated."
+)
 @click.option("--rank", type=click.IntRange(min=1), default=4, show_default=True, help="Rank of the LoRA.")
 @click.option(
     "--mixed_precision",
@@ -56,97 +61,72 @@ SCRIPTS = {
 )
 @click.option("--use_8bit_adam", is_flag=True, help="AdamW with 8-bit state.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(
-    vram: float,
-    kind: Any,
-    family: str,
-    folder: Path | None,
-    resolution: int | None,
-    batch: tuple[int, ...],
-    rank: int,
-    mixed_precision: str,
-    use_8bit_adam: bool,
-    as_json: bool,
-) -> None:
+def plan(vram: float, batches: tuple[int, ...], as_json: bool, **run: Any) -> None:
     """Which batch size and settings fit into --vram GB, computed from the shapes of the networks.
 
-    Nothing is loaded and no GPU is needed. Peaks are of a step in which images are decoded one at a time, with a
-    margin for what tensors do not show.
+    Nothing is loaded and no GPU is needed. Peaks hold a margin for what tensors do not show.
     """
-    measured, family, resolution = _measure(kind, family, folder, resolution, mixed_precision, rank)
+    footprint = _measure(run)
     from mldm_plugin.planning import budget
 
-    batches = batch or budget.BATCHES
-    peaks = [
-        measured.peak(setting, eight_bit=use_8bit_adam)
-        for setting in budget.settings(batches)
-        if family == "sd15" or not setting.cache_latents
-    ]
+    can_cache = run["family"] == "sd15"
+    peaks = [footprint.peak(s) for s in footprint.settings(batches or budget.BATCHES, can_cache=can_cache)]
     best = budget.recommend(peaks, vram)
-    line = None if best is None else _command(best, measured, vram, kind, family, resolution, use_8bit_adam)
-    line = f"{line} --rank {rank}" if line and kind == "lora" else line
+    line = None if best is None else _command(best, run)
     if as_json:
         rows = [peak.as_row() | {"fits": peak.gb <= vram} for peak in peaks]
         click.echo(json.dumps({"vram_gb": vram, "settings": rows, "command": line}, indent=1))
         return
-    for row in _table(peaks, batches, vram):
-        click.echo(row)
-    click.echo(
-        "\nOne GPU; with several, add one more copy of the trained weights for their gradients' buckets. Region: a "
-        "window of half the\npicture's side; a person who fills the picture takes what a whole decode takes."
-    )
-    click.echo(f"\n{line}" if line else f"\nNothing fits into {vram:g} GB: lower --resolution, or --use_8bit_adam.")
+    click.echo("\n".join(_table(peaks, vram)) + "\n" + NOTE)
+    click.echo(line or f"Nothing fits into {vram:g} GB: lower --resolution, or --use_8bit_adam.")
 
 
-def _measure(
-    kind: Any, family: str, folder: Path | None, resolution: int | None, precision: str, rank: int
-) -> tuple[Measured, str, int]:
+def _measure(run: dict[str, Any]) -> Footprint:
+    """Measures, and puts into `run` which family and resolution it is."""
     from mldm_plugin.errors import MldmError
 
     try:
         import torch
         from diffusers.utils import logging
 
-        from mldm_plugin.planning.budget import Measured
+        from mldm_plugin.planning.budget import measure
         from mldm_plugin.planning.families import FAMILIES, read_family
     except ImportError as error:
         raise MldmError(f"`mldm plan` needs what training needs ({error}): pip install 'mldm-plugin[train]'") from error
     logging.set_verbosity_error()
-    shapes = FAMILIES[family] if folder is None else read_family(folder)
-    if folder is not None:
-        family = "sdxl" if len(shapes.text_encoders) == 2 else "sd15"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]
-    resolution = resolution or shapes.resolution
-    return Measured.of(shapes, kind, dtype, resolution, rank=rank), family, resolution
+    shapes = FAMILIES[run["family"]]
+    if run["folder"] is not None:
+        shapes = read_family(run["folder"])
+        run["family"] = "sdxl" if len(shapes.text_encoders) == 2 else "sd15"
+    run["resolution"] = run["resolution"] or shapes.resolution
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[run["mixed_precision"]]
+    return measure(shapes, run["kind"], dtype, run["resolution"], rank=run["rank"], eight_bit=run["use_8bit_adam"])
 
 
-def _table(peaks: list[Peak], batches: tuple[int, ...], vram: float) -> list[str]:
+def _table(peaks: list[Peak], vram: float) -> list[str]:
     """Peak GB; a row for each setting, a column for each batch; a star where it does not fit."""
-    columns = sorted(batches)
-    head = f"{'decode':<20} {'gradient_checkpointing':<23} {'cache_latents':<14}"
-    lines = ["peak GB, * more than there is", head + "".join(f"{f'batch {b}':>10}" for b in columns)]
-    found: dict[tuple[str, bool, bool], dict[int, float]] = {}
+    rows: dict[str, dict[int, float]] = {}
     for peak in peaks:
         s = peak.setting
-        found.setdefault((s.decode, s.gradient_checkpointing, s.cache_latents), {})[s.batch] = peak.gb
-    for (decode, checkpointing, cached), by_batch in found.items():
-        words = ["yes" if on else "no" for on in (checkpointing, cached)]
-        cells = "".join(f"{f'{by_batch[b]:.1f}' + ('*' if by_batch[b] > vram else ' '):>10}" for b in columns)
-        lines.append(f"{TITLES[decode]:<20} {words[0]:<23} {words[1]:<14}{cells}")
+        words = ["yes" if on else "no" for on in (s.gradient_checkpointing, s.cache_latents)]
+        rows.setdefault(f"{s.decode:<28} {words[0]:<23} {words[1]:<14}", {})[s.batch] = peak.gb
+    columns = sorted({peak.setting.batch for peak in peaks})
+    head = f"{'decode':<28} {'gradient_checkpointing':<23} {'cache_latents':<14}"
+    lines = ["peak GB, * more than there is", head + "".join(f"{f'batch {b}':>10}" for b in columns)]
+    for name, gb in rows.items():
+        lines.append(name + "".join(f"{f'{gb[b]:.1f}' + ('*' if gb[b] > vram else ' '):>10}" for b in columns))
     return lines
 
 
-def _command(
-    peak: Peak, measured: Measured, vram: float, kind: str, family: str, resolution: int, eight_bit: bool
-) -> str:
+def _command(peak: Peak, run: dict[str, Any]) -> str:
+    from mldm_plugin.planning.budget import DECODES
+
     setting = peak.setting
-    left = measured.pixel_budget(setting, vram, eight_bit=eight_bit)
-    budget_flag = "--pixel_memory_gb " if family == "sd15" else "--set pixel_memory_gb="
-    parts = [SCRIPTS[family, kind], "--loss-plugin mldm", f"{budget_flag}{int(left * 10) / 10:g}"]
-    parts += ["--set decode=region"] if setting.decode == "region" else []
-    parts += [f"--resolution {resolution}", f"--train_batch_size {setting.batch}"]
+    parts = [SCRIPTS[run["family"], run["kind"]], "--loss-plugin mldm"]
+    parts += [f"--set {words}" for words in DECODES[setting.decode]]
+    parts += [f"--resolution {run['resolution']}", f"--train_batch_size {setting.batch}"]
     parts += ["--gradient_checkpointing"] if setting.gradient_checkpointing else []
     parts += ["--cache_latents"] if setting.cache_latents else []
-    parts += ["--use_8bit_adam"] if eight_bit else []
-    precision = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(measured.dtype), "no")
-    return " ".join([*parts, f"--mixed_precision {precision}", "…"])
+    parts += ["--use_8bit_adam"] if run["use_8bit_adam"] else []
+    parts += [f"--mixed_precision {run['mixed_precision']}", "…"]
+    return " ".join([*parts, *([f"--rank {run['rank']}"] if run["kind"] == "lora" else [])])

@@ -104,7 +104,7 @@ def check(name: str, overrides: Sequence[str], plugins: Any) -> Preset:
 
     from mldm_plugin.errors import PresetError
     from mldm_plugin.preset import find_preset, load_preset
-    from mldm_plugin.training.arguments import convert_training
+    from mldm_plugin.training.command_line import training_faults
 
     faults = []
     try:
@@ -116,10 +116,7 @@ def check(name: str, overrides: Sequence[str], plugins: Any) -> Preset:
             raise
         contents = yaml.safe_load(_read(find_preset(name, plugins)))
         training = contents.get("training")
-    try:
-        convert_training(training if isinstance(training, dict) else {})
-    except PresetError as error:
-        faults += [f"  training.{fault}" for fault in str(error).removeprefix("training.").split("; training.")]
+    faults += [f"  {fault}" for fault in training_faults(training if isinstance(training, dict) else {})]
     if faults:
         raise PresetError(f"preset {find_preset(name, plugins)} has {len(faults)} fault(s):\n" + "\n".join(faults))
     return preset

@@ -102,7 +102,7 @@ class TrainingSet(Dataset[Any]):
         self.columns = columns
         self._rows = rows
         self._captions = rows.select_columns([columns.caption])
-        self._framing = Framing(resolution, **(framing or {}))
+        self.framing = Framing(resolution, **(framing or {}))
         self._tokenizer = tokenizer
         self._empty_prompts = empty_prompts
         self._latents: LatentsCache | None = None
@@ -128,7 +128,7 @@ class TrainingSet(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Example:
         """One example, with its crop and caption drawn."""
-        example = self._load(index, self._framing.draw)
+        example = self._load(index, self.framing.draw)
         return self._with_text(example, self.tokens(self._draw_caption(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example] | Failed:
@@ -142,7 +142,7 @@ class TrainingSet(Dataset[Any]):
                 return []
             if worker is None:
                 self._mark_generators()
-            examples = [self._load(index, self._framing.draw) for index in indices]
+            examples = [self._load(index, self.framing.draw) for index in indices]
             tokens = self._tokenize([self._draw_caption(index) for index in indices])
             return [self._with_text(e, t) for e, t in zip(examples, tokens, strict=True)]
         except DataError as error:
@@ -158,12 +158,12 @@ class TrainingSet(Dataset[Any]):
     @property
     def transform(self) -> dict[str, Any]:
         """All that is done to every picture, but for its mirroring."""
-        framing = self._framing
+        framing = self.framing
         return {"resolution": framing.resolution, "interpolation": framing.interpolation, "crop": "middle"}
 
     @property
     def mirrors(self) -> bool:
-        return self._framing.random_flip
+        return self.framing.random_flip
 
     def name(self, index: int) -> str:
         """How an error names a picture."""
@@ -176,8 +176,8 @@ class TrainingSet(Dataset[Any]):
     def picture(self, index: int, *, mirrored: bool) -> Tensor:
         """The middle of a picture alone, float (3, S, S) in [-1, 1]."""
         picture = read_picture(self._rows[index][self.columns.picture], self.name(index)).convert("RGB")
-        cut = replace(self._framing.middle(picture.size), mirrored=mirrored)
-        return (self._framing.picture(picture, cut) - 0.5) / 0.5
+        cut = replace(self.framing.middle(picture.size), mirrored=mirrored)
+        return (self.framing.picture(picture, cut) - 0.5) / 0.5
 
     def captions(self) -> list[str]:
         """Every caption that may be drawn, once, and the empty one."""
@@ -193,7 +193,7 @@ class TrainingSet(Dataset[Any]):
 
     def look(self, index: int) -> Example:
         """The middle of one picture, without a caption. Draws nothing."""
-        return self._load(index, self._framing.middle)
+        return self._load(index, self.framing.middle)
 
     def _load(self, index: int, place: Callable[[tuple[int, int]], Cut]) -> Example:
         row = self._rows[index]
@@ -211,11 +211,11 @@ class TrainingSet(Dataset[Any]):
             check_keypoints_inside(keypoints, size, name)
         cut = place(size)
         return Example(
-            pixel_values=NOT_LOADED if picture is None else (self._framing.picture(picture, cut) - 0.5) / 0.5,
+            pixel_values=NOT_LOADED if picture is None else (self.framing.picture(picture, cut) - 0.5) / 0.5,
             conditioning_pixel_values=self._hint(row, index, size, cut),
             person_mask=self._framed_mask(mask, cut),
-            face_boxes=None if boxes is None else self._framing.kept_boxes(boxes, size, cut),
-            keypoints=None if keypoints is None else self._framing.keypoints(keypoints, size, cut),
+            face_boxes=None if boxes is None else self.framing.kept_boxes(boxes, size, cut),
+            keypoints=None if keypoints is None else self.framing.keypoints(keypoints, size, cut),
             posterior=self._posterior(index, cut),
         )
 
@@ -230,9 +230,9 @@ class TrainingSet(Dataset[Any]):
 
     def _draw_only(self, indices: Sequence[int]) -> None:
         """Draw what loading a batch would draw; sizes come from the files' headers."""
-        for index in indices if self._framing.draws else ():
+        for index in indices if self.framing.draws else ():
             stored = self._rows[index][self.columns.picture]
-            self._framing.draw(upright_size(read_header(stored, name_of(stored, index))))
+            self.framing.draw(upright_size(read_header(stored, name_of(stored, index))))
         for index in indices:
             self._draw_caption(index)
 
@@ -273,7 +273,7 @@ class TrainingSet(Dataset[Any]):
             check_mask_mode(header.mode, mask_name)
             check_mask_size(header.size, picture.size, mask_name, name)
         left_out = (
-            len(boxes) > 0 and not self._framing.random_crop and not self._framing.boxes(boxes, picture.size)[1].all()
+            len(boxes) > 0 and not self.framing.random_crop and not self.framing.boxes(boxes, picture.size)[1].all()
         )
         return name if left_out else None
 
@@ -293,8 +293,8 @@ class TrainingSet(Dataset[Any]):
         """Zeros for a picture without a mask."""
         if self.columns.mask is None:
             return None
-        side = self._framing.resolution
-        return torch.zeros(1, side, side, dtype=torch.uint8) if mask is None else self._framing.mask(mask, cut)
+        side = self.framing.resolution
+        return torch.zeros(1, side, side, dtype=torch.uint8) if mask is None else self.framing.mask(mask, cut)
 
     def _hint(self, row: dict[str, Any], index: int, size: tuple[int, int], cut: Cut) -> Tensor | None:
         """The hint, cut out and mirrored as its picture of `size` is, in its own colours; in the middle, any size."""
@@ -303,14 +303,14 @@ class TrainingSet(Dataset[Any]):
             return None
         name = name_of(row[column], index)
         hint = read_picture(row[column], name).convert("RGB")
-        if not self._framing.random_crop:
-            cut = replace(self._framing.middle(hint.size), mirrored=cut.mirrored)
-        elif self._framing.resized(hint.size) != self._framing.resized(size):
+        if not self.framing.random_crop:
+            cut = replace(self.framing.middle(hint.size), mirrored=cut.mirrored)
+        elif self.framing.resized(hint.size) != self.framing.resized(size):
             raise DataError(
                 f"hint {name} is {hint.width}x{hint.height}, its picture {size[0]}x{size[1]}: to be cropped alike they "
                 "must have the same shape; mend the hint, or train without --random_crop."
             )
-        return self._framing.picture(hint, replace(cut, colour=None))
+        return self.framing.picture(hint, replace(cut, colour=None))
 
     def _draw_caption(self, index: int) -> str:
         caption = self._captions[index][self.columns.caption]

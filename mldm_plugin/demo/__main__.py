@@ -33,7 +33,7 @@ def run(out: Path, steps: int) -> int:
     from mldm_plugin.demo.photos import write_training_set
     from mldm_plugin.demo.pipeline import build_pipeline
 
-    _make_room(out)
+    make_room(out)
     say("1. Photographs with person masks and face boxes, annotated in COCO format")
     data = write_training_set(out / "data")
     say(f"   {data}: pictures, masks/, metadata.jsonl")
@@ -105,7 +105,7 @@ def report(out: Path, model: Path, data: Path) -> int:
     return 0 if fell else 1
 
 
-def _make_room(out: Path) -> None:
+def make_room(out: Path) -> None:
     """Remove a finished demo; leave an interrupted one; refuse anything else."""
     ours = (out / "model" / "model_index.json").is_file() and (out / "data" / "metadata.jsonl").is_file()
     if out.exists() and any(out.iterdir()) and not ours:

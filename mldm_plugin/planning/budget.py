@@ -10,8 +10,8 @@ import torch
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.planning.families import Family
-from mldm_plugin.planning.pixels import Decode, PixelMemory, measure_pixels
-from mldm_plugin.planning.step import Kind, StepMemory, TrainedNetworks, Weights, measure_encoder
+from mldm_plugin.planning.pixels import PictureMemory
+from mldm_plugin.planning.step import Kind, StepMemory, TrainedNetworks, measure_encoder
 
 GB = 1e9
 # Chosen. What tensors do not show: the CUDA context and loaded kernels (0.3 to 0.6 GB) and workspaces of cuDNN and
@@ -20,26 +20,27 @@ CONTEXT_GB, FRAGMENTS = 1.0, 0.05
 # Bytes of AdamW's two states for each trained weight; a few more for the scales of 8-bit blocks are left out.
 STATES, STATES_8BIT = 8, 2
 BATCHES = (1, 2, 4, 8, 16)
-# Way of decoding and gradient checkpointing of the network, those first that cost least time: the decoder runs only
-# for gated images, the network for all; windows are last, for they are not quite what the whole decoder gives.
-_BY_TIME: tuple[tuple[Decode, bool], ...] = (
-    ("full", False),
-    ("checkpointed", False),
-    ("full", True),
-    ("checkpointed", True),
-    ("region", False),
-    ("region", True),
-)
+TOGETHER = 512**2  # pixels that are decoded together where the preset leaves decode_batch open
+ONE, CHECKPOINTED, REGION = "decode_batch=1", "decode_checkpointing=true", "decode=region"
+# Ways to decode and what to write for them, those first that cost least time; windows are last, for they are not quite
+# what the whole decoder gives.
+DECODES: dict[str, tuple[str, ...]] = {
+    "whole": (),
+    "whole, one at a time": (ONE,),
+    "checkpointed": (CHECKPOINTED,),
+    "checkpointed, one at a time": (CHECKPOINTED, ONE),
+    "region": (REGION,),
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be chosen about a run."""
+    """What can be chosen about a run; `decode` is of `DECODES`."""
 
     batch: int
     gradient_checkpointing: bool
     cache_latents: bool
-    decode: Decode
+    decode: str
 
 
 @dataclass(frozen=True)
@@ -56,90 +57,95 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All that peaks are put together from, in bytes; steps and encoder for one picture and for two."""
+class Footprint:
+    """All that peaks are put together from, in bytes.
 
-    weights: Weights
-    dtype: torch.dtype
-    trained_bytes: int
+    Args:
+        resident: weights, gradients and states, there all the time.
+        uncached: weights of the VAE and the text encoders, there where latents are not cached.
+        optimizer: what it takes for a moment; AdamW's `foreach` makes one copy of what it updates.
+        steps: by gradient checkpointing, of one picture and of two.
+        encoder: of one picture and of two.
+        pictures: of the losses on pictures, for as many as are decoded together at most; by way to decode.
+    """
+
+    resident: int
+    uncached: int
+    optimizer: int
     steps: dict[bool, tuple[StepMemory, StepMemory]]
-    encoder_weights: int
     encoder: tuple[int, int]
-    text_weights: int
-    pixels: PixelMemory
+    pictures: dict[str, tuple[int, int]]
 
-    @classmethod
-    def of(cls, family: Family, kind: Kind, dtype: torch.dtype, resolution: int, *, rank: int = 4) -> Measured:
-        """Everything that is measured of a family, each setting of the network on one picture and on two.
-
-        Raises:
-            MldmError: a resolution that the networks do not take.
-        """
-        if resolution < 64 or resolution % 64:
-            raise MldmError(f"--resolution is {resolution}, expected a multiple of 64.")
-        steps = {}
-        for checkpointing in (False, True):
-            networks = TrainedNetworks(family, kind, dtype, checkpointing=checkpointing, rank=rank)
-            steps[checkpointing] = (networks.measure(1, resolution), networks.measure(2, resolution))
-        encoder_weights, one = measure_encoder(family, dtype, 1, resolution)
-        two = measure_encoder(family, dtype, 2, resolution)[1]
-        # The LoRA trainer rounds its LoRA to bfloat16 with the U-Net; everything else that is trained is float32.
-        trained_bytes = 2 if kind == "lora" and dtype == torch.bfloat16 else 4
-        pixels = measure_pixels(family, resolution)
-        return cls(
-            networks.weights,
-            dtype,
-            trained_bytes,
-            steps,
-            encoder_weights,
-            (one, two),
-            family.text_parameters,
-            pixels,
-        )
-
-    def resident(self, *, cached: bool, eight_bit: bool) -> int:
-        """Weights, gradients and states: what is there all the time."""
-        frozen = self.weights.frozen + (0 if cached else self.encoder_weights + self.text_weights)
-        states = STATES_8BIT if eight_bit else STATES * self.trained_bytes // 4
-        trained = self.weights.trained * (2 * self.trained_bytes + states)
-        return frozen * self.dtype.itemsize + trained + self.pixels.weights
-
-    def peak(self, setting: Setting, *, eight_bit: bool = False, pictures: int = 1) -> Peak:
+    def peak(self, setting: Setting) -> Peak:
         """The largest of the moments of a step.
 
-        The encoder runs before the network; the losses on pictures run, a chunk at a time, while the network's
-        activations are kept; the backward pass comes after them. AdamW's `foreach` makes one more copy of what it
-        updates. `pictures` are decoded at once: one unless asked otherwise.
+        The encoder runs before the network; the losses on pictures run, so many at a time, while the network's
+        activations are kept; the backward pass and the optimizer come after them.
         """
         one, two = self.steps[setting.gradient_checkpointing]
         step = one.extrapolated(two, setting.batch)
         encoder = self.encoder[0] + (self.encoder[1] - self.encoder[0]) * (setting.batch - 1)
-        moments = [step.forward, step.backward, 0 if setting.cache_latents else encoder]
-        moments.append(0 if eight_bit else self.weights.trained * self.trained_bytes)
-        pixels = step.kept + pictures * self.pixels.peak[setting.decode]
-        resident = self.resident(cached=setting.cache_latents, eight_bit=eight_bit)
-        plain, whole = max(moments), max(*moments, pixels)
+        plain = max(step.forward, step.backward, self.optimizer, 0 if setting.cache_latents else encoder)
+        bytes_each, together = self.pictures[setting.decode]
+        whole = max(plain, step.kept + bytes_each * min(together, setting.batch))
+        resident = self.resident + (0 if setting.cache_latents else self.uncached)
         return Peak(setting, with_margin(resident + whole), with_margin(resident + plain))
 
-    def pixel_budget(self, setting: Setting, vram: float, *, eight_bit: bool = False) -> float:
-        """GB that are left for the losses on pictures when the network's activations are kept."""
-        one, two = self.steps[setting.gradient_checkpointing]
-        taken = self.resident(cached=setting.cache_latents, eight_bit=eight_bit)
-        taken += one.extrapolated(two, setting.batch).kept
-        return (vram - CONTEXT_GB) / (1 + FRAGMENTS) - taken / GB
+    def settings(self, batches: Iterable[int], *, can_cache: bool = True) -> Iterator[Setting]:
+        """All settings: larger batches first, and for each those that cost least time first.
+
+        The decoder runs only for gated images, the network for all: its checkpointing costs more.
+        """
+        exact = [(decode, checkpointing) for checkpointing in (False, True) for decode in self.pictures]
+        for batch in sorted(batches, reverse=True):
+            for decode, checkpointing in sorted(exact, key=lambda way: way[0] == "region"):
+                for cached in (True, False) if can_cache else (False,):
+                    yield Setting(batch, checkpointing, cached, decode)
+
+
+def measure(
+    family: Family, kind: Kind, dtype: torch.dtype, resolution: int, *, rank: int = 4, eight_bit: bool = False
+) -> Footprint:
+    """The footprint of a run.
+
+    Raises:
+        MldmError: a resolution that the networks do not take.
+    """
+    if resolution < 64 or resolution % 64:
+        raise MldmError(f"--resolution is {resolution}, expected a multiple of 64.")
+    steps = {}
+    for checkpointing in (False, True):
+        networks = TrainedNetworks(family, kind, dtype, checkpointing=checkpointing, rank=rank)
+        steps[checkpointing] = (networks.measure(1, resolution), networks.measure(2, resolution))
+    (vae, one), (_, two) = (measure_encoder(family, dtype, n, resolution) for n in (1, 2))
+    losses = PictureMemory(family, torch.float32 if dtype == torch.float32 else torch.bfloat16, resolution)
+    # The LoRA trainer rounds its LoRA to bfloat16 with the U-Net; everything else that is trained is float32.
+    each = 2 if kind == "lora" and dtype == torch.bfloat16 else 4
+    states = STATES_8BIT if eight_bit else STATES * each // 4
+    trained = networks.trained_weights
+    return Footprint(
+        resident=networks.frozen_weights * dtype.itemsize + trained * (2 * each + states) + losses.weights,
+        uncached=vae + family.text_parameters * dtype.itemsize,
+        optimizer=0 if eight_bit else trained * each,
+        steps=steps,
+        encoder=(one, two),
+        pictures=_pictures(losses, max(1, TOGETHER // resolution**2)),
+    )
+
+
+def _pictures(losses: PictureMemory, together: int) -> dict[str, tuple[int, int]]:
+    """Bytes of a picture and how many are decoded together, for the ways that differ at this size."""
+    peaks = losses.peaks()
+    return {
+        name: (peaks[name.partition(",")[0]], 1 if ONE in words else together)
+        for name, words in DECODES.items()
+        if together > 1 or ONE not in words
+    }
 
 
 def with_margin(taken: float) -> float:
     """GB on the GPU for so many bytes of tensors."""
     return taken / GB * (1 + FRAGMENTS) + CONTEXT_GB
-
-
-def settings(batches: Iterable[int] = BATCHES) -> Iterator[Setting]:
-    """All settings: larger batches first, and for each those that cost least time first."""
-    for batch in sorted(batches, reverse=True):
-        for decode, checkpointing in _BY_TIME:
-            for cached in (True, False):
-                yield Setting(batch, checkpointing, cached, decode)
 
 
 def recommend(peaks: Iterable[Peak], vram: float) -> Peak | None:

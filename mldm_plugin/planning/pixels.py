@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,95 +15,88 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.region import RegionDecode
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.perceptual.frozen import computing_in
 from mldm_plugin.perceptual.masked_distance import interpolation_matrix
 from mldm_plugin.planning.families import Family
-from mldm_plugin.planning.step import count
+from mldm_plugin.planning.meta import building
 from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
 
-Decode = Literal["full", "checkpointed", "region"]
-DECODES: tuple[Decode, ...] = ("full", "checkpointed", "region")
-
-# For `decode: region`: where a window of half the picture's side lies. Chosen.
-_WINDOW = (0.25, 0.25, 0.75, 0.75)
+CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class PixelMemory:
-    """Bytes of the float32 weights, and the most that one picture takes, by the way it is decoded."""
+class PictureMemory:
+    """Bytes that the losses on pictures take, with both losses of the paper.
 
-    weights: int
-    peak: dict[Decode, int]
+    Args:
+        family: whose VAE decodes.
+        dtype: float32 or bfloat16, of the decoder and of the losses' networks.
+        resolution: side of the pictures.
 
+    Attributes:
+        weights: of the decoder and of the losses' networks.
+    """
 
-@functools.cache
-def losses() -> tuple[Any, Any]:
-    """The two losses of the paper, with random weights."""
-    known = load_plugins().losses
-    return known["masked_lpips"](weights="random"), known["face"](weights="random")
+    def __init__(self, family: Family, dtype: torch.dtype, resolution: int) -> None:
+        self._family, self._dtype, self._resolution = family, dtype, resolution
+        (self._lpips, self._face), networks = _losses(dtype)
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        decoder: Any = self._decoder()
+        self.weights = networks + dtype.itemsize * sum(p.numel() for p in decoder.parameters())
 
+    def peaks(self) -> dict[str, int]:
+        """The most that one picture with a face takes on top, if it is decoded whole, checkpointed, or in a window."""
+        whole, checkpointed, region = self._decoder(), self._decoder(), RegionDecode(self._decoder())
+        checkpoint_blocks(checkpointed)
+        middle = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * self._resolution  # a window of half the side, chosen
+        return {
+            "whole": self._peak(lambda z: whole.decode(z, return_dict=False)[0]),
+            "checkpointed": self._peak(lambda z: checkpointed.decode(z, return_dict=False)[0]),
+            "region": self._peak(lambda z: region(z, [middle], *region.statistics(z))),
+        }
 
-def measure_pixels(family: Family, resolution: int) -> PixelMemory:
-    """Each way of decoding, on one picture with a face."""
-    lpips, face = losses()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        vae: Any = AutoencoderKL(**family.vae).requires_grad_(False).eval()
-        decoder = count(vae) - count(vae.encoder)
-        peaks: dict[Decode, int] = {decode: _peak(vae, lpips, face, resolution, decode) for decode in DECODES}
-    interpolation_matrix.cache_clear()  # its tensors have no data
-    networks = (lpips.network._features.network, face.features.frozen.network)
-    return PixelMemory(4 * (decoder + sum(map(count, networks))), peaks)
+    def _decoder(self) -> Any:
+        with self._fake, building(self._dtype, CPU):
+            vae: Any = AutoencoderKL(**self._family.vae).requires_grad_(False).eval()
+        vae.encoder = None
+        return vae
 
+    def _peak(self, decode: Callable[[Tensor], Tensor]) -> int:
+        channels, side = self._family.vae.get("latent_channels", 4), self._resolution // 8
+        with self._fake, computing_in(self._dtype), TensorMemory() as memory:
+            latents = torch.zeros(1, channels, side, side, requires_grad=True)
+            pictures = decode(latents.to(self._dtype)).float()
+            torch.autograd.grad(self._distance(latents, pictures), latents)
+        interpolation_matrix.cache_clear()  # its tensors have no data
+        return memory.peak
 
-def _peak(vae: Any, lpips: Any, face: Any, resolution: int, decode: Decode) -> int:
-    side = resolution // 8
-    latents = torch.zeros(1, vae.config.latent_channels, side, side, requires_grad=True)
-    images = torch.zeros(1, 3, resolution, resolution)
-    label_map = torch.ones(1, 1, resolution, resolution, dtype=torch.uint8)
-    if decode == "checkpointed":
-        vae = copy.deepcopy(vae)
-        checkpoint_blocks(vae)
-    with TensorMemory() as memory:
-        pictures = _decode(vae, latents, decode)
+    def _distance(self, latents: Tensor, pictures: Tensor) -> Tensor:
+        images = torch.zeros_like(pictures)
         step = DiffusionStep(
             *(latents,) * 3,
             timesteps=torch.zeros(1, dtype=torch.long),
             model_pred=latents,
             target=latents,
-            person_mask=label_map,
+            person_mask=torch.ones(1, 1, *images.shape[-2:], dtype=torch.uint8),
             pred_images=pictures,
             target_images=images,
         )
-        total = lpips(step).sum() + _face_distance(face, pictures, images)
-        torch.autograd.grad(total, latents)
-    return memory.peak
+        on_people = self._lpips(step).sum()
+        size = [self._face.features.crop.size] * 2  # cropping by boxes needs data: a corner is taken instead
+        with torch.no_grad():
+            target = self._face.features(F.interpolate(images[..., :64, :64], size=size))
+        seen = self._face.features(F.interpolate(pictures[..., :64, :64], size=size))
+        return on_people + sum((p - t).abs().mean() for p, t in zip(seen, target, strict=True))
 
 
-def _decode(vae: Any, latents: Tensor, decode: Decode) -> Tensor:
-    if decode != "region":
-        return vae.decode(latents, return_dict=False)[0]
-    region = RegionDecode(vae)
-    side = latents.shape[-1] * region.downscale
-    statistics, background = region.statistics(latents)
-    return region(latents, [_Box(*(side * part for part in _WINDOW))], statistics, background)
-
-
-class _Box(NamedTuple):
-    """A region in numbers: a tensor would have no data here."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def tolist(self) -> list[list[float]]:
-        return [list(self)]
-
-
-def _face_distance(face: Any, pictures: Tensor, images: Tensor) -> Tensor:
-    """As the face loss on one face; cropping by boxes needs data, so a corner of the picture is taken."""
-    size = [face.features.crop.size] * 2
-    with torch.no_grad():
-        target = face.features(F.interpolate(images[..., :64, :64], size=size))
-    predicted = face.features(F.interpolate(pictures[..., :64, :64], size=size))
-    return torch.stack([(p - t).abs().mean() for p, t in zip(predicted, target, strict=True)]).sum()
+@functools.cache
+def _losses(dtype: torch.dtype) -> tuple[list[Any], int]:
+    """The losses, their networks in `dtype`, and the bytes of their weights."""
+    known = load_plugins().losses
+    with TensorMemory() as memory:
+        lpips, face = (known[name](weights="random") for name in ("masked_lpips", "face"))
+        weights = memory.live * dtype.itemsize // 4
+    with torch.no_grad(), computing_in(dtype):  # networks are brought to a precision when they are first used
+        lpips.network.features(torch.zeros(1, 3, 32, 32))
+        face.features(torch.zeros(1, 3, 32, 32))
+    return [lpips, face], weights

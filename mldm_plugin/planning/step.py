@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from mldm_plugin.planning.families import Family
-from mldm_plugin.planning.shadow import META, building, compute_like_cuda_autocast, flash_attention
+from mldm_plugin.planning.meta import META, building, compute_like_cuda_autocast, flash_attention
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 Kind = Literal["controlnet", "lora"]
@@ -38,14 +38,6 @@ class StepMemory:
         return StepMemory(*(a + (b - a) * (images - 1) for a, b in values))
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Numbers of weights: frozen ones, and those that are trained."""
-
-    frozen: int
-    trained: int
-
-
 class TrainedNetworks:
     """The networks of a trainer without their data.
 
@@ -56,6 +48,9 @@ class TrainedNetworks:
         checkpointing: `--gradient_checkpointing`: of the ControlNet, or of the U-Net with the LoRA.
         rank: of the LoRA.
         device: `META`, or for a comparison a device with data.
+
+    Attributes:
+        frozen_weights, trained_weights: how many there are.
     """
 
     def __init__(
@@ -84,13 +79,9 @@ class TrainedNetworks:
             self.trained.enable_gradient_checkpointing()
         if dtype != torch.float32:
             compute_like_cuda_autocast(self.trained, dtype)
-
-    @property
-    def weights(self) -> Weights:
-        """How many there are."""
-        every = {id(p): p for network in (self.unet, self.trained) for p in network.parameters()}
-        trained = sum(p.numel() for p in every.values() if p.requires_grad)
-        return Weights(sum(p.numel() for p in every.values()) - trained, trained)
+        every = {*self.unet.parameters(), *self.trained.parameters()}
+        self.trained_weights = sum(p.numel() for p in every if p.requires_grad)
+        self.frozen_weights = sum(p.numel() for p in every) - self.trained_weights
 
     def measure(self, images: int, resolution: int) -> StepMemory:
         """One step on so many pictures. Gradients are there already, as from the second step on."""
@@ -135,15 +126,11 @@ class TrainedNetworks:
 
 
 def measure_encoder(family: Family, dtype: torch.dtype, images: int, resolution: int) -> tuple[int, int]:
-    """The VAE's number of weights, and the most bytes while it encodes so many pictures."""
-    with building(dtype):
+    """Bytes of the VAE's weights, and the most on top of them while it encodes so many pictures."""
+    with building(dtype), TensorMemory() as weights:
         vae: Any = AutoencoderKL(**family.vae).requires_grad_(False).eval()
+    with building(dtype), torch.no_grad(), flash_attention():
         pictures = torch.zeros(images, 3, resolution, resolution)
-    with torch.no_grad(), flash_attention(), TensorMemory() as memory:
-        vae.encode(pictures)
-    return count(vae), memory.peak
-
-
-def count(network: nn.Module) -> int:
-    """Number of weights."""
-    return sum(p.numel() for p in network.parameters())
+        with TensorMemory() as memory:
+            vae.encode(pictures)
+    return weights.live, memory.peak

@@ -51,17 +51,18 @@ class MaskRCNN:
 
     def __call__(self, source: Source, picture: Shown) -> People:
         """A label for each person, the surest first."""
-        network = _network(self.least_score, self.short_side, self.long_side)
-        reduced = self._reduced(picture.rgb())
-        pixels = torch.from_numpy(np.array(reduced)).permute(2, 0, 1).float() / 255
+        network = load_network(self.least_score, self.short_side, self.long_side)
+        smaller = self.reduced(picture.rgb())
+        pixels = torch.from_numpy(np.array(smaller)).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             [detections] = network([pixels.to(next(network.parameters()).device)])
-        labels, scores = label_map(detections, (reduced.height, reduced.width), self.least_score)
-        if reduced.size != picture.size:
+        labels, scores = label_map(detections, (smaller.height, smaller.width), self.least_score)
+        if smaller.size != picture.size:
             labels = np.asarray(Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST))
         return People(labels, count=len(scores), columns={"person_scores": scores})
 
-    def _reduced(self, picture: Image.Image) -> Image.Image:
+    def reduced(self, picture: Image.Image) -> Image.Image:
+        """`picture` at the size that the network looks at; never enlarged."""
         scale = min(self.short_side / min(picture.size), self.long_side / max(picture.size))
         if scale >= 1:
             return picture
@@ -97,7 +98,7 @@ def label_map(
 
 
 @functools.cache
-def _network(least_score: float, short_side: int, long_side: int) -> nn.Module:
+def load_network(least_score: float, short_side: int, long_side: int) -> nn.Module:
     """The network, once a process; detections below the score are dropped before their masks are made."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 

@@ -41,12 +41,12 @@ def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_ro
             pictures = stack.decoder(step.latents.float())
         columns = [
             as_bytes(pictures),
-            [_annotate(as_bytes(pictures)[i], step, i) for i in range(len(step))],
+            [annotated(as_bytes(pictures)[i], step, i) for i in range(len(step))],
             as_bytes(stack.decoder(step.noisy_latents.float())),
             as_bytes(stack.decoder(stack.schedule.pred_latents(step))),
         ]
     rows = [[column[i] for column in columns] for i in range(len(step))]
-    return arrange(_TITLES, rows, [_caption(step, report, i) for i in range(len(step))])
+    return arrange(_TITLES, rows, [caption_of(step, report, i) for i in range(len(step))])
 
 
 def save_panel(image: Image.Image, path: Path) -> None:
@@ -62,12 +62,12 @@ def as_bytes(images: Tensor) -> list[Tensor]:
     return list(((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
-def _annotate(picture: Tensor, step: DiffusionStep, row: int) -> Tensor:
+def annotated(picture: Tensor, step: DiffusionStep, row: int) -> Tensor:
     given = (step.person_mask, step.face_boxes, step.keypoints)
     return draw_annotation(picture, *(None if of_all is None else of_all[row].cpu() for of_all in given))
 
 
-def _caption(step: DiffusionStep, report: LossReport, row: int) -> str:
+def caption_of(step: DiffusionStep, report: LossReport, row: int) -> str:
     t = step.timesteps[row].item()
     parts = [f"t = {t:g}"]
     for name, term in report.terms.items():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,9 @@ from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.errors import CheckError
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
-from mldm_plugin.training.networks import Networks
-from mldm_plugin.training.objective import PlainObjective, PluginObjective
+from mldm_plugin.training.flags import TrainerFlags
+from mldm_plugin.training.objective import Objective
+from mldm_plugin.training.trainer import Trainer
 
 log = get_logger(__name__)
 
@@ -43,13 +43,7 @@ class Task:
     encode: Callable[[], Tensor]
 
 
-def cache_latents(
-    training_set: TrainingSet,
-    networks: Networks,
-    arguments: argparse.Namespace,
-    accelerator: Accelerator,
-    objective: PlainObjective | PluginObjective,
-) -> None:
+def cache_latents(training_set: TrainingSet, trainer: Trainer, accelerator: Accelerator, objective: Objective) -> None:
     """Encode what the cache does not hold yet, each process its share, and have the training set read it.
 
     Every picture is encoded alone, so that its entry does not depend on what else was missing. Draws no random
@@ -61,10 +55,10 @@ def cache_latents(
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
     pictures = objective.needs_pictures
-    vae, text_encoder = networks.vae, networks.text_encoder
+    vae, text_encoder = trainer.vae, trainer.text_encoder
     with together(accelerator):
         cache = LatentsCache(
-            cache_folder(arguments),
+            cache_folder(trainer.flags),
             training_set.transform,
             vae=network_digest(vae, vae.config),
             text_encoder=network_digest(text_encoder, text_encoder.config.to_dict()),
@@ -74,30 +68,28 @@ def cache_latents(
         captions = training_set.captions()[rank::processes]
     digests = [digest for _, digest in sorted(gather_object(own))]
     with together(accelerator), generators.untouched(), torch.no_grad():
-        for name, tasks in (
-            ("pictures", list(_picture_tasks(cache, training_set, networks, own))),
-            ("captions", list(_caption_tasks(cache, training_set, networks, captions))),
-        ):
+        for name, tasks in _tasks(cache, training_set, trainer, own, captions).items():
             _fill(cache, tasks, tqdm(desc=f"encoding {name}", disable=not accelerator.is_local_main_process))
-        networks.layouts = (_layout(vae, 1, arguments.resolution), _layout(vae, 2, arguments.resolution))
+        side = trainer.flags.resolution
+        trainer.layouts = (_layout(vae, 1, side), _layout(vae, 2, side))
     training_set.read_latents(cache, digests, pictures=pictures)
-    networks.set_encoders_aside()
+    trainer.set_encoders_aside()
     if not pictures:
         log.info("no loss compares with pictures, so from here on they are not loaded, nor compared with latents.")
 
 
-def cache_folder(arguments: argparse.Namespace) -> Path:
+def cache_folder(flags: TrainerFlags) -> Path:
     """Where the cache lies: as asked, else where the data set is kept, for it serves every run on it.
 
     Not in the run folder, which is handed on: latents can be decoded to the pictures of the data set. Not inside
     the data set's folder, of which every file is read.
     """
-    if arguments.latents_cache_dir is not None:
-        return Path(arguments.latents_cache_dir)
-    data = Path(arguments.dataset_name or arguments.train_data_dir).absolute()
+    if flags.latents_cache_dir is not None:
+        return Path(flags.latents_cache_dir)
+    data = Path(flags.dataset_name or flags.train_data_dir or "").absolute()
     if data.is_dir():
         return data.with_name(f"{data.name}.latents")
-    return Path(arguments.cache_dir or datasets.config.HF_DATASETS_CACHE) / "mldm_latents"
+    return Path(flags.cache_dir or datasets.config.HF_DATASETS_CACHE) / "mldm_latents"
 
 
 def _layout(vae: Any, pictures: int, side: int) -> torch.memory_format:
@@ -108,30 +100,32 @@ def _layout(vae: Any, pictures: int, side: int) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _picture_tasks(
-    cache: LatentsCache, training_set: TrainingSet, networks: Networks, own: list[tuple[int, str]]
-) -> Iterator[Task]:
-    vae = networks.vae
+def _tasks(
+    cache: LatentsCache,
+    training_set: TrainingSet,
+    trainer: Trainer,
+    own: list[tuple[int, str]],
+    captions: list[str],
+) -> dict[str, list[Task]]:
+    """What this process has to see to: its pictures, by number and digest, and captions."""
+    vae, text_encoder = trainer.vae, trainer.text_encoder
 
     def encode(index: int, mirrored: bool) -> Tensor:
         picture = training_set.picture(index, mirrored=mirrored)[None]
         return vae.encode(picture.to(vae.device, vae.dtype)).latent_dist.parameters[0]
 
+    def encode_text(tokens: Tensor) -> Tensor:
+        return text_encoder(tokens[None].to(text_encoder.device), return_dict=False)[0][0]
+
+    tasks: dict[str, list[Task]] = {"pictures": [], "captions": []}
     for index, digest in own:
         for mirrored in (False, True) if training_set.mirrors else (False,):
-            key = cache.posterior_key(digest, mirrored)
-            yield Task(f"picture {training_set.name(index)}", key, partial(encode, index, mirrored))
-
-
-def _caption_tasks(
-    cache: LatentsCache, training_set: TrainingSet, networks: Networks, own: list[str]
-) -> Iterator[Task]:
-    def encode(input_ids: Tensor) -> Tensor:
-        return networks.text_encoder(input_ids[None].to(networks.text_encoder.device), return_dict=False)[0][0]
-
-    for caption in own:
+            what, key = f"picture {training_set.name(index)}", cache.posterior_key(digest, mirrored)
+            tasks["pictures"].append(Task(what, key, partial(encode, index, mirrored)))
+    for caption in captions:
         tokens = training_set.tokens(caption)
-        yield Task(f"caption {caption!r}", cache.text_key(tokens), partial(encode, tokens))
+        tasks["captions"].append(Task(f"caption {caption!r}", cache.text_key(tokens), partial(encode_text, tokens)))
+    return tasks
 
 
 def _fill(cache: LatentsCache, tasks: list[Task], bar: tqdm) -> None:

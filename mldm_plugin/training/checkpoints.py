@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch import nn
 
 from mldm_plugin.errors import MldmError, RunFolderError
 from mldm_plugin.training.agreement import together
 from mldm_plugin.training.run_folder import checkpoints_in, step_of
-from mldm_plugin.training.weights_format import WeightsFormat
+from mldm_plugin.training.trainer import Trainer
 
 log = get_logger(__name__)
 
@@ -28,26 +27,16 @@ class Checkpoints:
 
     Args:
         accelerator: with the model, optimizer, scheduler and loader prepared.
+        trainer: for what is trained, its format, and `--checkpoints_total_limit`.
         folder: the run folder.
-        limit: how many to keep; None keeps all.
-        trained: the network whose trainable weights must be finite to be saved.
-        weights: how it is stored.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        folder: Path,
-        limit: int | None,
-        trained: nn.Module,
-        weights: WeightsFormat,
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, trainer: Trainer, folder: Path) -> None:
         self._accelerator = accelerator
+        self._trainer = trainer
         self._folder = folder
-        self._limit = limit
-        self._trained = trained
-        self._weights = weights
-        self._register_model_format()
+        accelerator.register_save_state_pre_hook(self._save_trained)
+        accelerator.register_load_state_pre_hook(self._load_trained)
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
         """Write `checkpoint-<step>`; every process calls this at the same step.
@@ -82,14 +71,12 @@ class Checkpoints:
             MldmError: on every process alike, for all have the same weights.
         """
         with together(self._accelerator):
-            if torch.stack(
-                [torch.isfinite(p.detach()).all() for p in self._trained.parameters() if p.requires_grad]
-            ).all():
+            if torch.stack([torch.isfinite(p.detach()).all() for p in self._trainer.trainable()]).all():
                 return
             good = [c for c in checkpoints_in(self._folder) if (step_of(c) or 0) < step]
             last = f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
-            if good and self._weights.start_flag:
-                last += f", to start from with {self._weights.start_flag} {good[-1] / self._weights.in_checkpoint}"
+            if good and (flag := self._trainer.start_flag):
+                last += f", to start from with {flag} {good[-1] / self._trainer.in_checkpoint}"
             raise MldmError(
                 f"the trained weights are NaN or infinite at step {step}, so nothing was saved there; {last}. Lower "
                 "--learning_rate, or train in float32 (--mixed_precision no), in another --output_dir."
@@ -128,21 +115,23 @@ class Checkpoints:
     def _position_file(self) -> str:
         return f"position_{self._accelerator.process_index}.pt"
 
-    def _register_model_format(self) -> None:
-        """Store the trained weights as diffusers does, in the place of accelerate's own file."""
-        place = self._weights.in_checkpoint
+    def save_weights(self) -> None:
+        """Save what is trained into the run folder, each file whole or not there, the configuration last."""
+        partial = self._folder / ".weights.partial"
+        self._trainer.save(partial)
+        for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
+            file.replace(self._folder / file.name)
+        partial.rmdir()
 
-        def save(models: list[Any], weights: list[Any], folder: str) -> None:
-            weights.clear()  # tells accelerate that the models are taken care of
-            if self._accelerator.is_main_process:
-                self._weights.save(self._trained, Path(folder) / place)
+    def _save_trained(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        """Store what is trained as diffusers does, in the place of accelerate's own file."""
+        weights.clear()  # tells accelerate that the models are taken care of
+        if self._accelerator.is_main_process:
+            self._trainer.save(Path(folder) / self._trainer.in_checkpoint)
 
-        def load(models: list[Any], folder: str) -> None:
-            models.clear()
-            self._weights.load(self._trained, Path(folder) / place)
-
-        self._accelerator.register_save_state_pre_hook(save)
-        self._accelerator.register_load_state_pre_hook(load)
+    def _load_trained(self, models: list[Any], folder: str) -> None:
+        models.clear()
+        self._trainer.load(Path(folder) / self._trainer.in_checkpoint)
 
     def _put_in_place(self, partial: Path, final: Path) -> None:
         replaced = self._folder / f".{final.name}.replaced"
@@ -152,10 +141,11 @@ class Checkpoints:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _remove_oldest(self, keep: Path) -> None:
-        if self._limit is None:
+        limit = self._trainer.flags.checkpoints_total_limit
+        if limit is None:
             return
         others = [c for c in checkpoints_in(self._folder) if c != keep]
-        for checkpoint in others[: max(0, len(others) - (self._limit - 1))]:
+        for checkpoint in others[: max(0, len(others) - (limit - 1))]:
             going = checkpoint.with_name(f".{checkpoint.name}.removed")
             checkpoint.replace(going)
             shutil.rmtree(going)

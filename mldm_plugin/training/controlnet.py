@@ -1,15 +1,13 @@
 """Train a ControlNet for Stable Diffusion 1.x.
 
-`training_step` is one micro-batch; the loop around it is in `loop`, and how the pieces are made in `run`.
-Without a plugin the numbers are those of diffusers' examples/controlnet/train_controlnet.py, to the bit: random
-draws keep its order.
+What is this trainer's own stands here; the loop is in `run`. Without a plugin the numbers are those of diffusers'
+examples/controlnet/train_controlnet.py, to the bit: random draws keep its order.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,108 +15,150 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UniPCMultistepScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from mldm_plugin.data.annotations import read_picture
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.errors import DataError
-from mldm_plugin.training import loop
-from mldm_plugin.training.controlnet_flags import FLAGS
-from mldm_plugin.training.controlnet_networks import WEIGHTS, load_networks
-from mldm_plugin.training.networks import encoded_text, posterior
-from mldm_plugin.training.objective import Outcome, annotation_of
-from mldm_plugin.training.run import Run
-from mldm_plugin.training.trainer import Prompt, Reading, Trainer
-from mldm_plugin.training.validation import load_pipeline
+from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.training import run
+from mldm_plugin.training.flags import ControlNetFlags
+from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of, loading
 
 
-def training_step(run: Run, batch: dict[str, Any]) -> Outcome:
-    """One micro-batch; with the last one of an accumulation the optimizer steps."""
-    accelerator, arguments = run.accelerator, run.arguments
-    with accelerator.accumulate(run.model):
-        outcome = diffusion_loss(run, batch)
-        accelerator.backward(outcome.loss)
-        if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(run.networks.trained.parameters(), arguments.max_grad_norm)
-        run.optimizer.step()
-        run.lr_scheduler.step()
-        run.optimizer.zero_grad(set_to_none=arguments.set_grads_to_none)
-    return outcome
+class ControlNetTrainer(Trainer):
+    """A ControlNet in float32 beside the frozen U-Net."""
 
+    what = "ControlNet"
+    flags_type = ControlNetFlags
+    weights_file = "diffusion_pytorch_model.safetensors"
+    in_checkpoint = "controlnet"
+    start_flag = "--controlnet_model_name_or_path"
+    inference_steps = 20
+    flags: ControlNetFlags
 
-def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
-    """Noise the latents, predict, compare."""
-    net = run.networks
-    latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
-    noise = torch.randn_like(latents)
-    timesteps = run.draw_timesteps(latents)
-    noisy_latents = net.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(run.dtype)
-    model_pred = predict(run, batch, noisy_latents, timesteps)
-    if net.noise_scheduler.config.prediction_type == "v_prediction":
-        target = net.noise_scheduler.get_velocity(latents, noise, timesteps)
-    else:
-        target = noise
-    plain = F.mse_loss(model_pred.float(), target.float())
-    return run.objective(
-        plain,
-        lambda: DiffusionStep(
+    def __init__(self, flags: ControlNetFlags, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the pipeline, and make or load the ControlNet, which accelerate moves to its device.
+
+        A ControlNet made from the U-Net draws its first weights from the global generator.
+
+        Raises:
+            MldmError: the pipeline or the ControlNet cannot be loaded, or cannot be trained as the flags ask.
+        """
+        super().__init__(flags, device, dtype, text_encoder_variant=flags.variant, tokenizer=flags.tokenizer_name)
+        with loading(flags.pretrained_model_name_or_path):
+            own = flags.controlnet_model_name_or_path
+            controlnet = ControlNetModel.from_pretrained(own) if own else ControlNetModel.from_unet(self.unet)
+        self.trained = controlnet.train()
+        if flags.conditioning == "none":
+            remove_hint(controlnet)
+        self.use_memory_savers(self.unet, controlnet)
+        if controlnet.dtype != torch.float32:
+            raise MldmError(
+                f"the ControlNet's weights are {controlnet.dtype}, expected float32: mixed precision keeps "
+                "float32 weights too; convert them first."
+            )
+        self.check_prediction_type()
+        self.project = flags.tracker_project_name
+        self.frees_gradients = flags.set_grads_to_none
+        self.lr_options = {"num_cycles": flags.lr_num_cycles, "power": flags.lr_power}
+        self.hints = flags.conditioning_image_column if flags.conditioning == "image" else None
+        self.empty_prompts = flags.proportion_empty_prompts
+        self.framing = {"random_crop": flags.random_crop, "random_flip": flags.random_flip}
+
+    def diffusion_step(
+        self, model: nn.Module, batch: dict[str, Any], draw_timesteps: Callable[[Tensor], Tensor]
+    ) -> DiffusionStep:
+        """Noise the latents, predict with U-Net and ControlNet, compare."""
+        scheduler = self.noise_scheduler
+        latents = self.latents_of(batch)
+        noise = torch.randn_like(latents)
+        timesteps = draw_timesteps(latents)
+        noisy_latents = scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
+        model_pred = self.predict(model, batch, noisy_latents, timesteps)
+        predicts_v = scheduler.config.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(latents, noise, timesteps) if predicts_v else noise
+        return DiffusionStep(
             latents=latents,
             noise=noise,
             noisy_latents=noisy_latents,
             timesteps=timesteps,
             model_pred=model_pred,
             target=target,
-            base_loss=plain,
+            base_loss=F.mse_loss(model_pred.float(), target.float()),
             **annotation_of(batch),
-        ),
-    )
+        )
+
+    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The U-Net's output, steered by the ControlNet `model`."""
+        text = self.text_of(batch)
+        hint = batch.get("conditioning_pixel_values")
+        if hint is None:
+            side = self.flags.resolution
+            hint = noisy_latents.new_zeros(len(noisy_latents), 3, side, side)
+        down, middle = model(
+            noisy_latents, timesteps, encoder_hidden_states=text, controlnet_cond=hint.to(self.dtype), return_dict=False
+        )
+        return self.unet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=[residual.to(self.dtype) for residual in down],
+            mid_block_additional_residual=middle.to(self.dtype),
+            return_dict=False,
+        )[0]
+
+    def save(self, folder: Path) -> None:
+        """As `ControlNetModel.from_pretrained` reads it."""
+        controlnet: Any = self.trained
+        controlnet.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
+        self.trained.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict())
+
+    def prompts(self) -> list[Prompt]:
+        """Prompts with their hints; a single one of either goes with all of the other.
+
+        Raises:
+            DataError: a hint that cannot be read.
+        """
+        flags = self.flags
+        texts = list(flags.validation_prompt or [])
+        if flags.conditioning == "none":
+            blank = PIL.Image.new("RGB", (flags.resolution, flags.resolution))
+            return [(text, blank) for text in texts]
+        paths = list(flags.validation_image or [])
+        number = max(len(texts), len(paths))
+        texts = texts * number if len(texts) == 1 else texts
+        paths = paths * number if len(paths) == 1 else paths
+        return [(text, read_hint(path)) for text, path in zip(texts, paths, strict=True)]
+
+    def make_pipeline(self, stored: Path | None) -> Any:
+        """The ControlNet in training, or the one that was stored, with the scheduler that the script samples by."""
+        controlnet = self.trained if stored is None else ControlNetModel.from_pretrained(stored).to(self.dtype)
+        pipeline = self.load_pipeline(StableDiffusionControlNetPipeline, unet=self.unet, controlnet=controlnet)
+        pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+        return pipeline
+
+    def samples_after_step(self, step: int) -> bool:
+        """Every --validation_steps."""
+        return step % self.flags.validation_steps == 0
 
 
-def predict(run: Run, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
-    """The U-Net's output, steered by the ControlNet."""
-    text = encoded_text(run.networks, batch)
-    hint = batch.get("conditioning_pixel_values")
-    if hint is None:
-        side = run.arguments.resolution
-        hint = noisy_latents.new_zeros(len(noisy_latents), 3, side, side)
-    down, middle = run.model(
-        noisy_latents, timesteps, encoder_hidden_states=text, controlnet_cond=hint.to(run.dtype), return_dict=False
-    )
-    return run.networks.unet(
-        noisy_latents,
-        timesteps,
-        encoder_hidden_states=text,
-        down_block_additional_residuals=[residual.to(run.dtype) for residual in down],
-        mid_block_additional_residual=middle.to(run.dtype),
-        return_dict=False,
-    )[0]
+def remove_hint(controlnet: ControlNetModel) -> None:
+    """Make the conditioning embedding exactly zero, for good.
 
-
-def read(arguments: argparse.Namespace) -> Reading:
-    """The script's way of reading: hints, some captions left empty, the middle of each picture unless asked."""
-    hints = arguments.conditioning_image_column if arguments.conditioning == "image" else None
-    framing = {"random_crop": arguments.random_crop, "random_flip": arguments.random_flip}
-    return Reading(hints, arguments.proportion_empty_prompts, framing, every_file=False)
-
-
-def prompts(arguments: argparse.Namespace) -> list[Prompt]:
-    """Prompts with their hints; a single one of either goes with all of the other.
-
-    Raises:
-        DataError: a hint that cannot be read.
+    "Improving Latent Diffusion with Perceptual Mask-Aware Loss", section 3: the control branch sees no
+    conditioning image. With all weights zero the embedding is 0 for any hint, so the saved ControlNet still loads
+    anywhere and gives the same output whatever picture it is handed.
     """
-    texts = list(arguments.validation_prompt or [])
-    if arguments.conditioning == "none":
-        blank = PIL.Image.new("RGB", (arguments.resolution, arguments.resolution))
-        return [Prompt(text, blank) for text in texts]
-    paths = list(arguments.validation_image or [])
-    number = max(len(texts), len(paths))
-    texts = texts * number if len(texts) == 1 else texts
-    paths = paths * number if len(paths) == 1 else paths
-    return [Prompt(text, _read_hint(path)) for text, path in zip(texts, paths, strict=True)]
+    for parameter in controlnet.controlnet_cond_embedding.parameters():
+        parameter.data.zero_()
+        parameter.requires_grad_(False)
 
 
-def _read_hint(path: str) -> PIL.Image.Image:
+def read_hint(path: str) -> PIL.Image.Image:
+    """The picture of a --validation_image, RGB; raises DataError if it is none."""
     try:
         return read_picture({"path": path, "bytes": None}, path).convert("RGB")
     except DataError as error:
@@ -129,33 +169,9 @@ def _read_hint(path: str) -> PIL.Image.Image:
         ) from error
 
 
-def make_pipeline(run: Run, stored: Path | None) -> Any:
-    """The ControlNet in training, or the one that was stored, with the scheduler that the script samples by."""
-    controlnet = run.networks.trained if stored is None else ControlNetModel.from_pretrained(stored).to(run.dtype)
-    pipeline = load_pipeline(
-        StableDiffusionControlNetPipeline, run, unet=run.networks.unet, controlnet=controlnet, safety_checker=None
-    )
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
-    return pipeline
-
-
-TRAINER = Trainer(
-    what="ControlNet",
-    flags=FLAGS,
-    load_networks=load_networks,
-    weights=WEIGHTS,
-    read=read,
-    training_step=training_step,
-    prompts=prompts,
-    make_pipeline=make_pipeline,
-    inference_steps=20,
-    samples_after_step=lambda run: run.step % run.arguments.validation_steps == 0,
-)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 when trained or stopped in good order, 1 with one line on what to mend."""
-    return loop.main(TRAINER, argv)
+    return run.main(ControlNetTrainer, argv)
 
 
 if __name__ == "__main__":

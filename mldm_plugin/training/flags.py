@@ -1,142 +1,319 @@
-"""What a trainer's command line is made of. Nothing here needs torch."""
+"""The flags of the trainers, typed: those of diffusers' scripts, and ours. Nothing here needs torch.
+
+A flag is a field: its type, its default, and below it what it means. `command_line` makes the parser of them.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from mldm_plugin.errors import PresetError, nearest
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 DEFAULT_PANEL_STEPS = 500  # chosen: as rare as diffusers' checkpoints
-NOT_IN_PRESETS = frozenset({"loss_plugin", "preset", "set", "pixel_memory_gb"})
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One flag.
+def _as_list(value: Any) -> Any:
+    return value if value is None or isinstance(value, list) else [value]
 
-    `kind` is what a value is made of; `bool` makes a switch. `many` takes several values, `repeated` may be
-    given several times.
+
+# In a preset one value of several may stand without brackets. `Repeated` is one value for each time it is given.
+Several = Annotated[list[str] | None, BeforeValidator(_as_list)]
+Repeated = Annotated[list[str] | None, BeforeValidator(_as_list), "repeated"]
+
+
+class DiffusersFlags(BaseModel):
+    """What diffusers' scripts have in common."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+    pretrained_model_name_or_path: str
+    """The Stable Diffusion pipeline: a folder or a Hub name. Required."""
+    revision: str | None = None
+    """Branch, tag or commit of the pipeline on the Hub."""
+    variant: str | None = None
+    """Variant of the weight files, for example fp16."""
+    output_dir: str
+    """The run folder: weights, checkpoints, metrics."""
+    cache_dir: str | None = None
+    """Where downloaded models and data sets are kept."""
+    seed: int | None = None
+    """Seed of every random draw; without it no two runs are alike."""
+    resolution: Annotated[int, Field(ge=8)] = 512
+    """Side of the square pictures, a multiple of 8: the short side is resized to it, the rest cut off."""
+    train_batch_size: PositiveInt
+    """Pictures per device and forward pass."""
+    num_train_epochs: PositiveInt
+    """Passes over the data set."""
+    max_train_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, whatever --num_train_epochs says."""
+    checkpointing_steps: PositiveInt = 500
+    """Save a checkpoint every so many optimizer steps."""
+    checkpoints_total_limit: PositiveInt | None = None
+    """Keep at most so many checkpoints; the oldest go first."""
+    resume_from_checkpoint: str | None = None
+    """Continue from this checkpoint of the run folder, or from 'latest'."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+    learning_rate: float
+    """Learning rate after warm-up."""
+    scale_lr: bool = False
+    """Multiply the learning rate by devices, accumulation steps and batch size."""
+    lr_scheduler: str = "constant"
+    """Course of the learning rate: linear, cosine, cosine_with_restarts, polynomial, constant or
+    constant_with_warmup."""
+    lr_warmup_steps: int = 500
+    """Steps of warm-up, for the courses that have one."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit state (needs bitsandbytes)."""
+    dataloader_num_workers: NonNegativeInt = 0
+    """Processes that load pictures; 0 loads them in the training process."""
+    adam_beta1: float = 0.9
+    """AdamW's first moment decay."""
+    adam_beta2: float = 0.999
+    """AdamW's second moment decay."""
+    adam_weight_decay: float = 1e-2
+    """AdamW's weight decay."""
+    adam_epsilon: float = 1e-08
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient to this norm."""
+    push_to_hub: bool = False
+    """Upload the run folder to the Hub at the end."""
+    hub_token: str | None = None
+    """Token for the upload."""
+    hub_model_id: str | None = None
+    """Repository for the upload; by default named like the run folder."""
+    logging_dir: str = "logs"
+    """Folder of the trackers' files inside the run folder."""
+    allow_tf32: bool = False
+    """TF32 matrix products on Ampere GPUs and later: faster, less exact."""
+    report_to: str = "tensorboard"
+    """Tracker: tensorboard, wandb, comet_ml or all."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the forward pass; by default what `accelerate config` says."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """Attention by xformers."""
+    dataset_name: str | None = None
+    """Data set: a Hub name, or a folder that `datasets` can read."""
+    dataset_config_name: str | None = None
+    """Configuration of the data set, where it has several."""
+    train_data_dir: str | None = None
+    """Folder of pictures with a metadata.jsonl (docs/quickstart.md)."""
+    image_column: str = "image"
+    """Column of the pictures."""
+    caption_column: str = "text"
+    """Column of the captions; a list is drawn from at random."""
+    max_train_samples: PositiveInt | None = None
+    """Train on so many pictures, chosen at random."""
+    num_validation_images: int = 4
+    """Pictures per validation prompt."""
+
+    def faults(self) -> Iterator[str]:
+        """Which flags cannot work together."""
+        if self.dataset_name is None and self.train_data_dir is None:
+            yield "no data set: give --train_data_dir (a folder) or --dataset_name (a Hub name)."
+        if self.report_to == "wandb" and self.hub_token is not None:
+            yield "--hub_token would be sent to W&B with the other flags: log in with `hf auth login` instead."
+
+
+class TrainerFlags(DiffusersFlags):
+    """What every trainer of ours has beside them.
+
+    `script` is the file name of the trainer, and of the script of diffusers that it stands in for; `added` are the
+    flags of its own that this script does not have.
     """
 
-    name: str
-    kind: type
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None = None
-    many: bool = False
-    repeated: bool = False
-    spellings: tuple[str, ...] = ()
+    script: ClassVar[str]
+    description: ClassVar[str]
+    added: ClassVar[tuple[str, ...]]
 
-    def add_to(self, parser: argparse._ActionsContainer) -> None:
-        """Declare the flag. It leaves nothing in the namespace unless the user gives it."""
-        options: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self._help_text()}
-        if self.kind is bool:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": self.kind, "choices": self.choices}
-            if self.many:
-                options["nargs"] = "+"
-            if self.repeated:
-                options["action"] = "append"
-        parser.add_argument(f"--{self.name}", *self.spellings, **options)
+    loss_plugin: Repeated = None
+    """Losses to train with: mldm (the built-in ones), an installed plugin, a dotted module or a .py file. May be
+    repeated."""
+    preset: str | None = None
+    """What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is mldm."""
+    set: Repeated = None
+    """Override one value of the preset, for example losses.face.weight=0.3. May be repeated."""
+    mask_column: str = "mask"
+    """Column of the person masks: 8-bit label pictures, 0 background, k the k-th person."""
+    face_boxes_column: str = "face_boxes"
+    """Column of the face boxes: x0, y0, x1, y1 in pixels of the stored picture."""
+    keypoints_column: str = "keypoints"
+    """Column of the keypoints: for each person, in the order of the mask's labels, x, y, v of COCO's 17 points in
+    pixels of the stored picture. Read where the data set has it, for losses of your own."""
+    timestep_sampling: Literal["uniform", "stratified"] = "uniform"
+    """How timesteps are drawn: each image's by itself, or stratified, one from each of as many equal parts of the
+    schedule as there are images between two optimizer steps, so that every process has its share of those that are
+    decoded. Either way each image's timestep is uniform."""
+    color_jitter: list[float] | None = None
+    """Change brightness, contrast, saturation and hue of every picture at random by at most these four, as
+    torchvision's ColorJitter; for example 0.2 0.2 0.2 0.05. Hints keep their colours."""
+    cache_latents: bool = False
+    """Encode every picture (and its mirror image, with --random_flip) and every caption once, before the first step,
+    and keep them on disk for later runs. Not with crops or colours that are drawn anew in each pass. Pictures are then
+    loaded only for losses that compare with them (target: image)."""
+    latents_cache_dir: str | None = None
+    """Where --cache_latents keeps what it encodes; by default beside the folder of the data set, named like it with
+    .latents at the end."""
+    panel_steps: NonNegativeInt | None = None
+    """Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin 500 by default."""
 
-    def convert(self, value: Any) -> Any:
-        """A value from a preset, as the command line would have made it; raises ValueError or TypeError."""
-        if value is None and self.default is None:
-            return None
-        if self.many or self.repeated:
-            return [self._convert_one(v) for v in (value if isinstance(value, list) else [value])]
-        return self._convert_one(value)
+    @classmethod
+    def ours(cls) -> list[str]:
+        """The flags that diffusers' script does not have."""
+        return [*(name for name in TrainerFlags.model_fields if name not in DiffusersFlags.model_fields), *cls.added]
 
-    def _convert_one(self, value: Any) -> Any:
-        if self.kind is bool:
-            if not isinstance(value, bool):
-                raise TypeError("expected true or false")
-            return value
-        if isinstance(value, (bool, list, dict)) or value is None:
-            raise TypeError(f"expected {self.kind.__name__}")
-        converted = self.kind(value)
-        if self.kind is int and isinstance(value, float) and converted != value:
-            raise ValueError("expected int")
-        if self.choices is not None and converted not in self.choices:
-            raise ValueError("expected one of " + ", ".join(self.choices))
-        return converted
+    @classmethod
+    def theirs(cls) -> list[str]:
+        """The flags of diffusers' script."""
+        return [name for name in cls.model_fields if name not in cls.ours()]
 
-    def _help_text(self) -> str:
-        shown = "" if self.default in (None, False) else f" (default: {self.default})"
-        return (self.help + shown).replace("%", "%%")
+    @classmethod
+    def meaning(cls, name: str) -> str:
+        """What a flag is for. A trainer that only changes a default leaves it to the class above."""
+        fields = (c.model_fields[name] for c in cls.__mro__ if issubclass(c, BaseModel) and name in c.model_fields)
+        return next((" ".join(field.description.split()) for field in fields if field.description), "")
+
+    def faults(self) -> Iterator[str]:
+        """Which flags cannot work together."""
+        yield from super().faults()
+        if (jitter := self.color_jitter) is not None and not (
+            len(jitter) == 4 and all(limit >= 0 for limit in jitter) and jitter[3] <= 0.5
+        ):
+            yield (
+                f"--color_jitter is {' '.join(f'{limit:g}' for limit in jitter)}, expected four numbers of at least "
+                "0: brightness, contrast, saturation, and hue of at most 0.5."
+            )
+        if self.cache_latents and jitter is not None:
+            yield "--cache_latents cannot hold colours that are drawn in each pass: leave out --color_jitter."
+        if self.latents_cache_dir is not None and not self.cache_latents:
+            yield "--latents_cache_dir is for --cache_latents; give both, or neither."
+
+    @model_validator(mode="after")
+    def _complete(self) -> TrainerFlags:
+        if faults := list(self.faults()):
+            raise ValueError("; ".join(fault.removesuffix(".") for fault in faults))
+        if self.panel_steps is None and self.loss_plugin:
+            self.panel_steps = DEFAULT_PANEL_STEPS
+        return self
+
+    def _resolution_faults(self) -> Iterator[str]:
+        if self.resolution % 8:
+            yield f"--resolution is {self.resolution}, expected a multiple of 8, the VAE's reduction."
 
 
-@dataclass(frozen=True)
-class FlagTable:
-    """The command line of one trainer.
+NO_RANDOM_CROPS = "--cache_latents cannot hold crops that are drawn at random in each pass"
 
-    Args:
-        script: its file name, which is also that of the script of diffusers that it stands in for.
-        description: for `--help`.
-        theirs: diffusers' flags, with their meaning and defaults.
-        ours: those that we add.
-        check: raises MldmError for flags that cannot work together.
-        constants: what this script always does where the shared code has a flag of another one.
-    """
 
-    script: str
-    description: str
-    theirs: tuple[Flag, ...]
-    ours: tuple[Flag, ...]
-    check: Callable[[argparse.Namespace], None]
-    constants: Mapping[str, Any] = field(default_factory=dict)
+class ControlNetFlags(TrainerFlags):
+    """The flags of train_controlnet.py."""
 
-    def __iter__(self) -> Iterator[Flag]:
-        yield from (*self.theirs, *self.ours)
+    script: ClassVar[str] = "train_controlnet.py"
+    description: ClassVar[str] = "Train a ControlNet for Stable Diffusion 1.x, with losses on people and faces."
+    added: ClassVar[tuple[str, ...]] = ("conditioning", "random_crop", "random_flip")
 
-    def __contains__(self, name: object) -> bool:
-        return any(flag.name == name for flag in self)
+    output_dir: str = "controlnet-model"
+    train_batch_size: PositiveInt = 4
+    num_train_epochs: PositiveInt = 1
+    learning_rate: float = 5e-6
+    controlnet_model_name_or_path: str | None = None
+    """A ControlNet to start from; without it, a copy of the U-Net's encoder."""
+    tokenizer_name: str | None = None
+    """A tokenizer other than the pipeline's."""
+    lr_num_cycles: int = 1
+    """Restarts of cosine_with_restarts."""
+    lr_power: float = 1.0
+    """Exponent of polynomial."""
+    set_grads_to_none: bool = False
+    """Free gradients between steps instead of zeroing them."""
+    conditioning_image_column: str = "conditioning_image"
+    """Column of the hints."""
+    proportion_empty_prompts: Annotated[float, Field(ge=0, le=1)] = 0
+    """Share of captions replaced by an empty one, 0 to 1."""
+    validation_prompt: Several = None
+    """Prompts to sample every --validation_steps."""
+    validation_image: Several = None
+    """Hints for the validation prompts: as many, or one for all."""
+    validation_steps: PositiveInt = 100
+    """Sample the validation prompts every so many optimizer steps."""
+    tracker_project_name: str = "train_controlnet"
+    """The project's name in the tracker."""
+    conditioning: Literal["image", "none"] = "image"
+    """What the ControlNet sees: the hint, or none (Masked LDM, section 3: the conditioning embedding is zero and not
+    trained; no hints are needed)."""
+    random_crop: bool = False
+    """Draw the crop at random, the same for picture, hint, mask, boxes and keypoints; without it it is the middle."""
+    random_flip: bool = False
+    """Mirror every other picture, drawn at random, with its hint, mask, boxes and keypoints. Not for hints whose
+    colours tell left from right, as OpenPose's do."""
 
-    def parser(self) -> argparse.ArgumentParser:
-        """Flags that are not given leave no trace in this parser's namespace."""
-        parser = argparse.ArgumentParser(prog=self.script, description=self.description)
-        ours = parser.add_argument_group("losses and data")
-        theirs = parser.add_argument_group(f"as in diffusers' {self.script}")
-        for flag in self.ours:
-            flag.add_to(ours)
-        for flag in self.theirs:
-            flag.add_to(theirs)
-        return parser
+    def faults(self) -> Iterator[str]:
+        """Which flags cannot work together."""
+        yield from super().faults()
+        yield from self._resolution_faults()
+        if self.cache_latents and self.random_crop:
+            yield f"{NO_RANDOM_CROPS}: leave out --random_crop."
+        texts, images = self.validation_prompt, self.validation_image
+        if texts is None and images is not None:
+            yield "--validation_image needs --validation_prompt."
+        if texts is None or self.conditioning == "none":
+            return
+        if images is None:
+            yield "--validation_prompt needs --validation_image, the hint to sample with."
+        elif len(texts) != len(images) and 1 not in (len(texts), len(images)):
+            yield (
+                f"{len(texts)} --validation_prompt and {len(images)} --validation_image: give as many of both, or one "
+                "of either."
+            )
 
-    def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """The flags that the user gave, and no others."""
-        return vars(self.parser().parse_args(argv))
 
-    def resolve(self, given: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> argparse.Namespace:
-        """All flags: what the user gave, else what the preset's `training:` section says, else the default.
+class LoraFlags(TrainerFlags):
+    """The flags of train_text_to_image_lora.py."""
 
-        Raises:
-            PresetError: `training` names an unknown flag, or gives it a value it cannot have; all at once.
-            MldmError: flags that do not belong together.
-        """
-        values = {flag.name: flag.default for flag in self} | self.convert(training or {}) | dict(given)
-        arguments = argparse.Namespace(**values, **self.constants)
-        if arguments.panel_steps is None and arguments.loss_plugin:
-            arguments.panel_steps = DEFAULT_PANEL_STEPS
-        self.check(arguments)
-        return arguments
+    script: ClassVar[str] = "train_text_to_image_lora.py"
+    description: ClassVar[str] = "Train a LoRA of the U-Net of Stable Diffusion 1.x, with losses on people and faces."
+    added: ClassVar[tuple[str, ...]] = ("clip_gradients",)
 
-    def convert(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """A preset's `training:` section as flag values; raises PresetError with all its faults."""
-        known = {flag.name: flag for flag in self if flag.name not in NOT_IN_PRESETS}
-        values, faults = {}, []
-        for name, value in training.items():
-            if name not in known:
-                faults.append(f"training.{name}: unknown flag; {nearest(str(name), known)}")
-                continue
-            try:
-                values[name] = known[name].convert(value)
-            except (TypeError, ValueError) as error:
-                faults.append(f"training.{name}: {error}, got {value!r}")
-        if faults:
-            raise PresetError("; ".join(faults))
-        return values
+    output_dir: str = "sd-model-finetuned-lora"
+    train_batch_size: PositiveInt = 16
+    num_train_epochs: PositiveInt = 100
+    learning_rate: float = 1e-4
+    rank: PositiveInt = 4
+    """Rank of the LoRA matrices; their scale alpha is the same number."""
+    center_crop: bool = False
+    """Cut out the middle; without it the crop is drawn at random."""
+    random_flip: bool = False
+    """Mirror every other picture, drawn at random, with its hint, mask, boxes and keypoints. Not for hints whose
+    colours tell left from right, as OpenPose's do."""
+    image_interpolation_mode: Literal[
+        "bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest_exact"
+    ] = "lanczos"
+    """How pictures are resized. Masks are always resized by nearest neighbour."""
+    prediction_type: str | None = None
+    """What the U-Net predicts, epsilon or v_prediction; by default what the pipeline's scheduler says."""
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Min-SNR weighting of the plain loss with this gamma; 5.0 is its paper's."""
+    noise_offset: float = 0
+    """Add so much noise that is constant over each channel."""
+    validation_prompt: str | None = None
+    """A prompt to sample every --validation_epochs."""
+    validation_epochs: PositiveInt = 1
+    """Sample the validation prompt at the end of every so many passes."""
+    local_rank: int = -1
+    """Accepted and not needed: accelerate finds it."""
+    clip_gradients: bool = False
+    """Clip the gradient to --max_grad_norm. Without it nothing is clipped, as in diffusers' script, which clips an
+    iterator that its optimizer has used up."""
+
+    def faults(self) -> Iterator[str]:
+        """Which flags cannot work together."""
+        yield from super().faults()
+        if self.cache_latents and not self.center_crop:
+            yield f"{NO_RANDOM_CROPS}: add --center_crop."
+        if self.loss_plugin or self.cache_latents:
+            yield from self._resolution_faults()
+        if self.prediction_type not in (None, "epsilon", "v_prediction"):
+            yield f"--prediction_type is {self.prediction_type!r}, expected epsilon or v_prediction."

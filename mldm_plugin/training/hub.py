@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,35 +9,34 @@ import PIL.Image
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo, upload_folder
 
+from mldm_plugin.training.flags import TrainerFlags
 from mldm_plugin.training.validation import Sampled
 
 TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "diffusers-training")
 
 
-def make_repository(arguments: argparse.Namespace) -> str:
+def make_repository(flags: TrainerFlags) -> str:
     """Create the repository if need be, before any time is spent on training; its full name."""
-    name = arguments.hub_model_id or Path(arguments.output_dir).name
-    return create_repo(repo_id=name, exist_ok=True, token=arguments.hub_token).repo_id
+    name = flags.hub_model_id or Path(flags.output_dir).name
+    return create_repo(repo_id=name, exist_ok=True, token=flags.hub_token).repo_id
 
 
-def upload(what: str, arguments: argparse.Namespace, repository: str, sampled: Sequence[Sampled]) -> None:
+def upload(what: str, flags: TrainerFlags, repository: str, sampled: Sequence[Sampled]) -> None:
     """Write a model card and upload the run folder, without its checkpoints' unfinished parts."""
-    folder = Path(arguments.output_dir)
-    write_model_card(what, arguments, repository, folder, sampled)
+    folder = Path(flags.output_dir)
+    write_model_card(what, flags, repository, folder, sampled)
     upload_folder(
         repo_id=repository,
         folder_path=folder,
         commit_message=f"Trained {what}",
         ignore_patterns=["step_*", "epoch_*", ".*"],
-        token=arguments.hub_token,
+        token=flags.hub_token,
     )
 
 
-def write_model_card(
-    what: str, arguments: argparse.Namespace, repository: str, folder: Path, sampled: Sequence[Sampled]
-) -> None:
+def write_model_card(what: str, flags: TrainerFlags, repository: str, folder: Path, sampled: Sequence[Sampled]) -> None:
     """README.md with what was trained on what, and the last validation pictures."""
-    base, preset = arguments.pretrained_model_name_or_path, arguments.preset
+    base, preset = flags.pretrained_model_name_or_path, flags.preset
     text = [
         f"# {repository}",
         f"A {what} for {base}, trained with mldm-plugin" + (f" and the preset {preset}." if preset else "."),

@@ -2,119 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate import Accelerator
 
 from mldm_plugin.data.batch import Example, collate
 from mldm_plugin.data.load import find_examples
-from mldm_plugin.data.training_set import TrainingSet
+from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-from mldm_plugin.engine.numbers import Numbers
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.errors import MldmError, NonFiniteLossError
+from mldm_plugin.errors import DataError, MldmError, NonFiniteLossError
+from mldm_plugin.plugins import Plugins
+from mldm_plugin.preset import Preset
 from mldm_plugin.records.panels import draw_panel, save_panel
-from mldm_plugin.training.networks import Networks
+from mldm_plugin.training import generators
+from mldm_plugin.training.agreement import together
+from mldm_plugin.training.trainer import Trainer, annotation_of
 
 
-@dataclass
-class Outcome:
-    """One micro-batch: what to call backward on, the numbers to log, and with a plugin the step and its report."""
-
-    loss: Tensor
-    numbers: Numbers
-    step: DiffusionStep | None = None
-    report: LossReport | None = None
-
-
-class PlainObjective:
-    """The mean squared error of diffusers' script."""
-
-    failure: MldmError | None = None
-    needs_pictures = False
-    terms: tuple[str, ...] = ()
-
-    def __call__(self, plain: Tensor, make_step: Callable[[], DiffusionStep]) -> Outcome:
-        return Outcome(plain, Numbers.plain(plain))
-
-    def draw(self, outcome: Outcome, path: Path) -> None:
-        """There is nothing to draw: panels show what losses saw."""
-
-
-class PluginObjective:
-    """A `LossStack`.
+class Objective:
+    """The plain loss of diffusers' script, or what a `LossStack` makes of it.
 
     An error of a loss is kept in `failure` instead of being raised, and the step ends with the plain loss: other
     processes are in the same step and wait for this one's gradient. The loop raises it after the step, everywhere.
+
+    Args:
+        stack: None for the plain loss alone.
     """
 
-    def __init__(self, stack: LossStack) -> None:
+    def __init__(self, stack: LossStack | None = None) -> None:
         self.stack = stack
         self.failure: MldmError | None = None
-        self.terms = tuple(term.name for term in stack.terms)
+
+    @classmethod
+    def of(
+        cls,
+        preset: Preset | None,
+        plugins: Plugins | None,
+        columns: Columns,
+        trainer: Trainer,
+        accelerator: Accelerator,
+    ) -> Objective:
+        """The plain loss, or the preset's losses. Draws no random numbers.
+
+        Called before the VAE is rounded to half precision: the losses look through a float32 copy of it.
+
+        Raises:
+            DataError: a loss needs a column that the data set does not have.
+        """
+        if preset is None or plugins is None:
+            return cls()
+        with together(accelerator), generators.untouched():
+            scheduler = trainer.noise_scheduler
+            stack = LossStack.from_preset(preset, vae=trainer.vae, noise_scheduler=scheduler, plugins=plugins)
+            objective = cls(stack)
+            objective.check_columns(columns)
+            if trainer.flags.panel_steps and stack.decoder is None:  # panels are drawn where no loss decodes, too
+                stack.decoder = LatentDecoder(trainer.vae)
+        return objective
+
+    @property
+    def names(self) -> list[str]:
+        """The losses, in the order of the preset."""
+        return [] if self.stack is None else [term.name for term in self.stack.terms]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that the losses need together."""
+        return frozenset() if self.stack is None else self.stack.needs
 
     @property
     def needs_pictures(self) -> bool:
         """Whether a loss compares with the pictures themselves."""
-        return self.stack.pictures.target == "image" and "pred_images" in needs_of(self.stack)
+        return self.stack is not None and self.stack.pictures.target == "image" and "pred_images" in self.needs
 
-    def allow_panels(self, vae: nn.Module) -> None:
-        """Have a decoder for panels, even where no loss needs one."""
-        if self.stack.decoder is None:
-            self.stack.decoder = LatentDecoder(vae)
-
-    def draw(self, outcome: Outcome, path: Path) -> None:
-        """Save the panel of a finished micro-batch."""
-        if outcome.step is not None and outcome.report is not None:
-            save_panel(draw_panel(self.stack, outcome.step, outcome.report), path)
-
-    def __call__(self, plain: Tensor, make_step: Callable[[], DiffusionStep]) -> Outcome:
-        step = make_step()
+    def __call__(self, step: DiffusionStep) -> LossReport:
+        """The loss to train with, with gradient, and its parts. `step.base_loss` is the script's own loss."""
         try:
-            report = self.stack(step)
+            if self.stack is not None:
+                return self.stack(step)
         except NonFiniteLossError as error:
-            self.failure, report = error, error.report
+            self.failure = error
+            return error.report
         except MldmError as error:
             self.failure = error
-            return Outcome(plain, Numbers.plain(plain))
-        return Outcome(report.loss, report.numbers(), step, report)
+        plain: Any = step.base_loss
+        return LossReport(plain, plain.detach(), {})
+
+    def check_columns(self, columns: Columns) -> None:
+        """Raise DataError if a loss needs what the data set has no column for."""
+        for need, column, flag, what in (
+            ("person_mask", columns.mask, "mask_column", "mask_file_name, an 8-bit label picture"),
+            ("face_boxes", columns.boxes, "face_boxes_column", "face_boxes, a list of [x0, y0, x1, y1]"),
+            ("keypoints", columns.keypoints, "keypoints_column", "keypoints, 51 numbers for each person"),
+        ):
+            if need in self.needs and column is None:
+                raise DataError(
+                    f"a loss of the preset needs {need}, but the data set has no such column (--{flag}): add {what}, "
+                    "to metadata.jsonl, or set that loss's weight to 0."
+                )
+
+    def prove(self, training_set: TrainingSet, trainer: Trainer, accelerator: Accelerator) -> None:
+        """Show before the first step, on pictures of the data set, that each loss reaches the network.
+
+        The network is where and as it is trained by then. Draws no random numbers.
+
+        Raises:
+            DataError: no picture has what a loss needs.
+            CheckError: a loss that does not, or a VAE that does not give the picture back.
+        """
+        if self.stack is None or not self.stack.terms:
+            return
+        with together(accelerator), generators.untouched():
+            person, face, keypoints = (n in self.needs for n in ("person_mask", "face_boxes", "keypoints"))
+            examples = find_examples(training_set, person=person, face=face, keypoints=keypoints)
+            self.stack.prove(_probe(examples, trainer))
+
+    def draw(self, step: DiffusionStep, report: LossReport, path: Path) -> None:
+        """Save the panel of a finished micro-batch: what the losses saw."""
+        if self.stack is not None:
+            save_panel(draw_panel(self.stack, step, report), path)
 
 
-def needs_of(stack: LossStack) -> frozenset[str]:
-    """All that the active losses need together."""
-    return frozenset().union(*(term.needs for term in stack.terms))
-
-
-def prove(stack: LossStack, training_set: TrainingSet, networks: Networks, device: torch.device) -> None:
-    """Show before the first step, on pictures of the data set, that each active loss reaches the network.
-
-    Raises:
-        DataError: no picture has what a loss needs.
-        CheckError: a loss that does not, or a VAE that does not give the picture back.
-    """
-    needs = needs_of(stack)
-    if not stack.terms:
-        return
-    examples = find_examples(
-        training_set, person="person_mask" in needs, face="face_boxes" in needs, keypoints="keypoints" in needs
-    )
-    stack.prove(_probe(examples, networks, device))
-
-
-def _probe(examples: list[Example], networks: Networks, device: torch.device) -> DiffusionStep:
-    batch, vae = collate(examples), networks.vae
-    pixel_values = batch["pixel_values"].to(device)
+def _probe(examples: list[Example], trainer: Trainer) -> DiffusionStep:
+    batch, vae = collate(examples), trainer.vae
+    pixel_values = batch["pixel_values"].to(trainer.device)
     with torch.no_grad():
         latents = vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
     noise = torch.zeros_like(latents)
-    timesteps = torch.zeros(len(examples), dtype=torch.long, device=device)
-    noisy = networks.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(latents.dtype)
+    timesteps = torch.zeros(len(examples), dtype=torch.long, device=trainer.device)
+    noisy = trainer.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(latents.dtype)
     return DiffusionStep(
         latents=latents,
         noise=noise,
@@ -124,9 +145,3 @@ def _probe(examples: list[Example], networks: Networks, device: torch.device) ->
         target=noise,
         **annotation_of({**batch, "pixel_values": pixel_values}),
     )
-
-
-def annotation_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a batch that losses look at, by the names of `DiffusionStep`."""
-    names = ("pixel_values", "person_mask", "face_boxes", "keypoints")
-    return {name: batch.get(name) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ import yaml
 from mldm_plugin.errors import RunFolderError
 from mldm_plugin.records.files import write_text
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
-from mldm_plugin.training.weights_format import WeightsFormat
+from mldm_plugin.training.flags import TrainerFlags
+from mldm_plugin.training.trainer import Trainer
 
 ARGUMENTS = "arguments.json"
 PRESET = "preset.yaml"
@@ -38,26 +38,26 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
-        arguments: the resolved flags.
+        flags: those of the run.
         processes: number of processes that train.
-        weights: how what is trained is stored in it.
+        kind: what is trained, for how it is stored.
         preset: the resolved preset as YAML, None without a plugin.
     """
 
     def __init__(
         self,
         path: Path,
-        arguments: argparse.Namespace,
+        flags: TrainerFlags,
         processes: int,
-        weights: WeightsFormat,
+        kind: type[Trainer],
         preset: str | None = None,
     ) -> None:
         self.path = path
-        self._weights = weights
+        self._kind = kind
         self._preset = preset
-        flags = {k: v for k, v in vars(arguments).items() if k != "hub_token"}
-        flags |= {k: str(Path(flags[k]).resolve()) for k in PLACES if flags.get(k) and Path(flags[k]).exists()}
-        self._arguments = {**flags, "num_processes": processes}
+        given = {k: v for k, v in flags.model_dump().items() if k != "hub_token"}
+        given |= {k: str(Path(given[k]).resolve()) for k in PLACES if given.get(k) and Path(given[k]).exists()}
+        self._arguments = {**given, "num_processes": processes}
 
     def check(self, *, resuming: bool) -> None:
         """Refuse a folder that another run has written to. Writes nothing.
@@ -68,7 +68,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--output_dir {self.path} is a file; choose a folder.")
-        weights = self.path / self._weights.file
+        weights = self.path / self._kind.weights_file
         trained = [p.name for p in (self.path / METRICS, *checkpoints_in(self.path), weights) if p.exists()]
         if resuming and (differences := self._differences()):
             raise RunFolderError(
@@ -80,7 +80,7 @@ class RunFolder:
         if not resuming and trained:
             way_on = ", or continue that run with --resume_from_checkpoint latest"
             if trained[0] == weights.name:  # nothing to resume, and whoever trained them wants them kept
-                flag = self._weights.start_flag
+                flag = self._kind.start_flag
                 way_on = f", or start from those weights with {flag} {self.path}" if flag else ""
             raise RunFolderError(f"{self.path} holds another run ({trained[0]}); choose another --output_dir{way_on}.")
 

@@ -1,80 +1,149 @@
 """Train a LoRA of the U-Net of Stable Diffusion 1.x.
 
-`training_step` is one micro-batch; the loop around it is in `loop`, and how the pieces are made in `run`.
-Without a plugin the numbers are those of diffusers' examples/text_to_image/train_text_to_image_lora.py, to the bit:
-random draws keep its order, and gradients are not clipped unless `--clip_gradients` asks for it.
+What is this trainer's own stands here; the loop is in `run`. Without a plugin the numbers are those of diffusers'
+examples/text_to_image/train_text_to_image_lora.py, to the bit: random draws keep its order, and gradients are not
+clipped unless `--clip_gradients` asks for it.
 """
 
 from __future__ import annotations
 
-import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from diffusers.training_utils import compute_snr
-from torch import Tensor
+from diffusers.training_utils import cast_training_params, compute_snr
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.training import loop
-from mldm_plugin.training.lora_flags import FLAGS
-from mldm_plugin.training.lora_networks import WEIGHTS, load_networks
-from mldm_plugin.training.networks import encoded_text, posterior
-from mldm_plugin.training.objective import Outcome, annotation_of
-from mldm_plugin.training.run import Run
-from mldm_plugin.training.trainer import Prompt, Reading, Trainer
-from mldm_plugin.training.validation import load_pipeline
+from mldm_plugin.errors import RunFolderError
+from mldm_plugin.training import run
+from mldm_plugin.training.flags import LoraFlags
+from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' script adapts
 
 
-def training_step(run: Run, batch: dict[str, Any]) -> Outcome:
-    """One micro-batch; with the last one of an accumulation the optimizer steps."""
-    with run.accelerator.accumulate(run.model):
-        outcome = diffusion_loss(run, batch)
-        run.accelerator.backward(outcome.loss)
-        if run.accelerator.sync_gradients and run.arguments.clip_gradients:
-            run.accelerator.clip_grad_norm_(run.networks.trainable(), run.arguments.max_grad_norm)
-        run.optimizer.step()
-        run.lr_scheduler.step()
-        run.optimizer.zero_grad()
-    return outcome
+class LoraTrainer(Trainer):
+    """A LoRA inside the U-Net. As in diffusers' script it is rounded with the U-Net in bfloat16, and is float32 beside
+    float16, which gradients would leave."""
 
+    what = "LoRA"
+    flags_type = LoraFlags
+    weights_file = "pytorch_lora_weights.safetensors"
+    every_file = True
+    inference_steps = 30
+    project = "text2image-fine-tune"  # the script has no flag for it
+    flags: LoraFlags
 
-def diffusion_loss(run: Run, batch: dict[str, Any]) -> Outcome:
-    """Noise the latents, predict, compare."""
-    net, scheduler = run.networks, run.networks.noise_scheduler
-    latents = posterior(net, batch, run.dtype).sample() * net.vae.config.scaling_factor
-    noise = draw_noise(latents, run.arguments.noise_offset)
-    t = run.draw_timesteps(latents)
-    noisy_latents = scheduler.add_noise(latents, noise, t)
-    text = encoded_text(net, batch)
-    predicts_noise = scheduler.config.prediction_type == "epsilon"
-    target = noise if predicts_noise else scheduler.get_velocity(latents, noise, t)
-    model_pred = run.model(noisy_latents, t, text, return_dict=False)[0]
+    def __init__(self, flags: LoraFlags, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the pipeline, and add a LoRA to the U-Net, already on its device and in its precision.
 
-    weights = min_snr_weights(scheduler, t, run.arguments.snr_gamma)
-    if weights is None:
-        plain = F.mse_loss(model_pred.float(), target.float())
-    else:
-        error = F.mse_loss(model_pred.float(), target.float(), reduction="none")
-        plain = (error.mean(dim=(1, 2, 3)) * weights).mean()
-    return run.objective(
-        plain,
-        lambda: DiffusionStep(
+        The LoRA draws its first weights from the global generator.
+
+        Raises:
+            MldmError: the pipeline cannot be loaded, or cannot be trained as the flags ask.
+        """
+        super().__init__(flags, device, dtype)
+        if flags.prediction_type is not None:
+            self.noise_scheduler.register_to_config(prediction_type=flags.prediction_type)
+        self.check_prediction_type()
+        self.trained = unet = self.unet.to(device)
+        if unet.dtype != dtype:
+            unet.to(dtype)
+        unet.add_adapter(
+            LoraConfig(r=flags.rank, lora_alpha=flags.rank, init_lora_weights="gaussian", target_modules=ATTENTION)
+        )
+        if dtype == torch.float16:
+            cast_training_params(unet, dtype=torch.float32)
+        self.use_memory_savers(unet)
+        unet.train()
+        self.clips_gradients = flags.clip_gradients
+        if not flags.clip_gradients:
+            log.info("gradients are not clipped, as in diffusers' script; --clip_gradients would, to --max_grad_norm.")
+        self.framing = {
+            "interpolation": flags.image_interpolation_mode,
+            "random_crop": not flags.center_crop,
+            "random_flip": flags.random_flip,
+        }
+
+    def diffusion_step(
+        self, model: nn.Module, batch: dict[str, Any], draw_timesteps: Callable[[Tensor], Tensor]
+    ) -> DiffusionStep:
+        """Noise the latents, predict, compare; the plain loss is weighted where --snr_gamma asks for it."""
+        scheduler = self.noise_scheduler
+        latents = self.latents_of(batch)
+        noise = draw_noise(latents, self.flags.noise_offset)
+        timesteps = draw_timesteps(latents)
+        noisy_latents = scheduler.add_noise(latents, noise, timesteps)
+        text = self.text_of(batch)
+        predicts_noise = scheduler.config.prediction_type == "epsilon"
+        target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
+        model_pred = model(noisy_latents, timesteps, text, return_dict=False)[0]
+
+        weights = min_snr_weights(scheduler, timesteps, self.flags.snr_gamma)
+        if weights is None:
+            plain = F.mse_loss(model_pred.float(), target.float())
+        else:
+            error = F.mse_loss(model_pred.float(), target.float(), reduction="none")
+            plain = (error.mean(dim=(1, 2, 3)) * weights).mean()
+        return DiffusionStep(
             latents=latents,
             noise=noise,
             noisy_latents=noisy_latents,
-            timesteps=t,
+            timesteps=timesteps,
             model_pred=model_pred,
             target=target,
             base_weights=weights,
             base_loss=plain,
             **annotation_of(batch),
-        ),
-    )
+        )
+
+    def save(self, folder: Path) -> None:
+        """As a pipeline's `load_lora_weights` reads it, in float32."""
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        weights = {name: weight.float() for name, weight in weights.items()}
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote; raises RunFolderError for a LoRA of other layers or another rank."""
+        file = folder / self.weights_file
+        stored = {name.removeprefix("unet."): weight for name, weight in load_file(file).items()}
+        stored = convert_unet_state_dict_to_peft(stored)
+        own = {name: weight.shape for name, weight in get_peft_model_state_dict(self.unet).items()}
+        if {name: weight.shape for name, weight in stored.items()} != own:
+            raise RunFolderError(
+                f"{file} holds a LoRA of other layers or another rank: resume it with its own --rank and model."
+            )
+        set_peft_model_state_dict(self.unet, stored, adapter_name="default")
+
+    def prompts(self) -> list[Prompt]:
+        """The one prompt, if there is one."""
+        return [] if self.flags.validation_prompt is None else [(self.flags.validation_prompt, None)]
+
+    def make_pipeline(self, stored: Path | None) -> Any:
+        """The U-Net in training, or the pipeline's own with the LoRA that was stored."""
+        pipeline = self.load_pipeline(StableDiffusionPipeline, **({"unet": self.unet} if stored is None else {}))
+        if stored is not None:
+            pipeline.unet.to(self.dtype)
+            pipeline.load_lora_weights(stored)
+        prediction_type = self.noise_scheduler.config.prediction_type
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+        return pipeline
+
+    def samples_after_pass(self, epoch: int) -> bool:
+        """Every --validation_epochs."""
+        return epoch % self.flags.validation_epochs == 0
 
 
 def draw_noise(latents: Tensor, offset: float) -> Tensor:
@@ -97,50 +166,9 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float | None) -> T
     return snr.clamp(max=gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
-def read(arguments: argparse.Namespace) -> Reading:
-    """The script's way of reading: every file of a folder, cropped and mirrored as the flags say."""
-    framing = {
-        "interpolation": arguments.image_interpolation_mode,
-        "random_crop": not arguments.center_crop,
-        "random_flip": arguments.random_flip,
-    }
-    return Reading(conditioning=None, empty_prompts=None, framing=framing, every_file=True)
-
-
-def prompts(arguments: argparse.Namespace) -> list[Prompt]:
-    """The one prompt, if there is one."""
-    return [] if arguments.validation_prompt is None else [Prompt(arguments.validation_prompt)]
-
-
-def make_pipeline(run: Run, stored: Path | None) -> Any:
-    """The U-Net in training, or the pipeline's own with the LoRA that was stored."""
-    parts = {"unet": run.networks.unet} if stored is None else {}
-    pipeline = load_pipeline(StableDiffusionPipeline, run, safety_checker=None, **parts)
-    if stored is not None:
-        pipeline.unet.to(run.dtype)
-        pipeline.load_lora_weights(stored)
-    prediction_type = run.networks.noise_scheduler.config.prediction_type
-    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
-    return pipeline
-
-
-TRAINER = Trainer(
-    what="LoRA",
-    flags=FLAGS,
-    load_networks=load_networks,
-    weights=WEIGHTS,
-    read=read,
-    training_step=training_step,
-    prompts=prompts,
-    make_pipeline=make_pipeline,
-    inference_steps=30,
-    samples_after_pass=lambda run, epoch: epoch % run.arguments.validation_epochs == 0,
-)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 when trained or stopped in good order, 1 with one line on what to mend."""
-    return loop.main(TRAINER, argv)
+    return run.main(LoraTrainer, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import secrets
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldm_plugin.records.files import write_text
+from mldm_plugin.training.flags import TrainerFlags
 
 STRATIFIED = "stratified"
 SEED_FILE = "timesteps.json"
@@ -33,17 +33,16 @@ class Timesteps:
 
     Args:
         accelerator: of the run. Without `--seed` the first process draws one for all, and checkpoints keep it.
-        arguments: of the run.
+        flags: of the run.
         levels: the scheduler's number of timesteps.
     """
 
-    def __init__(self, accelerator: Accelerator, arguments: argparse.Namespace, levels: int) -> None:
+    def __init__(self, accelerator: Accelerator, flags: TrainerFlags, levels: int) -> None:
         self._rank, self._ranks = accelerator.process_index, accelerator.num_processes
-        self._images, self._accumulated = arguments.train_batch_size, arguments.gradient_accumulation_steps
+        self._images, self._accumulated = flags.train_batch_size, flags.gradient_accumulation_steps
         self._levels = levels
-        self._stratified = arguments.timestep_sampling == STRATIFIED
-        self._seed = arguments.seed
-        if self._stratified and self._seed is None:
+        self._seed = flags.seed if flags.timestep_sampling == STRATIFIED else None
+        if flags.timestep_sampling == STRATIFIED and self._seed is None:
             self._seed = gather_object([secrets.randbits(64)])[0]
             self._keep_seed(accelerator)
 
@@ -53,7 +52,7 @@ class Timesteps:
         `step` counts the optimizer steps that are done, `micro_batch` the batches of this pass before this one. A
         batch at the end of a pass, with fewer images than others, leaves strata out, each with the same probability.
         """
-        if not self._stratified:
+        if self._seed is None:
             return torch.randint(0, self._levels, (images,), device=device)
         table = stratified(self._ranks, self._images * self._accumulated, self._levels, (self._seed, step))
         first = micro_batch % self._accumulated * self._images

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from mldm_plugin.training import generators
+from mldm_plugin.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from mldm_plugin.training.run import Run
-
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,54 +36,43 @@ class Sampled:
         return [*([] if self.hint is None else [self.hint.resize(size)]), *self.pictures]
 
 
-def validate(run: Run, *, final: bool = False) -> list[Sampled]:
+def sample(
+    trainer: Trainer, accelerator: Accelerator, folder: Path, step: int, *, final: bool = False
+) -> list[Sampled]:
     """Sample every validation prompt; save the pictures under `validation/` and hand them to the trackers.
 
-    At the end of a run the weights are those that were stored. With a seed the sampling has a generator of its own.
-    Without one it draws from the global generators, which are put back, so that training goes on as if nothing had
-    been sampled.
+    At the end of a run the weights are those that were stored in its `folder`. With a seed the sampling has a generator
+    of its own. Without one it draws from the global generators, which are put back, so that training goes on as if
+    nothing had been sampled.
     """
-    arguments, device = run.arguments, run.accelerator.device
-    keep = generators.untouched() if arguments.seed is None else contextlib.nullcontext()
-    with keep:
-        pipeline = run.trainer.make_pipeline(run, run.folder if final else None).to(device)
+    flags, device, prompts = trainer.flags, accelerator.device, trainer.prompts()
+    if not prompts:
+        return []
+    with generators.untouched() if flags.seed is None else contextlib.nullcontext():
+        pipeline = trainer.make_pipeline(folder if final else None).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        if arguments.enable_xformers_memory_efficient_attention:
+        if flags.enable_xformers_memory_efficient_attention:
             pipeline.enable_xformers_memory_efficient_attention()
-        options: dict[str, Any] = {"num_inference_steps": run.trainer.inference_steps}
-        if arguments.seed is not None:
-            options["generator"] = torch.Generator(device=device).manual_seed(arguments.seed)
+        options: dict[str, Any] = {"num_inference_steps": trainer.inference_steps}
+        if flags.seed is not None:
+            options["generator"] = torch.Generator(device=device).manual_seed(flags.seed)
         sampled = []
-        for prompt in run.trainer.prompts(arguments):
-            given = (prompt.text,) if prompt.hint is None else (prompt.text, prompt.hint)
+        for text, hint in prompts:
+            given = (text,) if hint is None else (text, hint)
             pictures = []
-            for _ in range(arguments.num_validation_images):
-                with _precision(device, run.dtype, final):
+            for _ in range(flags.num_validation_images):
+                with _precision(device, trainer.dtype, final):
                     pictures.append(pipeline(*given, **options).images[0])
-            sampled.append(Sampled(prompt.text, prompt.hint, pictures))
-    _save(sampled, run.folder / "validation", run.step)
-    _hand_to_trackers(sampled, run.accelerator, run.step, "test" if final else "validation")
-    if arguments.cache_latents:
-        run.networks.set_encoders_aside()
+            sampled.append(Sampled(text, hint, pictures))
+    _save(sampled, folder / "validation", step)
+    hand_to_trackers(sampled, accelerator.trackers, step, "test" if final else "validation")
+    if flags.cache_latents:
+        trainer.set_encoders_aside()
     del pipeline
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return sampled
-
-
-def load_pipeline(kind: Any, run: Run, **parts: Any) -> Any:
-    """A pipeline of a class of diffusers around the frozen networks of a run and `parts`, the rest from its files."""
-    networks, arguments = run.networks, run.arguments
-    return kind.from_pretrained(
-        arguments.pretrained_model_name_or_path,
-        vae=networks.vae,
-        text_encoder=networks.text_encoder,
-        tokenizer=networks.tokenizer,
-        revision=arguments.revision,
-        variant=arguments.variant,
-        **parts,
-    )
 
 
 def _precision(device: torch.device, dtype: torch.dtype, final: bool) -> Any:
@@ -105,8 +93,9 @@ def _save(sampled: list[Sampled], folder: Path, step: int) -> None:
             picture.save(folder / f"step-{step:06d}-prompt-{i}-{j}.png")
 
 
-def _hand_to_trackers(sampled: list[Sampled], accelerator: Accelerator, step: int, key: str) -> None:
-    for tracker in accelerator.trackers:
+def hand_to_trackers(sampled: list[Sampled], trackers: Sequence[Any], step: int, key: str) -> None:
+    """Show what was sampled in each of accelerate's trackers that takes pictures; the others are warned of."""
+    for tracker in trackers:
         match tracker.name:
             case "tensorboard":
                 for one in sampled:

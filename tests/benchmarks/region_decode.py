@@ -27,8 +27,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin import DiffusionStep, load_plugins
-from mldm_plugin.decode import region as module
 from mldm_plugin.decode.region import RegionDecode
+from mldm_plugin.decode.region import windows as module
 from mldm_plugin.demo.fit import encode, load_pictures
 from mldm_plugin.demo.photos import RESOLUTION, WINDOWS, labels, load_annotations, stored_side
 from mldm_plugin.demo.pipeline import FITTED, Size, build_vae, load_fitted

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mldm_plugin.bench import candidates
-from mldm_plugin.bench.workload import People
+from mldm_plugin.bench.host import draw_people
+from mldm_plugin.bench.sizes import SIZES
 from mldm_plugin.plugins import load_plugins
 
 pytest.importorskip("pytest_benchmark")
@@ -23,7 +24,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(scope="module")
 def functions():
-    return candidates.LossesAlone(load_plugins(()), None).on(People.draw(1, RESOLUTION, DEVICE))
+    return candidates.LossesAlone(load_plugins(()), SIZES["sd15"]).on(draw_people(1, RESOLUTION, DEVICE))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Scrfd:
         if min(picture.size) * self.side < max(picture.size):
             return []  # a strip that has no line of pixels left once it is fitted in
         bgr = np.ascontiguousarray(np.asarray(picture.rgb())[:, :, ::-1])
-        boxes, _ = _network(self.least_score, self.side).detect(bgr)
+        boxes, _ = load_network(self.least_score, self.side).detect(bgr)
         faces = [Face((x0, y0, x1, y1), min(score, 1.0)) for x0, y0, x1, y1, score in boxes.tolist()]
         return tidied(faces, picture.size)
 
@@ -67,7 +67,7 @@ def _missing_packages() -> list[str]:
 
 
 @functools.cache
-def _network(least_score: float, side: int) -> Any:
+def load_network(least_score: float, side: int) -> Any:
     """insightface's detector, once a process. One thread: the work is spread over processes."""
     check_installed()
     path = fetch(WEIGHTS)

@@ -87,7 +87,7 @@ def write_synthetic(
             with tqdm(total=count, initial=count - left, desc="drawing", unit="", disable=not progress) as bar:
                 for drawn in in_processes(draw_part, jobs, workers):
                     bar.update(drawn)
-        space.publish(command, _assemble)
+        space.publish(command, assemble)
     return out
 
 
@@ -129,7 +129,7 @@ def draw_part(part: Part) -> int:
     return part.stop - part.start
 
 
-def _assemble(space: Workspace) -> Counts:
+def assemble(space: Workspace) -> Counts:
     """Put the rows of all parts together to the two files, part by part."""
     head = json.dumps({"info": INFO, "licenses": LICENSES})[:-1]
     for name, key, tail in (

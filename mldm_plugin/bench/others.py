@@ -1,0 +1,132 @@
+"""How others do what the plugin does, each written plainly, with gradient.
+
+The ways to decide which images to decode take the losses, weights and T of a stack, so that a difference in time is one
+of strategy. Masked LPIPS stands here as it is computed with the `lpips` package, and eq. 2 as it is written.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lpips
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.perceptual.frozen import build_seeded
+
+
+@dataclass
+class DecodeEverything:
+    """Decode every image of the batch with gradient, then mask out the losses of those above T.
+
+    Source: Li et al., "ControlNet++: Improving Conditional Controls with Efficient Consistency Feedback", whose
+    released train/reward_control.py multiplies the reward loss of each image by `timestep_mask`.
+
+    Args:
+        stack: gives the terms and how they are mixed, nothing else.
+        vae: decodes in its own precision.
+        noise_scheduler: the trainer's.
+    """
+
+    stack: LossStack
+    vae: Any
+    noise_scheduler: Any
+
+    def __call__(self, step: DiffusionStep) -> Tensor:
+        error = (step.model_pred.float() - step.target.float()).square().mean(dim=(1, 2, 3))
+        total = error
+        with self.stack.pictures.in_its_precision(step):
+            decoded = self.decode_all(step)
+            for term in self.stack.terms:
+                limit: Any = term.max_timestep
+                mask = (step.timesteps <= limit) * term.weight
+                total = total + mask * (term.loss(decoded) - (error if self.stack.combine == "convex" else 0))
+        return total.mean()
+
+    def decode_all(self, step: DiffusionStep) -> DiffusionStep:
+        """`step` with the decoded one-step estimate of every image, and what it is compared with."""
+        alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(step.timesteps.device)[step.timesteps]
+        alphas_cumprod = alphas_cumprod[:, None, None, None]
+        noisy, model_pred = step.noisy_latents.float(), step.model_pred.float()
+        pred_latents = (noisy - (1 - alphas_cumprod).sqrt() * model_pred) / alphas_cumprod.sqrt()
+        target_images: Any = step.pixel_values
+        if self.stack.pictures.target == "decoded":
+            with torch.no_grad():
+                target_images = decode(self.vae, step.latents)
+        return replace(step, pred_images=decode(self.vae, pred_latents), target_images=target_images)
+
+
+@dataclass
+class WholeBatchGate(DecodeEverything):
+    """One timestep for the whole batch: decode all of it at or below T, nothing above.
+
+    Source: the released code of "Improving Latent Diffusion with Perceptual Mask-Aware Loss" (mldm/mldm.py), which
+    draws one t a batch; it decoded without gradient, here there is one.
+    """
+
+    def __call__(self, step: DiffusionStep) -> Tensor:
+        limits: Any = [term.max_timestep for term in self.stack.terms]
+        return super().__call__(step) if int(step.timesteps[0]) <= max(limits) else plain_loss(step)
+
+
+def plain_loss(step: DiffusionStep) -> Tensor:
+    """A trainer without any loss on pixels."""
+    if step.base_loss is None:
+        raise ValueError("the step has no base_loss")
+    return step.base_loss
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures, float32."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+
+
+def lpips_package() -> Any:
+    """`lpips.LPIPS(net="vgg", spatial=True)`, frozen; its VGG16 has the random weights of the plugin's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
+        model = build_seeded(lambda: lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False))
+    return model.eval().requires_grad_(False)
+
+
+def spatial_times_mask(model: Any, pred_images: Tensor, target_images: Tensor, mask: Tensor) -> Tensor:
+    """LPIPS's map of each image, (N, 1, H, W), times the mask, over the mask's area: (N,).
+
+    Args:
+        model: `lpips_package()`.
+        pred_images, target_images: (N, 3, H, W) in [-1, 1].
+        mask: (N, 1, H, W) in {0, 1}.
+    """
+    distance = model(pred_images, target_images)
+    return (distance * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
+
+
+def lpips_features(model: Any, images: Tensor) -> list[Tensor]:
+    """Unit-normalised features of each layer, by the lpips package's own functions."""
+    return [lpips.normalize_tensor(f) for f in model.net(model.scaling_layer(images))]
+
+
+def upsample_then_mask(
+    predicted: Sequence[Tensor], target: Sequence[Tensor], layer_weights: Sequence[float], mask: Tensor
+) -> Tensor:
+    """Eq. 2 to the letter: Σ_l α_l ‖VGG^l(ĉ) − VGG^l(c)‖₂ / √area of one masked person, (N,).
+
+    c is the picture cut out by the mask. Features know no person, so each layer's are brought to the size of the
+    picture and then masked.
+
+    Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 2.
+    """
+    area = mask.sum(dim=(1, 2, 3))
+    total = torch.zeros_like(area)
+    for alpha, p, t in zip(layer_weights, predicted, target, strict=True):
+        size = mask.shape[-2:]
+        person_p = F.interpolate(p, size=size, mode="bilinear", align_corners=False) * mask
+        person_t = F.interpolate(t, size=size, mode="bilinear", align_corners=False) * mask
+        total = total + alpha * ((person_p - person_t).square().sum(dim=(1, 2, 3)) / area).sqrt()
+    return total

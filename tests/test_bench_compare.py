@@ -1,0 +1,148 @@
+"""The plain versions are the plugin's equals in result, whatever they cost."""
+
+import pytest
+import torch
+from bench_sizes import SMALL
+
+from mldm_plugin.bench import candidates, others
+from mldm_plugin.bench.compare import compare_losses, compare_ways, difference
+from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up, timesteps_of
+from mldm_plugin.errors import CheckError, PresetError
+from mldm_plugin.plugins import load_plugins
+
+CPU = torch.device("cpu")
+N = 3
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return load_plugins(())
+
+
+@pytest.fixture(scope="module")
+def host():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Host(SMALL, CPU)
+
+
+@pytest.fixture(scope="module")
+def stack(host, plugins):
+    return attach(host, random_preset("mldm", (), plugins), plugins)
+
+
+@pytest.fixture(scope="module")
+def after_the_network(host, stack):
+    """From a way's name and timesteps to its loss and gradient, on one batch."""
+    ways = candidates.ways_to_a_loss(host, stack, host.vae)
+    batch = host.draw(N, 32)
+    return lambda name, timesteps: host.after_the_network(batch, torch.tensor(timesteps), ways[name][0])
+
+
+@pytest.mark.parametrize("timesteps", [(3, 700, 99), (100, 101, 0), (999, 999, 999), (50, 50, 50)])
+def test_the_plugin_equals_decoding_everything_and_masking(after_the_network, timesteps):
+    ours, plain = (after_the_network(name, timesteps) for name in (candidates.OURS, candidates.EVERYTHING))
+    found = difference("everything", plain, ours, 1e-4, 1e-4)
+    assert found.held_to == 1e-4
+    base = after_the_network(candidates.PLAIN, timesteps)[1][0]
+    for row, t in enumerate(timesteps):  # the losses do something where the gate is open, and nothing elsewhere
+        assert torch.allclose(ours[1][0][row], base[row], rtol=1e-5, atol=0) == (t > 100)
+
+
+@pytest.mark.parametrize("timestep", [50, 100, 101])
+def test_with_one_t_it_equals_the_whole_batch_gate(after_the_network, timestep):
+    ours, plain = (after_the_network(name, [timestep] * N) for name in (candidates.OURS, candidates.WHOLE_BATCH))
+    difference("whole batch", plain, ours, 1e-4, 1e-4)
+
+
+def test_all_ways_agree_before_anything_is_timed(host, plugins):
+    found = compare_ways(host, random_preset("mldm", (), plugins), plugins, 32)
+    assert len(found) == 5
+    assert all(d.value <= 1e-4 and d.gradient <= 1e-4 for d in found)
+
+
+def test_a_disagreement_is_an_error(host, plugins, monkeypatch):
+    right = others.decode
+    monkeypatch.setattr(others, "decode", lambda vae, latents: 1.01 * right(vae, latents))
+    preset = random_preset("mldm", (), plugins)
+    with pytest.raises(CheckError, match="'decode everything, then mask, k=1' and the plugin differ by"):
+        compare_ways(host, preset, plugins, 32)
+    found = compare_ways(host, preset.model_copy(update={"precision": "bfloat16"}), plugins, 32)
+    assert all(d.held_to is None for d in found)  # it decodes by other means, so it may differ
+
+
+def test_a_gradient_that_is_cut_is_an_error():
+    one = torch.ones(1)
+    with pytest.raises(CheckError, match="in gradient"):
+        difference("x", (one, [torch.zeros(2)]), (one, [torch.ones(2)]), 1e-4, 1e-2)
+
+
+@pytest.fixture(scope="module")
+def losses(plugins):
+    return candidates.LossesAlone(plugins, SMALL)
+
+
+def test_losses_agree(losses):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = compare_losses(losses, CPU)
+    assert len(found) == 3
+    assert max(max(d.value, d.gradient) for d in found) < 1e-6
+
+
+def test_a_mask_left_out_is_an_error(losses, monkeypatch):
+    whole = others.spatial_times_mask
+    monkeypatch.setattr(others, "spatial_times_mask", lambda m, p, t, mask: whole(m, p, t, torch.ones_like(mask)))
+    with pytest.raises(CheckError, match="lpips spatial x mask"):
+        compare_losses(losses, CPU)
+
+
+def test_eq_2_by_hand():
+    # One layer, one channel, 1 and 3 at two pixels, upsampled to 1, 1.5, 2.5, 3; the mask keeps the middle.
+    predicted, target = torch.tensor([[[[1.0, 3.0]]]]), torch.zeros(1, 1, 1, 2)
+    mask = torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]])
+    expected = 0.5 * ((1.5**2 + 2.5**2) / 2) ** 0.5
+    assert others.upsample_then_mask([predicted], [target], [0.5], mask).item() == pytest.approx(expected)
+
+
+def test_gradients_are_left_behind_nowhere(losses):
+    functions = losses.on(draw_people(1, 64, CPU))
+    value, gradients = candidates.value_and_gradient(*functions[candidates.DISTANCE])
+    assert value > 0
+    assert all(g.abs().sum() > 0 for g in gradients)
+    assert all(leaf.grad is None for leaf in functions[candidates.DISTANCE][1])
+
+
+def test_a_person_covers_a_third_and_a_face_an_eighth():
+    people = draw_people(2, 96, CPU)
+    assert people["person_mask"].float().mean().item() == pytest.approx(1 / 3)
+    assert people["face_boxes"][1].tolist() == [[44, 24, 56, 36]]
+
+
+def test_as_many_images_are_gated_as_wanted(stack):
+    timesteps = timesteps_of(stack, 4, 3, CPU).tolist()
+    assert [t <= 100 for t in timesteps] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins, precision, expected):
+    host = Host(SMALL, CPU)
+    host.use(torch.bfloat16)
+    assert host.unet.dtype == torch.bfloat16
+    assert host.controlnet.dtype == torch.float32
+    stack = attach(host, random_preset("mldm", [f"precision={precision}"], plugins), plugins)
+    assert start_up(host, stack, 32) == expected
+    assert stack.start_up is None
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("baseline", (), "no losses"),
+        ("mldm-p2", (), "weighs the plain one"),
+        ("mldm", ["losses.face.max_timestep=null"], "lets every image through"),
+    ],
+)
+def test_presets_that_cannot_be_measured(plugins, name, overrides, message):
+    with pytest.raises(PresetError, match=message):
+        random_preset(name, overrides, plugins)

@@ -1,0 +1,99 @@
+"""Two real processes with unequal gates: the gradient is the mean of what each would have had alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from make_step import FaceLoss, PictureLoss, make_stack, make_step
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from mldm_plugin.attach.host_loss import gradient_at, take_apart
+from mldm_plugin.engine.term import Term
+
+TIMESTEPS = ((50, 20), (900, 800))  # both images of the first rank are gated, none of the second
+
+
+class Host(nn.Module):
+    """A network whose output is as wrong as its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return self.layers(noisy)
+
+
+def host() -> Host:
+    torch.manual_seed(0)
+    return Host()
+
+
+def backward(model: nn.Module, rank: int, *, attached: bool) -> None:
+    """One step of a rank; `attached` reads the weights of the images off the host's loss first, as attach does."""
+    step = make_step(TIMESTEPS[rank], seed=rank)
+    output = model(step.noisy_latents)
+    loss = F.mse_loss(output, step.target)
+    more: dict[str, Any] = {}
+    if attached:
+        parts = take_apart(loss, gradient_at(output, loss), output, step.target)
+        parts.check()
+        more = {"base_weights": parts.weights, "other_loss": parts.rest}
+    stack = make_stack(Term("picture", PictureLoss(), 0.3), Term("face", FaceLoss(), 0.3))
+    stack(replace(step, model_pred=output, base_loss=loss, **more)).loss.backward()
+
+
+KINDS = [(kind, attached) for kind in ("DDP", "FSDP2") for attached in (False, True)]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for kind, attached in KINDS:
+        model: Any = host()
+        if kind == "DDP":
+            model = nn.parallel.DistributedDataParallel(model)
+        else:
+            for part in (model.layers[0], model.layers[2], model):
+                fully_shard(part, mesh=mesh)
+        backward(model, rank, attached=attached)
+        gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+        if rank == 0:
+            torch.save(gradients, f"{folder}/{kind}-{attached}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave, one pair for all kinds."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "attached"), KINDS)
+def test_two_ranks_give_the_mean_of_two_single_processes(kind: str, attached: bool, trained: Path) -> None:
+    found = torch.load(trained / f"{kind}-{attached}.pt", weights_only=True)
+    alone = []
+    for rank in range(2):
+        model = host()
+        backward(model, rank, attached=attached)
+        alone.append([p.grad for p in model.parameters()])
+    for own, one, other in zip(found, *alone, strict=True):
+        torch.testing.assert_close(own, (one + other) / 2, rtol=1e-5, atol=1e-8)
+    plain = host()
+    step = make_step(TIMESTEPS[0], seed=0)
+    F.mse_loss(plain(step.noisy_latents), step.target).backward()
+    first = next(plain.parameters()).grad
+    assert first is not None
+    assert not torch.allclose(alone[0][0], first, rtol=1e-2)  # the losses are part of it
