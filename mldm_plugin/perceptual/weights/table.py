@@ -274,7 +274,7 @@ _TABLE = (
         ),
         digest="851a305d8e0ca51075919794b1a189e47846e066f391ba417a468c4cbb7c678a",
         size=1_984_000,
-        instead="`--faces keypoints` needs no weights",
+        instead="`--faces keypoints` and `--faces none` need none",
     ),
     # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
     WeightFile(
@@ -296,7 +296,7 @@ _TABLE = (
             ),
         ),
         size=16_923_827,
-        instead="`--faces keypoints` needs no weights",
+        instead="`--faces keypoints` and `--faces none` need none",
     ),
     # The digest begins as the file name says; the rest is what public repositories that pin the file agree on.
     WeightFile(
