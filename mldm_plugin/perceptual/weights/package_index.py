@@ -29,7 +29,7 @@ from mldm_plugin.errors import WeightsError
 TIMEOUT_SECONDS = 30  # chosen: a server that is silent for so long will not answer
 RETRIES = 3
 # The address that pip takes where no setting names one is known to pip alone.
-_ASK_PIP = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+ASK_PIP = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 _PAGE = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
@@ -64,11 +64,11 @@ def pip_settings() -> PipSettings:
     Raises:
         WeightsError: a line of pip's settings that cannot be understood.
     """
-    listed = _python("-m", "pip", "config", "list")
+    listed = run_python("-m", "pip", "config", "list")
     if listed is None:
         here = {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith("PIP_")}
         return settings_of(here, default_index=None)
-    return settings_of(parse_config(listed), default_index=(_python("-c", _ASK_PIP) or "").strip() or None)
+    return settings_of(parse_config(listed), default_index=(run_python("-c", ASK_PIP) or "").strip() or None)
 
 
 def parse_config(listed: str) -> dict[str, str]:
@@ -103,7 +103,7 @@ def settings_of(options: Mapping[str, str], default_index: str | None) -> PipSet
     )
 
 
-def _python(*arguments: str) -> str | None:
+def run_python(*arguments: str) -> str | None:
     """What a Python of this environment prints; None if it fails."""
     told = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     return told.stdout if told.returncode == 0 else None
