@@ -1,11 +1,12 @@
 # make setup   the environment in .venv, with everything
 # make demo    train Masked LDM on real photographs and look at runs/demo/
 # make test    lint, types and tests
+# make gpu-check   what only a GPU can show: a table, and runs/gpu-check.json
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test gpu-check lint clean
 
 setup: .venv/ready
 
@@ -25,6 +26,9 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+gpu-check: setup
+	$(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from attached_scripts import attach_ground, run_attached  # noqa: F401
-from PIL import Image
 from run_trainer import command, run_here
-
-SIZES = [(80, 96), (70, 64), (64, 64), (100, 75), (128, 90)]
+from tiny_data import write_data, write_pipeline, write_preset
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than half a minute")
-
-
-def write_data(
-    folder: Path,
-    pictures: int = 7,
-    *,
-    captions: Sequence[str] | None = None,
-    annotated: bool = True,
-    rows: dict[int, dict[str, Any]] | None = None,
-) -> Path:
-    """An imagefolder of noise: hints, and if `annotated` a person in each picture and a face in every other.
-
-    `captions` are given to each picture as a list; `rows` changes fields of the metadata, None removes one.
-    """
-    random = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for i in range(pictures):
-        width, height = SIZES[i % len(SIZES)]
-        for name in (f"{i}.png", f"{i}_hint.png"):
-            Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / name)
-        row: dict[str, Any] = {
-            "file_name": f"{i}.png",
-            "text": list(captions) if captions else f"a person number {i}",
-            "conditioning_image_file_name": f"{i}_hint.png",
-        }
-        if annotated:
-            mask = np.zeros((height, width), np.uint8)
-            mask[20:60, 20:44] = 1 + i % 2
-            Image.fromarray(mask).save(folder / f"{i}_mask.png")
-            row["mask_file_name"] = f"{i}_mask.png"
-            row["face_boxes"] = [[24, 26, 40.5, 44]] if i % 2 == 0 else []
-        row |= (rows or {}).get(i, {})
-        lines.append(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -70,24 +29,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The architecture and files of Stable Diffusion 1.x, with seeded random weights."""
-    from mldm_plugin.demo.pipeline import Size, build_tiny_pipeline
-
-    size = Size(unet_channels=(8, 16, 16, 16), text_width=16, groups=4, heads=2)
-    return build_tiny_pipeline(tmp_path_factory.mktemp("model") / "tiny", size=size)
+    return write_pipeline(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def random_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A preset that needs no weight files and opens its gate often; a random VAE resembles nothing."""
-    path = tmp_path_factory.mktemp("preset") / "random.yaml"
-    path.write_text(
-        "losses:\n"
-        "  masked_lpips: {weight: 0.2, max_timestep: 600, weights: random}\n"
-        "checks: {picture: warn}\n"
-        "training: {resolution: 64}\n",
-        encoding="utf-8",
-    )
-    return path
+    return write_preset(tmp_path_factory.mktemp("preset") / "random.yaml")
 
 
 @pytest.fixture(scope="session")

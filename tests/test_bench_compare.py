@@ -5,7 +5,7 @@ import torch
 from bench_sizes import SMALL
 
 from mldm_plugin.bench import candidates, others
-from mldm_plugin.bench.compare import compare_losses, compare_ways, difference
+from mldm_plugin.bench.compare import compare_losses, compare_ways, difference, exact
 from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up, timesteps_of
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
@@ -64,11 +64,16 @@ def test_all_ways_agree_before_anything_is_timed(host, plugins):
 def test_a_disagreement_is_an_error(host, plugins, monkeypatch):
     right = others.decode
     monkeypatch.setattr(others, "decode", lambda vae, latents: 1.01 * right(vae, latents))
-    preset = random_preset("mldm", (), plugins)
     with pytest.raises(CheckError, match="'decode everything, then mask, k=1' and the plugin differ by"):
-        compare_ways(host, preset, plugins, 32)
-    found = compare_ways(host, preset.model_copy(update={"precision": "bfloat16"}), plugins, 32)
-    assert all(d.held_to is None for d in found)  # it decodes by other means, so it may differ
+        compare_ways(host, random_preset("mldm", (), plugins), plugins, 32)
+
+
+@pytest.mark.parametrize("means", ["precision=bfloat16", "decode=region", "vae=taesd"])
+def test_what_decodes_by_other_means_may_differ(plugins, means):
+    assert exact(random_preset("mldm", (), plugins))
+    assert not exact(random_preset("mldm", [means], plugins))
+    one = torch.ones(1)
+    assert difference("x", (2 * one, [one]), (one, [one]), None, 1e-2).value == 1
 
 
 def test_a_gradient_that_is_cut_is_an_error():
@@ -124,14 +129,13 @@ def test_as_many_images_are_gated_as_wanted(stack):
     assert [t <= 100 for t in timesteps] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins, precision, expected):
+def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins):
     host = Host(SMALL, CPU)
     host.use(torch.bfloat16)
     assert host.unet.dtype == torch.bfloat16
     assert host.controlnet.dtype == torch.float32
-    stack = attach(host, random_preset("mldm", [f"precision={precision}"], plugins), plugins)
-    assert start_up(host, stack, 32) == expected
+    stack = attach(host, random_preset("mldm", (), plugins), plugins)
+    assert start_up(host, stack, 32) == torch.bfloat16
     assert stack.start_up is None
 
 

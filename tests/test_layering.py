@@ -26,7 +26,8 @@ LAYERS = (
     {"data"},
     {"records", "planning"},
     {"training", "attach", "prepare", "evaluation", "bench"},
-    {"demo"},
+    {"demo", "people_mini"},
+    {"people_mini"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mldm_plugin.cli.plan import plan
+from mldm_plugin.cli import main
 from mldm_plugin.errors import MldmError
 from mldm_plugin.planning import budget
 from mldm_plugin.planning.families import FAMILIES, Family, read_family
@@ -173,7 +173,9 @@ def pipeline(tmp_path_factory):
 
 def test_the_whole_command(pipeline):
     flags = ["--vram", "8", "--pretrained_model_name_or_path", str(pipeline), "--resolution", "64"]
-    result = CliRunner().invoke(plan, [*flags, "--batch", "8", "--train", "lora", "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        main, ["plan", *flags, "--batch", "8", "--train", "lora", "--json"], catch_exceptions=False
+    )
     found = json.loads(result.output)
     peaks = {(s["decode"], s["gradient_checkpointing"], s["cache_latents"]): s["gb"] for s in found["settings"]}
     assert len(peaks) == 20
@@ -197,7 +199,7 @@ def test_the_whole_command(pipeline):
 )
 def test_the_table_and_the_line_under_it(vram, command, monkeypatch):
     monkeypatch.setattr(budget, "measure", lambda *_, **__: FOOTPRINT)
-    result = CliRunner().invoke(plan, ["--vram", vram, "--batch", "1", "--batch", "2"], catch_exceptions=False)
+    result = CliRunner().invoke(main, ["plan", "--vram", vram, "--batch", "1", "--batch", "2"], catch_exceptions=False)
     lines = result.output.splitlines()
     assert lines[-1] == command
     assert len(lines) == 2 + 12 + 4 + 1  # head, settings, what is assumed, the command

@@ -82,7 +82,7 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
 
 
 def _count_networks(host: Host, resolution: int) -> tuple[float, float, float]:
-    side = resolution // 2 ** (len(host.size.vae_channels) - 1)
+    side = resolution // 2 ** (len(host.size.family.vae["block_out_channels"]) - 1)
     latents = torch.randn(1, 4, side, side, requires_grad=True)
     timesteps = torch.zeros(1, dtype=torch.long)
 

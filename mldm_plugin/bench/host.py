@@ -59,17 +59,9 @@ class Host:
         except ImportError as error:
             raise MldmError(f"training steps need diffusers ({error}): pip install 'mldm-plugin[train]'.") from error
         self.size, self.device, self.dtype = size, device, torch.float32
-        levels = len(size.vae_channels)
         with device:
-            self.vae: Any = AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * levels,
-                up_block_types=("UpDecoderBlock2D",) * levels,
-                block_out_channels=size.vae_channels,
-                layers_per_block=2,
-                latent_channels=4,
-                scaling_factor=size.scaling_factor,
-            )
-            self.unet: Any = UNet2DConditionModel(**size.unet)
+            self.vae: Any = AutoencoderKL(**size.family.vae)
+            self.unet: Any = UNet2DConditionModel(**size.family.unet)
             self.controlnet: Any = ControlNetModel.from_unet(self.unet).train()
         self.vae.requires_grad_(False)
         self.unet.requires_grad_(False)
@@ -91,9 +83,9 @@ class Host:
     def draw_inputs(self, n: int, side: int) -> dict[str, Any]:
         """Text, hint (a ControlNet shrinks it by 8 to `side`), and for SDXL what its U-Net wants beside them."""
         draw: Any = {"device": self.device, "dtype": self.dtype}
-        text = torch.randn(n, TEXT_LENGTH, self.size.unet["cross_attention_dim"], **draw)
+        text = torch.randn(n, TEXT_LENGTH, self.size.family.unet["cross_attention_dim"], **draw)
         inputs: dict[str, Any] = {"text": text, "hint": torch.zeros(n, 3, 8 * side, 8 * side, **draw), "more": {}}
-        if self.size.unet.get("addition_embed_type") == "text_time":
+        if self.size.family.unet.get("addition_embed_type") == "text_time":
             pooled, ids = (torch.randn(n, width, **draw) for width in (POOLED_WIDTH, TIME_IDS))
             inputs["more"] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
         return inputs

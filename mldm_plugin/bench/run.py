@@ -56,7 +56,7 @@ class Bench:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._plugins = load_plugins(self.loss_plugins)
         self._preset = random_preset(self.preset, self.overrides, self._plugins)
-        self._side = self.resolution or size.resolution
+        self._side = self.resolution or size.family.resolution
         self._rounds = self.rounds or size.rounds
         self._batches = self.batches or size.batches
 
@@ -142,6 +142,8 @@ class Bench:
     def _run(self, found: list[Candidate], rounds: int, title: str) -> None:
         if not self.interrupted:
             self.interrupted = not measure(found, rounds, self._device, title)
+        for candidate in found:
+            candidate.runs = {}  # frees the batch and the optimizer's state
 
     def _compared(self, found: list[compare.Difference]) -> None:
         self.differences += found

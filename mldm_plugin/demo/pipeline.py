@@ -98,15 +98,14 @@ def build_unet(size: Size) -> nn.Module:
     )
 
 
-def build_text_encoder(size: Size) -> nn.Module:
-    """CLIPTextModel over the vocabulary of `mldm_plugin.demo.tokenizer`."""
+def build_text_encoder(size: Size, vocabulary_size: int | None = None) -> nn.Module:
+    """CLIPTextModel over the vocabulary of `mldm_plugin.demo.tokenizer`, or one of `vocabulary_size` tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    vocab, _ = vocabulary()
-    last = len(vocab) - 1
+    last = (vocabulary_size or len(vocabulary()[0])) - 1
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(vocab),
+            vocab_size=last + 1,
             hidden_size=size.text_width,
             intermediate_size=4 * size.text_width,
             projection_dim=size.text_width,
@@ -188,11 +187,11 @@ def _write(folder: Path, networks: dict[str, Any]) -> Path:
         )
         pipeline.save_pretrained(made)
         write_tokenizer(made / "tokenizer")
-        _add_clip_sample(made / "scheduler" / "scheduler_config.json")
+        finish_scheduler(made / "scheduler" / "scheduler_config.json")
     return folder
 
 
-def _add_clip_sample(path: Path) -> None:
+def finish_scheduler(path: Path) -> None:
     """SD 1.5's file also carries `clip_sample: false`, which DDPM and DDIM read and PNDM does not know."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["clip_sample"] = False

@@ -58,18 +58,18 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The token table and the merges, in CLIP's order."""
-    merges = learn_merges(TEXT.split())
+def vocabulary(text: str = TEXT, limit: int = 512) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The token table and the merges learned from the words of `text`, in CLIP's order."""
+    merges = learn_merges(text.split(), limit)
     symbols = byte_symbols()
     tokens = [*symbols, *(s + END for s in symbols), *dict.fromkeys(a + b for a, b in merges), BOS, EOS]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, text: str = TEXT, limit: int = 512) -> None:
     """Write `vocab.json`, `merges.txt` and the two configuration files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    vocab, merges = vocabulary()
+    vocab, merges = vocabulary(text, limit)
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "unk_token": EOS}
     config = {
         **special,

@@ -70,7 +70,7 @@ FAMILIES = {
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": 2816,
         },
-        {**_VAE, "sample_size": 1024},
+        {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025},
         (_CLIP_L, _CLIP_BIGG),
     ),
 }

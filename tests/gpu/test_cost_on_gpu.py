@@ -1,8 +1,10 @@
 """Memory and time at the shapes of Stable Diffusion 1.5, 512², and the goals of docs/performance.md."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,13 +83,15 @@ def test_memory_order_of_the_decoder_and_of_vgg(dtype, vae, note, monkeypatch):
         note(what + "channels_last", times[torch.channels_last], "ms")
 
 
-def test_the_goals_of_a_step(note, tmp_path):
-    """`mldm bench --size sd15` at batch 1 and 8, in bfloat16."""
-    path = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "mldm_plugin.cli", "bench", "--size", "sd15", "--json", str(path), "--rounds", "5"]
-    command += ["--batch", "1,8", "--dtype", "bfloat16", "--subject", "step"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+def test_the_goals_of_docs_performance(note, tmp_path):
+    """`mldm bench --size sd15` at batch 1 and 8, in bfloat16. A goal that is missed is told, and fails nothing."""
+    report = Path(os.environ.get("MLDM_GPU_REPORT", tmp_path / "report.json")).parent
+    path = report / "bench.json"
+    command = [sys.executable, "-m", "mldm_plugin.cli", "bench", "--size", "sd15", "--json", str(path)]
+    command += ["--rounds", "5", "--batch", "1,8", "--dtype", "bfloat16", "--subject", "step"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    (report / "bench.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
-    for section in json.loads(path.read_text())["sections"]:
-        for goal in section["goals"]:
-            note(f"{section['subject']}, batch {section['batch']}: {goal['name']}"[:66], goal["figure"], goal["limit"])
+    for goal in json.loads(path.read_text(encoding="utf-8"))["goals"]:
+        limit = {"at_most" if goal["relation"] == "<=" else "at_least": goal["limit"], "must": False}
+        note(f"batch {goal['batch']}: {goal['name']}"[:66], goal["figure"], "ratio", **limit)

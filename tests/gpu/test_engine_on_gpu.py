@@ -1,16 +1,22 @@
 """Generators, synchronisations, determinism, compiled hosts and NCCL: what a CPU cannot show."""
 
 import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from gpu_steps import built, moved
 from make_step import FaceLoss, PictureLoss, ddpm, make_stack, make_step
-from test_losses_on_gpu import built, moved
+from run_trainer import command
+from safetensors.torch import load_file
+from tiny_data import write_data, write_pipeline, write_preset
 
 from mldm_plugin.engine.term import Term
 
@@ -136,18 +142,24 @@ def test_ddp_over_nccl_on_one_rank(cuda, note, tmp_path):
 
 
 def test_checkpoints_resume_exactly(cuda, note, tmp_path):
-    """Our ControlNet trainer: four steps, and two and two."""
-    from conftest_data import train_tiny
+    """Our ControlNet trainer in bf16 with the losses: four steps, and two and two."""
+    pipeline, data = write_pipeline(tmp_path / "pipeline"), write_data(tmp_path / "data")
+    preset = write_preset(tmp_path / "preset.yaml")
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_tiny(tmp_path, whole, "--max_train_steps", 4, "--checkpointing_steps", 2)
-    train_tiny(tmp_path, parts, "--max_train_steps", 2, "--checkpointing_steps", 2)
-    train_tiny(
-        tmp_path, parts, "--max_train_steps", 4, "--resume_from_checkpoint", "latest", "--checkpointing_steps", 2
-    )
-    from safetensors.torch import load_file
+    def train(output, *flags):
+        script = Path(__file__).parents[2] / "train_controlnet.py"
+        given = ["--preset", preset, "--mixed_precision", "bf16", "--checkpointing_steps", 2, *flags]
+        done = subprocess.run(
+            [sys.executable, str(script), *command(output, pipeline, data, *given)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return load_file(output / "diffusion_pytorch_model.safetensors")
 
-    name = "diffusion_pytorch_model.safetensors"
-    one, other = load_file(whole / name), load_file(parts / name)
-    off = max((one[k] - other[k]).abs().max().item() for k in one)
-    note("resumed run against an uninterrupted one: largest weight difference", off, at_most=1e-6)
+    whole = train(tmp_path / "whole", "--max_train_steps", 4)
+    train(tmp_path / "parts", "--max_train_steps", 2)
+    parts = train(tmp_path / "parts", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+    off = max((whole[k] - parts[k]).abs().max().item() for k in whole)
+    note("resumed run against an uninterrupted one: weights", off, at_most=1e-6)

@@ -1,0 +1,1 @@
+"""people-mini: a small Stable Diffusion of people, and the program that trains it."""

@@ -1,0 +1,35 @@
+"""Losses with random networks, and steps as a trainer on a GPU hands them over."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.plugins import load_plugins
+
+LOSSES = {
+    "masked_lpips spatial": ("masked_lpips", {"form": "spatial"}),
+    "masked_lpips features": ("masked_lpips", {"form": "features"}),
+    "masked_lpips alex": ("masked_lpips", {"network": "alex"}),
+    "face vggface2_resnet50": ("face", {"network": "vggface2_resnet50"}),
+    "face vggface2_inception": ("face", {"network": "vggface2_inception", "form": "features"}),
+    "face dlib_resnet": ("face", {"network": "dlib_resnet"}),
+}
+SIDE = 64
+
+
+def built(name):
+    kind, options = LOSSES[name]
+    try:
+        return load_plugins().losses[kind](**options, weights="random")
+    except Exception as error:  # a network that this version does not have yet
+        pytest.skip(f"{name}: {error}")
+
+
+def moved(step, device):
+    """A step as a trainer on `device` hands it over: boxes stay on the host."""
+    tensors = {f.name: getattr(step, f.name) for f in fields(DiffusionStep)}
+    there = {n: t.detach().to(device) for n, t in tensors.items() if isinstance(t, torch.Tensor)}
+    there["model_pred"].requires_grad_()
+    return replace(step, **there)
