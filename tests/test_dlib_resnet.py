@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make_step import ddpm, make_step, tiny_vae
 from PIL import Image
 from torch.nn import functional as F
 from weights_entries import dlib_file, needs_weights
 
+from mldm_plugin import LossStack
 from mldm_plugin.errors import WeightsError
 from mldm_plugin.perceptual.dlib_resnet import DlibResNet
 from mldm_plugin.perceptual.face_crops import FaceCrop, crop_faces
@@ -242,3 +244,15 @@ def test_it_comes_from_either_source_and_is_free():
     file = WEIGHT_FILES["dlib_resnet"]
     assert [source.kind for source in file.sources] == ["package", "url"]
     assert "CC0" in file.licence
+
+
+@pretrained
+def test_the_start_up_table_names_it_and_its_terms(tmp_path):
+    preset = tmp_path / "free.yaml"
+    preset.write_text(
+        "losses:\n  face: {weight: 0.5, max_timestep: 999, network: dlib_resnet}\nchecks: {picture: warn}\n"
+    )
+    stack = LossStack.from_preset(str(preset), vae=tiny_vae(), noise_scheduler=ddpm())
+    table = stack.prove(make_step((900,)))
+    assert "; dlib_resnet from " in table
+    assert "(CC0)" in table

@@ -18,6 +18,7 @@ from mldm_plugin.perceptual.weights import (
     Addresses,
     Package,
     cache_folder,
+    described,
     download,
     fetch,
     fill,
@@ -170,12 +171,11 @@ def test_fetch_gets_the_file_once_and_says_where_from(cache, monkeypatch, tmp_pa
     path = fetch("tiny")
     assert path == cache / "tiny.safetensors"
     torch.testing.assert_close(load_file(path), TENSORS)
-    assert (
-        tensors.metadata(path)["source"]
-        == {"url": f"url {source.as_uri()}", "package": "package tiny_weights 1.0"}[kind]
-    )
+    origin = {"url": f"url {source.as_uri()}", "package": "package tiny_weights 1.0"}[kind]
+    assert tensors.metadata(path)["source"] == origin
     assert names_in(cache) == ["tiny.safetensors"]
     assert path.stat().st_mode & 0o777 == 0o644
+    assert described("tiny") == f"tiny from {'this machine' if kind == 'url' else origin} (free)"
     source.unlink()
     archive.unlink()
     assert fetch("tiny") == path

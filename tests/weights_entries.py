@@ -96,7 +96,7 @@ def addresses(path: Path, **changes: Any) -> Addresses:
 
 def put(monkeypatch: pytest.MonkeyPatch, *sources: Package | Addresses, name: str = "tiny", **changes: Any) -> None:
     """Put an entry into the table."""
-    fields: dict[str, Any] = {"licence": "none", "digest": tensors.digest(TENSORS), **changes}
+    fields: dict[str, Any] = {"licence": "none", "terms": "free", "digest": tensors.digest(TENSORS), **changes}
     monkeypatch.setitem(WEIGHT_FILES, name, WeightFile(name=name, sources=sources, **fields))
 
 
