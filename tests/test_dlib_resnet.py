@@ -227,7 +227,7 @@ def test_the_same_person_is_nearer_than_another_one(network):
     for path in (path for name in PICTURES for path in sorted(folder.glob(f"P*/assets/{name}.jpg"))):
         picture = Image.open(path).convert("RGB").reduce(2)
         shown = type("Shown", (), {"size": picture.size, "rgb": lambda self, picture=picture: picture})()
-        face = Mtcnn()(Source(name="a", path="a", text=""), shown, None)[0]
+        face = Mtcnn(side=512)(Source(name="a", path="a", text=""), shown, None)[0]
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
         crop = crop_faces(pixels, [torch.tensor([face.box])], FREE.crop)
         embeddings.append(network(crop)[-1][0])

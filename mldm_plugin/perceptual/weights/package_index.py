@@ -26,6 +26,7 @@ from requests.adapters import HTTPAdapter
 
 from mldm_plugin.errors import WeightsError
 
+CONNECT_SECONDS = 10  # chosen: of two kinds of source one may be out of reach, and the other is to have its turn soon
 TIMEOUT_SECONDS = 30  # chosen: a server that is silent for so long will not answer
 RETRIES = 3
 # The address that pip takes where no setting names one is known to pip alone.
@@ -50,6 +51,11 @@ class PipSettings:
     client_cert: str | None = None
     trusted_hosts: tuple[str, ...] = ()
     timeout: float = TIMEOUT_SECONDS
+
+    @property
+    def timeouts(self) -> tuple[float, float]:
+        """For requests: seconds to wait for a connection, and for each answer."""
+        return min(CONNECT_SECONDS, self.timeout), self.timeout
 
     def verify(self, url: str) -> bool | None:
         """For requests: False where the host's certificate is not to be checked, None where as in the session."""
@@ -182,7 +188,7 @@ def _links(place: str, settings: PipSettings, session: requests.Session) -> Iter
     """The links of a page, a folder or a file; those of a page keep the sha256 that it gives as their fragment."""
     path = local_path(place)
     if path is None:
-        answer = session.get(place, headers={"Accept": _PAGE}, timeout=settings.timeout, verify=settings.verify(place))
+        answer = session.get(place, headers={"Accept": _PAGE}, timeout=settings.timeouts, verify=settings.verify(place))
         answer.raise_for_status()
         if "json" in answer.headers.get("Content-Type", ""):
             yield from _links_of_json(answer.url, answer.json())
