@@ -137,7 +137,8 @@ def _at_a_time(boxes: Sequence[Tensor], number: int) -> Iterator[list[Tensor]]:
     order = [(i, k) for i, of_image in enumerate(boxes) for k in range(len(of_image))]
     for start in range(0, len(order), number):
         taken = order[start : start + number]
-        yield [of_image[[k for j, k in taken if j == i]] for i, of_image in enumerate(boxes)]
+        places = [[k for j, k in taken if j == i] for i in range(len(boxes))]  # in a row, for order is by image
+        yield [of_image[k[0] : k[-1] + 1] if k else of_image[:0] for of_image, k in zip(boxes, places, strict=True)]
 
 
 def _sensible(layer_weights: Sequence[float], stages: int) -> bool:

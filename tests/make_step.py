@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -12,6 +13,7 @@ from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
+from mldm_plugin.perceptual.frozen import build_seeded
 
 
 def ddpm(prediction_type: str = "epsilon", **kwargs) -> DDPMScheduler:
@@ -32,16 +34,16 @@ def flow(**kwargs) -> FlowMatchEulerDiscreteScheduler:
 def tiny_vae(seed: int = 0, downscale: int = 4) -> AutoencoderKL:
     """A random VAE of Stable Diffusion's architecture with factor 2 or 4."""
     levels = {2: 2, 4: 3}[downscale]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoencoderKL(
-            block_out_channels=(8,) * levels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            norm_num_groups=4,
-            latent_channels=4,
-            scaling_factor=0.5,
-        ).requires_grad_(False)
+    build = partial(
+        AutoencoderKL,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.5,
+    )
+    return build_seeded(build, seed).requires_grad_(False)
 
 
 def people_mask(n: int, size: int = 32, people: int = 2) -> torch.Tensor:

@@ -17,13 +17,23 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_un
 
 
 class Waits(TorchDispatchMode):
-    """Counts those operations, and `tolist`, which asks without one where the tensor is on the CPU."""
+    """Counts those operations, and what waits on a GPU without one: `tolist`, copies of lists, and lists as indices."""
 
     def __init__(self, monkeypatch):
         super().__init__()
         self.seen = []
-        tolist = torch.Tensor.tolist
+        tolist, new_tensor, getitem = torch.Tensor.tolist, torch.Tensor.new_tensor, torch.Tensor.__getitem__
+
+        def get(tensor, index):
+            places = index if isinstance(index, tuple) else (index,)
+            self.seen.extend("list as index" for place in places if isinstance(place, list))
+            return getitem(tensor, index)
+
+        monkeypatch.setattr(torch.Tensor, "__getitem__", get)
         monkeypatch.setattr(torch.Tensor, "tolist", lambda t: self.seen.append("tolist") or tolist(t))
+        monkeypatch.setattr(
+            torch.Tensor, "new_tensor", lambda *a, **k: self.seen.append("new_tensor") or new_tensor(*a, **k)
+        )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -33,11 +43,11 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def published_stack(**options):
+def published_stack(face=None, **options):
     """The two losses of the preset mldm, with random networks."""
     losses = load_plugins().losses
-    small = losses["face"](network="vggface2_inception", weights="random")
-    terms = Term("masked_lpips", losses["masked_lpips"](weights="random"), 0.2), Term("face", small, 0.5)
+    face = losses["face"](weights="random", **(face or {}))
+    terms = Term("masked_lpips", losses["masked_lpips"](weights="random"), 0.2), Term("face", face, 0.5)
     return make_stack(*terms, **options)
 
 
@@ -48,14 +58,15 @@ def counted(stack, step, monkeypatch):
     return waits.seen, report
 
 
+@pytest.mark.parametrize("network", ["vggface2_resnet50", "vggface2_inception", "dlib_resnet"])
 @pytest.mark.parametrize(
     ("timesteps", "expected"),
     [((900, 800), ["tolist"]), ((50, 800), ["tolist", "tolist"]), ((50, 20), ["tolist", "tolist"])],
     ids=["no gate open", "one", "all"],
 )
-def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, monkeypatch):
+def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, network, monkeypatch):
     step = make_step(timesteps)
-    stack = published_stack()
+    stack = published_stack(face={"network": network})
     stack.prove(step)
     stack(step)
     stack.start_up = None
@@ -116,4 +127,7 @@ def test_the_counter_sees_what_waits(monkeypatch):
         x[x > 1]
         x.nonzero()
         x.tolist()
-    assert waits.seen == ["_local_scalar_dense", "_local_scalar_dense", "index", "nonzero", "tolist"]
+        x.new_tensor([1])
+        x[[0, 1]]
+    expected = ["_local_scalar_dense", "_local_scalar_dense", "index", "nonzero", "tolist", "new_tensor"]
+    assert waits.seen == [*expected, "list as index"]

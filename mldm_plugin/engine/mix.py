@@ -12,7 +12,7 @@ from torch import Tensor
 from mldm_plugin.engine.early_backward import Evaluation
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.schedule import NoiseSchedule
-from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.perceptual.known_gradient import with_gradient
 
 Combine = Literal["convex", "additive"]
@@ -68,8 +68,7 @@ def mix(step: DiffusionStep, given: Evaluation, plain: PlainLoss, combine: Combi
         if not (used := report.used):
             continue
         share = report.strength / len(step)
-        kept = report.values if len(used) == report.gated else report.values[used]
-        values.append(kept.sum() * share)
+        values.append(report.values[on_device(used, report.values.device)].sum() * share)
         if combine == "convex":
             replaced.append(plain.of_each(step.select([report.rows[i] for i in used])).sum() * share)
     if values:

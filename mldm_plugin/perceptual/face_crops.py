@@ -31,12 +31,12 @@ VGGFACE2_CROP = FaceCrop(size=224, extent=1.3)
 
 
 def square_boxes(boxes: Tensor, crop: FaceCrop = VGGFACE2_CROP) -> Tensor:
-    """The squares that are cut out around `boxes`, (K, 4) x0, y0, x1, y1.
+    """The squares that are cut out around `boxes`, (K, 4) x0, y0, x1, y1, on the CPU.
 
     A square holds the forehead and the chin of a tall box. It may reach out of the picture.
     """
     side = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) * crop.extent
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + side * boxes.new_tensor([0.0, crop.down])
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + side * torch.tensor([0.0, crop.down], dtype=boxes.dtype)
     return torch.cat([centre - side / 2, centre + side / 2], dim=1)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from mldm_plugin.errors import WeightsError, nearest
@@ -23,8 +24,7 @@ VGGFACE2_MEAN_BGR = (91.4953, 103.8827, 131.0912)
 
 def vggface2_input(faces: Tensor) -> Tensor:
     """(K, 3, S, S) RGB in [-1, 1] → BGR of 0–255 minus VGGFace2's mean."""
-    mean = faces.new_tensor(VGGFACE2_MEAN_BGR).view(1, 3, 1, 1)
-    return (faces.flip(1) + 1) * 127.5 - mean
+    return (faces.flip(1) + 1) * 127.5 - _per_channel(VGGFACE2_MEAN_BGR, faces)
 
 
 def facenet_input(faces: Tensor) -> Tensor:
@@ -34,7 +34,12 @@ def facenet_input(faces: Tensor) -> Tensor:
 
 def dlib_input(faces: Tensor) -> Tensor:
     """(K, 3, S, S) RGB in [-1, 1] → (x - mean)/256 of 0–255, as dlib's input_rgb_image_sized gives it."""
-    return ((faces + 1) * 127.5 - faces.new_tensor(MEAN_RGB).view(1, 3, 1, 1)) / 256
+    return ((faces + 1) * 127.5 - _per_channel(MEAN_RGB, faces)) / 256
+
+
+def _per_channel(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """(1, 3, 1, 1) on the device of `like`; the copy is queued, where `new_tensor` would wait for a GPU."""
+    return torch.tensor(numbers, dtype=like.dtype).view(1, -1, 1, 1).to(like.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

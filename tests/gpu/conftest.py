@@ -53,6 +53,7 @@ def note() -> Callable[..., None]:
         elif at_least is not None:
             holds, limit = figure is not None and figure >= at_least, f">= {at_least:g}"
         FIGURES.append(Figure(what, figure, unit, limit, holds))
+        write_report()  # at once: a machine that is lent for minutes may end in the middle
         assert holds is not False or not must, f"{what}: {figure} {unit}, expected {limit}"
 
     return note
@@ -85,8 +86,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for f in FIGURES:
         figure = "-" if f.figure is None else f"{f.figure:.4g}"
         write(f"{f.what:<66} {figure:>11} {f.unit:<9} {f.limit:<9} {words[f.holds]}")
+    write(f"written to {write_report()}")
+
+
+def write_report() -> Path:
+    """All figures so far as JSON."""
     path = Path(os.environ.get("MLDM_GPU_REPORT", "runs/gpu-check.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"gpu": name, "torch": torch.__version__, "figures": [asdict(f) for f in FIGURES]}
+    record = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "figures": [asdict(f) for f in FIGURES]}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write(f"written to {path}")
+    return path

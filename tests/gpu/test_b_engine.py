@@ -62,8 +62,9 @@ def test_synchronisations_of_a_step(timesteps, expected, cuda, note):
             report.numbers()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     gate = "open" if timesteps[0] < 100 else "closed"
+    print(waits)  # noqa: T201, for where they are
     note(f"synchronisations of a step, gate {gate}", len(waits), at_most=expected)
 
 
@@ -122,13 +123,6 @@ def host_and_step(cuda):
     return Host().to(cuda), step
 
 
-def test_a_compiled_host(cuda, note):
-    model, step = host_and_step(cuda)
-    plain = gradients(model, step, make_stack(*terms()))
-    compiled = gradients(torch.compile(model), step, make_stack(*terms()))
-    note("torch.compile of the host: gradient", ((compiled - plain).norm() / plain.norm()).item(), at_most=1e-3)
-
-
 def test_ddp_over_nccl_on_one_rank(cuda, note, tmp_path):
     model, step = host_and_step(cuda)
     plain = gradients(model, step, make_stack(*terms()))
@@ -163,3 +157,10 @@ def test_checkpoints_resume_exactly(cuda, note, tmp_path):
     parts = train(tmp_path / "parts", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
     off = max((whole[k] - parts[k]).abs().max().item() for k in whole)
     note("resumed run against an uninterrupted one: weights", off, at_most=1e-6)
+
+
+def test_a_compiled_host(cuda, note):
+    model, step = host_and_step(cuda)
+    plain = gradients(model, step, make_stack(*terms()))
+    compiled = gradients(torch.compile(model), step, make_stack(*terms()))
+    note("torch.compile of the host: gradient", ((compiled - plain).norm() / plain.norm()).item(), at_most=1e-3)
