@@ -100,7 +100,7 @@ class Face:
             raise PresetError(f"max_faces is {max_faces}, expected at least 1; leave it out to take all faces.")
         self.form, self.max_faces = form, max_faces
         self.features = FaceFeatures(network, weights)
-        stages = len(self.features.layer_weights)
+        self.networks, stages = self.features.networks, len(self.features.layer_weights)
         if layer_weights is not None and not _sensible(layer_weights, stages):
             raise PresetError(f"layer_weights is {layer_weights}, expected {stages} finite numbers ≥ 0, not all 0.")
         self.layer_weights = layer_weights or self.features.layer_weights

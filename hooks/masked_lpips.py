@@ -112,6 +112,7 @@ class MaskedLPIPS:
         self.divide_by = divide_by
         self.layer_weights = layer_weights
         self.network = LPIPSNetwork(network, weights)
+        self.networks = self.network.networks
 
     def __call__(self, step: DiffusionStep) -> Tensor:
         """(n,) one value per image, ≥ 0, 0 without people; gradient to `step.pred_images`."""

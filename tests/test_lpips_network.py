@@ -60,6 +60,16 @@ def distance(network, picture, other):
     return sum(weighted_square(f, t, w).mean() for f, t, w in layers).item()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_start_up_table_names_the_trunk_and_its_terms(name):
+    from mldm_plugin.hooks.masked_lpips import MaskedLPIPS
+
+    [text] = MaskedLPIPS(network=name).networks
+    assert text.startswith(f"{TRUNKS[name]} from ")
+    assert text.endswith("(BSD-3-Clause, ImageNet)")
+    assert MaskedLPIPS(network=name, weights="random").networks == ()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_distances_are_those_of_the_lpips_package(name, pictures):

@@ -1,4 +1,4 @@
-"""Face boxes: from the annotation, from keypoints, by a cascade and by SCRFD, and the choice between them."""
+"""Face boxes: from the annotation, from keypoints, by MTCNN and by SCRFD, and the choice between them."""
 
 import pickle
 import time
@@ -7,24 +7,30 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from weights_entries import unreachable
+from weights_entries import needs_weights, unreachable
 
-from mldm_plugin.demo.photos import PHOTOS, decoded, load_annotations, photo
+from mldm_plugin.demo.photos import load_annotations
 from mldm_plugin.errors import DataError, WeightsError
+from mldm_plugin.perceptual.weights import tensors
 from mldm_plugin.prepare import faces
 from mldm_plugin.prepare.faces import scrfd
 from mldm_plugin.prepare.faces.annotated import Annotated
-from mldm_plugin.prepare.faces.boxes import tidied
+from mldm_plugin.prepare.faces.boxes import Placement, tidied
 from mldm_plugin.prepare.faces.keypoints import Keypoints, face_box
-from mldm_plugin.prepare.faces.lbp import Lbp
+from mldm_plugin.prepare.faces.mtcnn import Mtcnn, load_network
+from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
 from mldm_plugin.prepare.faces.scrfd import Scrfd
 from mldm_plugin.prepare.source import Face, People, Source
 
 SOURCE = Source(name="a", path="a.png", text="")
+# What facenet-pytorch 2.6.0 says of scikit-image's astronaut
+BOX = (181.05, 62.16, 267.75, 172.05)
+LANDMARKS = ((205.01, 101.73), (246.76, 103.71), (224.67, 128.96), (201.72, 139.25), (245.27, 141.86))
 
 
 class Shown:
@@ -165,53 +171,87 @@ def test_each_person_with_points_gets_a_box():
     assert Keypoints()(SOURCE, Shown(Image.new("RGB", (300, 512))), None) == []
 
 
-# The cascade
+# MTCNN
 
 
 @pytest.fixture(scope="module")
-def photographs():
-    """Each of the demo's photographs with its people and the boxes of its faces."""
-    annotations = load_annotations()
-    known = {}
-    for image in annotations.dataset["images"]:
-        persons = annotations.loadAnns(annotations.getAnnIds(imgIds=image["id"]))
-        labels = np.zeros((image["height"], image["width"]), np.uint8)
-        for k, person in enumerate(persons, 1):
-            labels[decoded(annotations, person).astype(bool)] = k
-        boxes = [tuple(p["face_box"]) for p in persons]
-        known[image["file_name"]] = (Shown(photo(image["file_name"])), People(labels, len(persons)), boxes)
-    return known
+def astronaut():
+    return Image.fromarray(pytest.importorskip("skimage.data").astronaut())
 
 
-def test_the_cascade_finds_most_faces_of_the_photographs(photographs):
-    assert set(photographs) == set(PHOTOS)
-    hits, false, all_faces = [], 0, 0
-    for picture, known, boxes in photographs.values():
-        found = Lbp()(SOURCE, picture, known)
-        best = [max(iou(face.box, box) for box in boxes) for face in found]
-        hits += [v for v in best if v >= 0.5]
-        false += sum(v < 0.5 for v in best)
-        all_faces += len(boxes)
-        assert [f.score for f in found] == [None] * len(found)
-    assert (len(hits), all_faces, false) == (8, 9, 0)
-    assert np.mean(hits) > 0.75
+@needs_weights("mtcnn")
+def test_mtcnn_finds_a_face_and_its_points(astronaut):
+    """The numbers are facenet-pytorch's own for this picture."""
+    [face] = Mtcnn()(SOURCE, Shown(astronaut), None)
+    assert face.box == pytest.approx(BOX, abs=0.1)
+    assert face.score > 0.9999
+    np.testing.assert_allclose(face.points, LANDMARKS, atol=0.1)
+    (left, _), (right, _), (_, nose), (_, mouth), _ = face.points
+    assert left < right
+    assert nose < mouth
 
 
-def test_a_face_on_nobody_is_dropped(photographs):
-    picture, known, _ = photographs["astronaut.png"]
-    nobody = People(np.zeros_like(known.labels), 0)
-    assert Lbp()(SOURCE, picture, nobody) == []
-    assert len(Lbp()(SOURCE, picture, None)) >= 1
-
-
-def test_the_cascade_reduces_a_large_picture_and_takes_a_tiny_one():
-    astronaut = photo("astronaut.png")
-    small = Lbp()(SOURCE, Shown(astronaut), None)[0].box
+@needs_weights("mtcnn")
+def test_mtcnns_faces_are_in_pixels_of_the_picture_whatever_its_size(astronaut):
+    [small] = Mtcnn()(SOURCE, Shown(astronaut), None)
     started = time.process_time()
-    large = Lbp()(SOURCE, Shown(astronaut.resize((4096, 4096))), None)[0].box
+    [large] = Mtcnn()(SOURCE, Shown(astronaut.resize((4096, 4096))), None)
     assert time.process_time() - started < 30  # unreduced it is minutes
-    assert iou([v / 8 for v in large], small) > 0.8
-    assert Lbp()(SOURCE, Shown(Image.new("RGB", (2000, 40))), None) == []
+    assert iou([v / 8 for v in large.box], small.box) > 0.8
+    np.testing.assert_allclose(np.array(large.points) / 8, small.points, atol=4)
+    for size in ((2000, 40), (40, 2000), (11, 11), (1, 1)):
+        assert Mtcnn()(SOURCE, Shown(Image.new("RGB", size)), None) == []
+
+
+@needs_weights("mtcnn")
+def test_mtcnn_finds_each_of_several_faces(astronaut):
+    row = Image.new("RGB", (900, 300), (120, 140, 160))
+    corners = ((10, 40), (330, 60), (650, 90))
+    for corner, side in zip(corners, (220, 180, 150), strict=True):
+        row.paste(astronaut.crop((110, 0, 340, 230)).resize((side, side)), corner)
+    found = Mtcnn()(SOURCE, Shown(row), None)
+    assert len(found) == 3
+    assert [face.box[0] for face in found] == sorted(face.box[0] for face in found)  # the largest is at the left
+    assert Mtcnn(least_score=1.0)(SOURCE, Shown(row), None) == []
+
+
+@needs_weights("mtcnn")
+def test_the_cascade_is_facenet_pytorchs(astronaut):
+    theirs = pytest.importorskip("facenet_pytorch", reason="pip install --no-deps facenet-pytorch==2.6.0")
+    cascade = theirs.MTCNN(keep_all=True, select_largest=False)
+    pixels = torch.from_numpy(np.array(astronaut))
+    boxes, scores, points = cascade.detect(np.array(astronaut), landmarks=True)
+    own = load_network()(pixels.permute(2, 0, 1).float(), 20)
+    for mine, his in zip(own, (boxes, scores, points), strict=True):
+        np.testing.assert_allclose(mine.squeeze(0), np.array(his, dtype=float).squeeze(0), atol=1e-2)
+
+
+def test_mtcnn_can_be_sent_to_a_process_and_says_what_it_gives():
+    assert pickle.loads(pickle.dumps(Mtcnn(side=640))) == Mtcnn(side=640)
+    assert (Mtcnn.name, Mtcnn.scored, Mtcnn.pointed) == ("mtcnn", True, True)
+
+
+# Boxes of one size and place
+
+
+def test_a_box_is_brought_to_another_size_and_place():
+    moved = Placement(extent=0.5, down=0.1)((10.0, 20.0, 30.0, 60.0))
+    assert moved == pytest.approx((15.0, 34.0, 25.0, 54.0))
+    assert Placement(extent=1, down=0)((1.0, 2.0, 3.0, 4.0)) == (1, 2, 3, 4)
+
+
+@needs_weights("mtcnn")
+def test_boxes_from_keypoints_are_those_of_mtcnn(astronaut):
+    [face] = Mtcnn()(SOURCE, Shown(astronaut), None)
+    left, right, nose = face.points[:3]
+    known = [*nose, 2, *right, 2, *left, 2, *[0] * 6]  # a person's left eye is at the picture's right
+    [found] = Keypoints()(SOURCE, Shown(astronaut), people(keypoints=[[*known, *[0] * 36]]))
+    side, expected = (max(b[2] - b[0], b[3] - b[1]) for b in (found.box, face.box))
+    assert side == pytest.approx(expected, rel=0.15)
+    for axis in (0, 1):
+        assert (found.box[axis] + found.box[axis + 2]) / 2 == pytest.approx(
+            (face.box[axis] + face.box[axis + 2]) / 2, abs=0.06 * expected
+        )
 
 
 # SCRFD
@@ -273,6 +313,7 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     unreachable(monkeypatch, "scrfd_10g")
+    unreachable(monkeypatch, "mtcnn")
     scrfd.load_network.cache_clear()
     yield tmp_path
     scrfd.load_network.cache_clear()
@@ -356,9 +397,7 @@ def test_without_the_network_the_error_names_file_address_and_place(no_network):
 # The choice
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("annotated", Annotated), ("keypoints", Keypoints), ("lbp", Lbp), ("none", type(None))]
-)
+@pytest.mark.parametrize(("name", "kind"), [("annotated", Annotated), ("keypoints", Keypoints), ("none", type(None))])
 def test_a_detector_is_chosen_by_name(name, kind):
     chosen, line = faces.resolve(name, annotated=True)
     assert isinstance(chosen, kind)
@@ -376,13 +415,27 @@ def test_insightface_is_fetched_when_it_is_chosen(detector, no_network):
         faces.resolve("insightface", annotated=False)
 
 
+def test_mtcnn_is_fetched_when_it_is_chosen(no_network):
+    with pytest.raises(WeightsError, match="Cannot fetch the weights 'mtcnn'"):
+        faces.resolve("mtcnn", annotated=False)
+    weights_of_mtcnn(no_network / "cache")
+    assert faces.resolve("mtcnn", annotated=False) == (Mtcnn(), "faces: mtcnn, as asked")
+
+
 def test_auto_takes_the_best_that_is_there_and_says_so(no_network):
     assert faces.resolve("auto", annotated=True) == (Annotated(), "faces: annotated, the annotation names them")
-    chosen, line = faces.resolve("auto", annotated=False)
-    assert chosen == Lbp()
-    assert "insightface's detector is not on this machine (mldm weights fetch scrfd_10g)" in line
+    with pytest.raises(WeightsError, match="`--faces none` need none"):
+        faces.resolve("auto", annotated=False)
     red_detector(no_network / "cache" / "det_10g.onnx")
-    assert faces.resolve("auto", annotated=False) == (Scrfd(), "faces: insightface, its detector is on this machine")
+    chosen, line = faces.resolve("auto", annotated=False)
+    assert chosen == Scrfd()
+    assert line == "faces: insightface, since mtcnn's weights cannot be had and its detector is on this machine"
+    weights_of_mtcnn(no_network / "cache")
+    assert faces.resolve("auto", annotated=False) == (Mtcnn(), "faces: mtcnn, its weights are on this machine")
+
+
+def weights_of_mtcnn(cache):
+    tensors.write(MTCNNNetworks().state_dict(), cache / "mtcnn.safetensors", {})
 
 
 def test_a_choice_that_cannot_be_met_is_refused(monkeypatch, no_network):
@@ -391,8 +444,6 @@ def test_a_choice_that_cannot_be_met_is_refused(monkeypatch, no_network):
     with pytest.raises(DataError, match="the annotation names no faces"):
         faces.resolve("annotated", annotated=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install scikit-image"):
-        faces.resolve("lbp", annotated=False)
     with pytest.raises(WeightsError, match=r"needs insightface and onnxruntime: pip install 'mldm-plugin\[data\]'"):
         faces.resolve("insightface", annotated=False)
 

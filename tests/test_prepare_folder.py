@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from odd_pictures import encoded, scene
 from PIL import Image
+from weights_entries import needs_weights
 
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare import plans
@@ -142,29 +143,30 @@ def test_a_link_out_of_the_folder_is_rejected(tmp_path):
     assert "a link that leaves the folder" in counts.left_out[0]
 
 
-def test_faces_are_found_in_real_photographs(tmp_path):
-    """scikit-image's astronaut and insightface's portrait, by the cascade that ships with scikit-image."""
-    skimage = pytest.importorskip("skimage")
-    insightface = pytest.importorskip("insightface")
+@needs_weights("mtcnn")
+@pytest.mark.parametrize("stored", ["imagefolder", "parquet"])
+def test_faces_and_their_points_are_found_in_real_photographs(tmp_path, stored):
+    """scikit-image's astronaut, and a picture without anybody."""
+    data = pytest.importorskip("skimage.data")
     (tmp_path / "photos").mkdir()
-    originals = {
-        "astronaut.png": Path(skimage.__file__).parent / "data/astronaut.png",
-        "t1.jpg": Path(insightface.__file__).parent / "data/images/t1.jpg",
-    }
-    for name, path in originals.items():
-        (tmp_path / "photos" / name).write_bytes(path.read_bytes())
-    plan = plans.folder(tmp_path / "photos", caption="x", masks="none", faces="lbp")
-    prepare(plan, Output(tmp_path / "out", workers=0))
-    astronaut, table = rows_of(tmp_path / "out")
-    assert astronaut["face_detector"] == "lbp"
-    assert len(table["face_boxes"]) >= 4
-    [x0, y0, x1, y1] = astronaut["face_boxes"][0]
-    assert 170 < x0 < 205
-    assert 240 < x1 < 290
-    assert y0 < 80
-    assert 130 < y1 < 200
-    read = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
-    assert read[0]["face_boxes"] == astronaut["face_boxes"]
+    Image.fromarray(data.astronaut()).save(tmp_path / "photos" / "astronaut.png")
+    Image.fromarray(data.coffee()).save(tmp_path / "photos" / "coffee.png")
+    plan = plans.folder(tmp_path / "photos", caption="x", masks="none", faces="mtcnn")
+    prepare(plan, Output(tmp_path / "out", workers=0, format=stored))
+    if stored == "parquet":
+        import pyarrow.parquet
+
+        astronaut, coffee = pyarrow.parquet.read_table(next((tmp_path / "out").rglob("*.parquet"))).to_pylist()
+    else:
+        astronaut, coffee = rows_of(tmp_path / "out")
+    assert astronaut["face_detector"] == "mtcnn"
+    [[x0, y0, x1, y1]] = astronaut["face_boxes"]
+    [points] = astronaut["face_points"]
+    assert len(points) == 10
+    assert all(x0 < x < x1 for x in points[::2])
+    assert all(y0 < y < y1 for y in points[1::2])
+    assert astronaut["face_scores"][0] > 0.99
+    assert (coffee["face_boxes"], coffee["face_points"], coffee["face_scores"]) == ([], [], [])
 
 
 def test_masks_that_are_no_folder_are_refused(tmp_path):

@@ -13,12 +13,13 @@ from torch import nn
 from weights_entries import CONTENT, TENSORS, addresses, package, put, sdist, zip_of
 
 from mldm_plugin.errors import WeightsError
-from mldm_plugin.perceptual import weights
 from mldm_plugin.perceptual.weights import (
     WEIGHT_FILES,
     Addresses,
     Package,
     cache_folder,
+    described,
+    download,
     fetch,
     fill,
     load_state_dict,
@@ -56,7 +57,8 @@ def serve(monkeypatch, folder):
 
 
 def test_the_table_is_complete_and_its_import_is_cheap():
-    names = {"vgg16", "alexnet", "vggface2_resnet50", "vggface2_inception", "scrfd_10g", "mask_rcnn"}
+    names = {"vgg16", "alexnet", "dlib_resnet", "vggface2_resnet50", "vggface2_inception"}
+    names |= {"mtcnn", "scrfd_10g", "mask_rcnn"}
     assert set(WEIGHT_FILES) == names
     for name, file in WEIGHT_FILES.items():
         assert file.name == name
@@ -169,12 +171,11 @@ def test_fetch_gets_the_file_once_and_says_where_from(cache, monkeypatch, tmp_pa
     path = fetch("tiny")
     assert path == cache / "tiny.safetensors"
     torch.testing.assert_close(load_file(path), TENSORS)
-    assert (
-        tensors.metadata(path)["source"]
-        == {"url": f"url {source.as_uri()}", "package": "package tiny_weights 1.0"}[kind]
-    )
+    origin = {"url": f"url {source.as_uri()}", "package": "package tiny_weights 1.0"}[kind]
+    assert tensors.metadata(path)["source"] == origin
     assert names_in(cache) == ["tiny.safetensors"]
     assert path.stat().st_mode & 0o777 == 0o644
+    assert described("tiny") == f"tiny from {'this machine' if kind == 'url' else origin} (free)"
     source.unlink()
     archive.unlink()
     assert fetch("tiny") == path
@@ -245,8 +246,8 @@ def test_all_entries_of_one_archive_are_taken_at_once(cache, monkeypatch, tmp_pa
 def test_processes_that_fetch_at_once_download_once(cache, monkeypatch, source):
     put(monkeypatch, addresses(source))
     calls = []
-    real = weights.cache._take
-    monkeypatch.setattr(weights.cache, "_take", lambda *given: (calls.append(1), real(*given)))
+    real = download.download
+    monkeypatch.setattr(download, "download", lambda *given: (calls.append(1), real(*given)))
     threads = [threading.Thread(target=fetch, args=("tiny",)) for _ in range(4)]
     for thread in threads:
         thread.start()

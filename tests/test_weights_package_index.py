@@ -87,7 +87,7 @@ def test_this_environments_pip_is_asked(monkeypatch, tmp_path):
 
 def test_without_a_setting_the_index_is_pips_own_and_without_pip_the_variables_count(monkeypatch):
     told = {"-m": "", "-c": "https://pips.own/simple\n"}
-    monkeypatch.setattr(package_index, "_python", lambda *arguments: told[arguments[0]])
+    monkeypatch.setattr(package_index, "run_python", lambda *arguments: told[arguments[0]])
     pip_settings.cache_clear()
     assert pip_settings().indexes == ("https://pips.own/simple",)
     told.update({"-m": None, "-c": None})
@@ -104,8 +104,8 @@ def test_without_a_setting_the_index_is_pips_own_and_without_pip_the_variables_c
 
 
 def test_pip_knows_an_index_of_its_own():
-    assert (package_index._python("-c", package_index._ASK_PIP) or "").startswith("https://")
-    assert package_index._python("-c", "raise SystemExit(3)") is None
+    assert (package_index.run_python("-c", package_index.ASK_PIP) or "").startswith("https://")
+    assert package_index.run_python("-c", "raise SystemExit(3)") is None
 
 
 # Where the file is

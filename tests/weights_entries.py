@@ -7,7 +7,7 @@ import io
 import math
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def addresses(path: Path, **changes: Any) -> Addresses:
 
 def put(monkeypatch: pytest.MonkeyPatch, *sources: Package | Addresses, name: str = "tiny", **changes: Any) -> None:
     """Put an entry into the table."""
-    fields: dict[str, Any] = {"licence": "none", "digest": tensors.digest(TENSORS), **changes}
+    fields: dict[str, Any] = {"licence": "none", "terms": "free", "digest": tensors.digest(TENSORS), **changes}
     monkeypatch.setitem(WEIGHT_FILES, name, WeightFile(name=name, sources=sources, **fields))
 
 
@@ -118,14 +118,18 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def dlib_file(
-    state: Mapping[str, torch.Tensor], scale: float = 1, shift: float = 0, leave_out: int | None = None
+    state: Mapping[str, torch.Tensor],
+    scale: float = 1,
+    shift: float = 0,
+    leave_out: int | None = None,
+    blocks_of_levels: Sequence[int] = (3, 4, 3, 3, 1),
 ) -> bytes:
     """dlib's file of its face network with the weights `state`, as dlib itself writes it.
 
     Every affine layer scales and shifts by the same numbers; the layer `leave_out` is missing.
     """
     layers: list[bytes | None] = []  # None: a layer that marks or repeats another one's output
-    convolutions = iter(range(29))
+    convolutions = iter(range(1 + 2 * sum(blocks_of_levels)))
 
     def convolution(stride: int, padding: int) -> list[bytes]:
         i = next(convolutions)
@@ -148,17 +152,18 @@ def dlib_file(
         return _text(name) + _wholes(*numbers)
 
     layers += [*convolution(2, 0), _text("relu_"), window("max_pool_2", 3, 3, 2, 2, 0, 0)]
-    for level, blocks in enumerate((3, 4, 3, 3, 1)):
+    for level, blocks in enumerate(blocks_of_levels):
         for block in range(blocks):
             halves = level > 0 and block == 0
             layers += [None, *convolution(2 if halves else 1, 0 if halves else 1)]
             layers += [_text("relu_"), *convolution(1, 1)]
             layers += [None, None, window("avg_pool_2", 2, 2, 2, 2, 0, 0)] if halves else []
             layers += [_text("add_prev_"), _text("relu_")]
-    embedding = _wholes(128, 256) + _tensor(state["embedding.weight"].T, (256, 128, 1, 1))
+    outputs, inputs = state["embedding.weight"].shape
+    embedding = _wholes(outputs, inputs) + _tensor(state["embedding.weight"].T, (inputs, outputs, 1, 1))
     empty = _shape(1, 0, 0, 0, 0)
     layers += [window("avg_pool_2", 0, 0, 1, 1, 0, 0)]
-    layers += [_text("fc_2") + embedding + _shape(1, 256, 128, 1, 1) + empty + _whole(1) + _floats(1, 1, 1, 0)]
+    layers += [_text("fc_2") + embedding + _shape(1, inputs, outputs, 1, 1) + empty + _whole(1) + _floats(1, 1, 1, 0)]
     if leave_out is not None:
         del layers[leave_out]
     tail = b"110" + _tensor(torch.zeros(0)) * 3

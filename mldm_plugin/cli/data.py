@@ -30,12 +30,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--out", type=FOLDER, metavar="DIR", help="The training set; appears whole, at the end."),
             click.option(
                 "--faces",
-                type=click.Choice(["auto", "annotated", "insightface", "lbp", "keypoints", "none"]),
+                type=click.Choice(["auto", "annotated", "mtcnn", "insightface", "keypoints", "none"]),
                 default="auto",
                 show_default=True,
-                help="Who finds the faces: the annotation itself, insightface's detector, scikit-image's cascade "
-                "(frontal faces), or COCO's keypoints. auto takes the first of annotated, insightface, lbp that is "
-                "there, and says which.",
+                help="Who finds the faces: the annotation itself, MTCNN, insightface's detector, or COCO's keypoints. "
+                "auto takes annotated where there is an annotation, else mtcnn, and says which.",
             ),
             click.option(
                 "--format",

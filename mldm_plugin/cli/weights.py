@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,11 @@ def list_weights() -> None:
     """List the weights: sources, size, digest, licence, and whether they are on this machine."""
     from mldm_plugin.perceptual.weights import WEIGHT_FILES
 
+    wrapper = textwrap.TextWrapper(100, "    ", " " * 13, break_on_hyphens=False, break_long_words=False)
     for file in WEIGHT_FILES.values():
         click.echo(file.name)
         for word, text in _described(file):
-            click.echo(click.wrap_text(f"{word:<9}{text}", 100, "    ", " " * 13))
+            click.echo(wrapper.fill(f"{word:<9}{text}"))
 
 
 def _described(file: WeightFile) -> Iterator[tuple[str, str]]:
@@ -107,4 +109,6 @@ def where(name: str | None) -> None:
 
 
 def _size(size: int | None) -> str:
-    return "size not published" if size is None else f"{size / 2**20:.0f} MiB"
+    if size is None:
+        return "size not published"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"

@@ -253,13 +253,12 @@ def _build_decoder(
 
 
 def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:
-    """The losses of positive weight, each with a remark on what is random about it."""
+    """The losses of positive weight, each with a remark on its networks and on what is random about it."""
     terms = []
     for name, settings in preset.losses.items():
         if settings.weight > 0:
             random = [f"{option}: random" for option, value in settings.options.items() if value == "random"]
             loss = plugins.losses[name](**settings.options)
-            terms.append(
-                Term(name, loss, settings.weight, settings.max_timestep, settings.detach, remark=", ".join(random))
-            )
+            remark = ", ".join([*getattr(loss, "networks", ()), *random])
+            terms.append(Term(name, loss, settings.weight, settings.max_timestep, settings.detach, remark=remark))
     return terms

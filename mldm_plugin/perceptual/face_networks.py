@@ -15,7 +15,7 @@ from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.inception_resnet_v1 import InceptionResnetV1
 from mldm_plugin.perceptual.vggface2_resnet50 import VGGFace2ResNet50
-from mldm_plugin.perceptual.weights import fill, load_state_dict
+from mldm_plugin.perceptual.weights import described, fill, load_state_dict
 from mldm_plugin.perceptual.weights.dlib_dat import MEAN_RGB, SIZE
 
 # cydonia999/VGGFace2-pytorch and ox-vgg/vgg_face2: "from resnet50_ft.prototxt", blue, green, red.
@@ -98,6 +98,8 @@ class FaceFeatures:
         name: a key of `FACE_NETWORKS`.
         weights: "pretrained" (fetched on first use) or "random" (from a fixed seed).
 
+    `networks` names it, where its weights came from and their terms of use.
+
     Raises:
         WeightsError: unknown network, or weights that cannot be had.
     """
@@ -109,6 +111,7 @@ class FaceFeatures:
         network = build_seeded(known.build)
         if weights == "pretrained":
             fill(network, load_state_dict(name), name, ignore=known.unused)
+        self.networks = (described(name),) if weights == "pretrained" else ()
         self.crop, self.layer_weights = known.crop, known.layer_weights
         self._prepare, self.frozen = known.prepare, Frozen(network)
 

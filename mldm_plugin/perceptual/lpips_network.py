@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.unit_difference import unit_normalise
-from mldm_plugin.perceptual.weights import fill, load_state_dict
+from mldm_plugin.perceptual.weights import described, fill, load_state_dict
 
 TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # lpips' name → that of the weights
 
@@ -23,6 +23,8 @@ class LPIPSNetwork:
         weights: `pretrained` takes the trunk from the weights cache; `random` is seeded. The learned channel
             weights come with the lpips package in either case.
 
+    `networks` names the trunk, where its weights came from and their terms of use.
+
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
 
@@ -33,6 +35,7 @@ class LPIPSNetwork:
         if weights == "pretrained":
             trunk = TRUNKS[name]
             fill(model.net, _in_slices(load_state_dict(trunk), model.net), trunk)
+        self.networks = (described(TRUNKS[name]),) if weights == "pretrained" else ()
         self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
         self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
 

@@ -89,13 +89,16 @@ def _about_people(people: People) -> dict[str, Any]:
 def _about_faces(faces: list[Face], detector: FindFaces) -> dict[str, Any]:
     """`face_sizes` are the square roots of the boxes' areas, in pixels.
 
-    Without scores there is no such column: pyarrow 26 reads a JSON list of nulls wrongly.
+    `face_points` are x and y of five points a face, one after the other. Without scores or points there is no such
+    column: pyarrow 26 reads a JSON list of nulls wrongly.
     """
     boxes = [[float(v) for v in face.box] for face in faces]
-    scores = {"face_scores": [face.score for face in faces]} if detector.scored else {}
+    more: dict[str, Any] = {"face_scores": [face.score for face in faces]} if detector.scored else {}
+    if detector.pointed:
+        more["face_points"] = [[xy for point in face.points or () for xy in point] for face in faces]
     return {
         "face_boxes": boxes,
-        **scores,
+        **more,
         "face_sizes": [round(math.sqrt((x1 - x0) * (y1 - y0)), 1) for x0, y0, x1, y1 in boxes],
         "face_detector": detector.name,
     }

@@ -23,7 +23,7 @@ _REPEATS = re.compile(r"(\d+)_(.*)")
 # Columns that are written anew, or name files that are not carried over.
 _OURS = {
     *("text", "image", "mask", "parts", "person_area", "person_count", "person_scores", "keypoints", "crowds"),
-    *("face_boxes", "face_scores", "face_sizes", "face_detector"),
+    *("face_boxes", "face_scores", "face_points", "face_sizes", "face_detector"),
 }
 _TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}  # pyarrow's names
 

@@ -85,6 +85,7 @@ def _schema(rows: Sequence[dict[str, Any]], further: Types) -> Any:
         "keypoints": pa.list_(numbers),
         "face_boxes": pa.list_(numbers),
         "face_scores": numbers,
+        "face_points": pa.list_(numbers),
         "face_sizes": numbers,
         "face_detector": pa.string(),
     }

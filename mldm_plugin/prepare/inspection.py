@@ -168,7 +168,7 @@ def _boxes(row: Row, picture: Image.Image | None, found: Findings) -> Tensor | N
         found.faults.append(("face_boxes", str(error)))
         return None
     found.face_sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().tolist()
-    for column in ("face_scores", "face_sizes"):
+    for column in ("face_scores", "face_points", "face_sizes"):
         values = row.columns.get(column)
         if values is not None and (not isinstance(values, list) or len(values) != len(boxes)):
             came = f"has {len(values)} values" if isinstance(values, list) else f"is {values!r}, expected a list"

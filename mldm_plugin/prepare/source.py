@@ -104,11 +104,13 @@ class FindPeople(Protocol):
 class FindFaces(Protocol):
     """Picklable; networks are loaded on the first call.
 
-    Rows carry the `name` as `face_detector`, and `face_scores` where the detector is `scored`.
+    Rows carry the `name` as `face_detector`, `face_scores` where the detector is `scored`, and `face_points` where it
+    is `pointed`: where its faces have points.
     """
 
     name: str
     scored: bool
+    pointed: bool
 
     def __call__(self, source: Source, picture: Shown, people: People | None) -> list[Face]:
         """The faces, the largest first, clipped to the picture, none without area."""

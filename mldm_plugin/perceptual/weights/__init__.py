@@ -11,7 +11,7 @@ tensors.py        the file in the cache and its digest
 Importing this is cheap (no torch), so that the command line can list the table.
 """
 
-from mldm_plugin.perceptual.weights.cache import cache_folder, fetch, load_state_dict, locate
+from mldm_plugin.perceptual.weights.cache import cache_folder, described, fetch, load_state_dict, locate
 from mldm_plugin.perceptual.weights.filling import fill
 from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, Address, Addresses, Package, WeightFile, weight_file
 
@@ -22,6 +22,7 @@ __all__ = [
     "Package",
     "WeightFile",
     "cache_folder",
+    "described",
     "fetch",
     "fill",
     "load_state_dict",

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mldm_plugin.errors import WeightsError, nearest
 from mldm_plugin.perceptual.weights import tensors
@@ -94,6 +95,15 @@ def load_state_dict(name: str) -> dict[str, Tensor]:
         return tensors.read(path, file.digest)
     except (WeightsError, OSError) as error:
         raise _refused(path, name, error) from None
+
+
+def described(name: str) -> str:
+    """The network in a few words: its name, where its weights came from, and their terms of use."""
+    file = weight_file(name)
+    path = ready(name)
+    kind, _, source = (tensors.metadata(path).get("source", "") if path and not file.as_it_came else "").partition(" ")
+    origin = {"package": f"package {source}", "url": urlsplit(source).hostname}.get(kind)
+    return f"{name} from {origin or 'this machine'} ({file.terms})"
 
 
 def _check(file: WeightFile, path: Path) -> None:

@@ -97,7 +97,7 @@ def _opened(
     if have:
         headers["Range"] = f"bytes={have}-"
     verify = settings.verify(url)
-    with session.get(url, headers=headers, stream=True, timeout=settings.timeout, verify=verify) as answer:
+    with session.get(url, headers=headers, stream=True, timeout=settings.timeouts, verify=verify) as answer:
         if answer.status_code == 416:  # there is nothing behind what is here: it is whole, or another file
             yield have, have, iter(())
             return

@@ -26,10 +26,11 @@ from requests.adapters import HTTPAdapter
 
 from mldm_plugin.errors import WeightsError
 
+CONNECT_SECONDS = 10  # chosen: of two kinds of source one may be out of reach, and the other is to have its turn soon
 TIMEOUT_SECONDS = 30  # chosen: a server that is silent for so long will not answer
 RETRIES = 3
 # The address that pip takes where no setting names one is known to pip alone.
-_ASK_PIP = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+ASK_PIP = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 _PAGE = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
@@ -51,6 +52,11 @@ class PipSettings:
     trusted_hosts: tuple[str, ...] = ()
     timeout: float = TIMEOUT_SECONDS
 
+    @property
+    def timeouts(self) -> tuple[float, float]:
+        """For requests: seconds to wait for a connection, and for each answer."""
+        return min(CONNECT_SECONDS, self.timeout), self.timeout
+
     def verify(self, url: str) -> bool | None:
         """For requests: False where the host's certificate is not to be checked, None where as in the session."""
         parts = urlsplit(url)
@@ -64,11 +70,11 @@ def pip_settings() -> PipSettings:
     Raises:
         WeightsError: a line of pip's settings that cannot be understood.
     """
-    listed = _python("-m", "pip", "config", "list")
+    listed = run_python("-m", "pip", "config", "list")
     if listed is None:
         here = {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith("PIP_")}
         return settings_of(here, default_index=None)
-    return settings_of(parse_config(listed), default_index=(_python("-c", _ASK_PIP) or "").strip() or None)
+    return settings_of(parse_config(listed), default_index=(run_python("-c", ASK_PIP) or "").strip() or None)
 
 
 def parse_config(listed: str) -> dict[str, str]:
@@ -103,7 +109,7 @@ def settings_of(options: Mapping[str, str], default_index: str | None) -> PipSet
     )
 
 
-def _python(*arguments: str) -> str | None:
+def run_python(*arguments: str) -> str | None:
     """What a Python of this environment prints; None if it fails."""
     told = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     return told.stdout if told.returncode == 0 else None
@@ -182,7 +188,7 @@ def _links(place: str, settings: PipSettings, session: requests.Session) -> Iter
     """The links of a page, a folder or a file; those of a page keep the sha256 that it gives as their fragment."""
     path = local_path(place)
     if path is None:
-        answer = session.get(place, headers={"Accept": _PAGE}, timeout=settings.timeout, verify=settings.verify(place))
+        answer = session.get(place, headers={"Accept": _PAGE}, timeout=settings.timeouts, verify=settings.verify(place))
         answer.raise_for_status()
         if "json" in answer.headers.get("Content-Type", ""):
             yield from _links_of_json(answer.url, answer.json())

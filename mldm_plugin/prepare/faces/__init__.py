@@ -4,22 +4,23 @@
 |---|---|---|
 | annotated | the annotation | a data set that names faces |
 | keypoints | the annotation's nose, eyes and ears | COCO's keypoints |
+| mtcnn | MTCNN, three small networks; each box with a score and five points | 2 MB of weights, fetched once |
 | insightface | SCRFD, a network; each box with a score | `mldm-plugin[data]`; weights for non-commercial use |
-| lbp | a cascade of local binary patterns; frontal faces, no score | scikit-image |
 | none | nowhere: rows have no `face_boxes` | |
 """
 
 from __future__ import annotations
 
-from mldm_plugin.errors import DataError, nearest
-from mldm_plugin.prepare.faces import lbp, scrfd
+from mldm_plugin.errors import DataError, WeightsError, nearest
+from mldm_plugin.perceptual.weights import fetch
+from mldm_plugin.prepare.faces import mtcnn, scrfd
 from mldm_plugin.prepare.faces.annotated import Annotated
 from mldm_plugin.prepare.faces.keypoints import Keypoints
-from mldm_plugin.prepare.faces.lbp import Lbp
+from mldm_plugin.prepare.faces.mtcnn import Mtcnn
 from mldm_plugin.prepare.faces.scrfd import Scrfd
 from mldm_plugin.prepare.source import FindFaces
 
-NAMES = ("auto", "annotated", "keypoints", "insightface", "lbp", "none")
+NAMES = ("auto", "annotated", "keypoints", "mtcnn", "insightface", "none")
 
 
 def resolve(name: str, annotated: bool) -> tuple[FindFaces | None, str]:
@@ -28,16 +29,16 @@ def resolve(name: str, annotated: bool) -> tuple[FindFaces | None, str]:
     A network is fetched here, once, before it is asked for in many processes.
 
     Args:
-        name: one of `NAMES`. `auto` takes the annotation's boxes, else insightface where its network is on this
-            machine, else lbp; it downloads nothing.
+        name: one of `NAMES`. `auto` takes the annotation's boxes, else mtcnn; where its weights cannot be had,
+            insightface if its network is on this machine.
         annotated: whether the data set's annotation names faces.
 
     Returns:
         The detector, None for `none`; and a line for the user that says which and why.
 
     Raises:
-        DataError: an unknown name, `annotated` where nothing is, or a package is missing.
-        WeightsError: the network of `insightface` cannot be had.
+        DataError: an unknown name, or `annotated` where nothing is.
+        WeightsError: the network that is asked for cannot be had, or none can.
     """
     if name not in NAMES:
         raise DataError(f"--faces {name}: no detector is called so; {nearest(name, NAMES)}")
@@ -47,14 +48,14 @@ def resolve(name: str, annotated: bool) -> tuple[FindFaces | None, str]:
         raise DataError("--faces annotated: the annotation names no faces; choose another, or auto.")
     if name == "insightface":
         scrfd.check_installed()
-        scrfd.fetch(scrfd.WEIGHTS)
-    if name == "lbp":
-        lbp.check_installed()
+        fetch(scrfd.WEIGHTS)
+    if name == "mtcnn":
+        fetch(mtcnn.WEIGHTS)
     detectors: dict[str, FindFaces | None] = {
         "annotated": Annotated(),
         "keypoints": Keypoints(),
+        "mtcnn": Mtcnn(),
         "insightface": Scrfd(),
-        "lbp": Lbp(),
         "none": None,
     }
     return detectors[name], f"faces: {name}, as asked"
@@ -63,10 +64,10 @@ def resolve(name: str, annotated: bool) -> tuple[FindFaces | None, str]:
 def _automatic(annotated: bool) -> tuple[FindFaces, str]:
     if annotated:
         return Annotated(), "faces: annotated, the annotation names them"
-    if scrfd.is_here():
-        return Scrfd(), "faces: insightface, its detector is on this machine"
-    lbp.check_installed()
-    return Lbp(), (
-        "faces: lbp, since insightface's detector is not on this machine (mldm weights fetch "
-        f"{scrfd.WEIGHTS}); lbp misses faces that are turned or small"
-    )
+    try:
+        fetch(mtcnn.WEIGHTS)
+        return Mtcnn(), "faces: mtcnn, its weights are on this machine"
+    except WeightsError:
+        if not scrfd.is_here():
+            raise
+        return Scrfd(), "faces: insightface, since mtcnn's weights cannot be had and its detector is on this machine"

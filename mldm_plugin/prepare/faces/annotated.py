@@ -14,6 +14,7 @@ class Annotated:
 
     name = "annotated"
     scored = False
+    pointed = False
 
     def __call__(self, source: Source, picture: Shown, people: People | None) -> list[Face]:
         """The faces, the largest first."""

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mldm_plugin.prepare.source import Face
 
+Box = tuple[float, float, float, float]
+
 DECIMALS = 2  # of a pixel; chosen: finer than any detector or annotator is
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How MTCNN's box of a face lies to another detector's: face networks' crops are measured in MTCNN's boxes.
+
+    Args:
+        extent: its longer side, in longer sides of the other one.
+        down: how far its centre lies below, in longer sides of the other one.
+    """
+
+    extent: float
+    down: float
+
+    def __call__(self, box: Box) -> Box:
+        """The other detector's box at MTCNN's size and place; its shape is kept."""
+        x0, y0, x1, y1 = box
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2 + self.down * max(x1 - x0, y1 - y0)
+        width, height = (x1 - x0) * self.extent / 2, (y1 - y0) * self.extent / 2
+        return x - width, y - height, x + width, y + height
 
 
 def tidied(faces: Iterable[Face], size: tuple[int, int]) -> list[Face]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Mtcnn:
 
     name = "mtcnn"
     scored = True
+    pointed = True
 
     least_score: float = 0.9
     side: int = 1024
@@ -52,7 +54,7 @@ class Mtcnn:
         if min(reduced.size) < CELL:
             return []
         pixels = torch.from_numpy(np.array(reduced)).permute(2, 0, 1).float()
-        boxes, scores, points = (found.tolist() for found in _network()(pixels, self.least_face))
+        boxes, scores, points = (found.tolist() for found in load_network()(pixels, self.least_face))
         back_x, back_y = picture.size[0] / reduced.width, picture.size[1] / reduced.height
         faces = [
             Face(
@@ -72,8 +74,10 @@ def is_here() -> bool:
 
 
 @functools.cache
-def _network() -> MTCNNNetworks:
-    """The networks, once a process."""
+def load_network() -> MTCNNNetworks:
+    """The networks, once a process; one thread in each where the work is spread over processes."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
     network = MTCNNNetworks()
     fill(network, load_state_dict(WEIGHTS), WEIGHTS)
     return network.eval().requires_grad_(False)

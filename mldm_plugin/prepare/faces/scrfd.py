@@ -37,6 +37,7 @@ class Scrfd:
 
     name = "insightface"
     scored = True
+    pointed = False
 
     least_score: float = 0.5
     side: int = 640

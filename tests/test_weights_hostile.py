@@ -1,0 +1,231 @@
+"""Ten thousand damaged files for each reader: each is read or refused in one line, and none does anything else."""
+
+import io
+import pickle
+import random
+import resource
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from weights_entries import CONTENT, TENSORS, dlib_file
+
+from mldm_plugin.errors import WeightsError
+from mldm_plugin.perceptual.weights import dlib_dat, tensors
+from mldm_plugin.perceptual.weights.archives import take, take_bz2
+from mldm_plugin.perceptual.weights.readers import read_files
+
+MUTATIONS = 10_000
+MOST_MORE_MEMORY = 1 << 29  # bytes: no damaged header makes a reader ask for its ten gigabytes
+# What Python reports before it does it; no reader has any business with these.
+FORBIDDEN = (
+    *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.mkdir", "os.remove", "os.rename"),
+    *("os.rmdir", "os.symlink", "os.link", "os.chmod", "subprocess.Popen", "shutil.rmtree", "shutil.move"),
+    *("socket.connect", "socket.bind", "exec", "code.__new__", "ctypes.dlopen", "builtins.input", "marshal.loads"),
+)
+watching = False
+seen: list[str] = []
+
+
+def watch(event: str, arguments: object) -> None:
+    if watching and event in FORBIDDEN and not importing():
+        seen.append(f"{event} {arguments!r}")
+
+
+def importing() -> bool:
+    """Whether some module of ours or torch's is being imported, which is code that was here before."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+sys.addaudithook(watch)
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """`content` with one to three of the faults that disks, networks and people make."""
+    out = bytearray(content)
+    for _ in range(chance.randint(1, 3)):
+        at = chance.randrange(len(out)) if out else 0
+        kind = chance.randrange(7)
+        if kind == 0 and out:
+            out[at] ^= 1 << chance.randrange(8)
+        elif kind == 1 and out:
+            out[at] = chance.choice((0, 1, 0x2E, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+        elif kind == 2:
+            del out[at:]
+        elif kind == 3:
+            del out[at : at + chance.randint(1, 16)]
+        elif kind == 4:
+            out[at:at] = out[at : at + chance.randint(1, 64)]
+        elif kind == 5:
+            number = chance.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**33, 10 * 2**30, 2**63 - 1, 2**64 - 1))
+            out[at : at + 8] = number.to_bytes(8, chance.choice(("little", "big")))
+        else:
+            out[at : at + chance.randint(1, 8)] = chance.randbytes(chance.randint(0, 8))
+    return bytes(out)
+
+
+def refused(read, content: bytes) -> str | None:
+    """What the reader says; None where it takes the file. Any error but ours is a test that fails."""
+    try:
+        read(content)
+    except WeightsError as error:
+        return str(error)
+    return None
+
+
+def fuzz(content: bytes, read) -> int:
+    """Let `read` read damaged files; returns how many it took for whole."""
+    global watching
+    chance = random.Random(0)
+    read(content)  # what is imported on first use is imported now
+    taken = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen.clear()
+    for _ in range(MUTATIONS):
+        mutated = damaged(content, chance)
+        watching = True
+        refusal = refused(read, mutated)
+        watching = False
+        taken += refusal is None
+        assert "\n" not in (refusal or "")
+    assert not seen, seen[:3]
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert more * (1 if sys.platform == "darwin" else 1024) < MOST_MORE_MEMORY
+    return taken
+
+
+class Code:
+    """Runs a command when it is unpickled by anybody else."""
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("was run",)
+
+
+def torch_file(content, new: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=new)
+    return stream.getvalue()
+
+
+def tiny_dlib(monkeypatch) -> bytes:
+    """dlib's format with a network of a few numbers."""
+    monkeypatch.setattr(dlib_dat, "LEVELS", ((2, 1), (3, 1)))
+    monkeypatch.setattr(dlib_dat, "EMBEDDING", 4)
+    shapes = [(2, 3, 7, 7), (2, 2, 3, 3), (2, 2, 3, 3), (3, 2, 3, 3), (3, 3, 3, 3)]
+    state: dict[str, Tensor] = {"embedding.weight": torch.ones(4, 3)}
+    for i, shape in enumerate(shapes):
+        state |= {f"convolutions.{i}.weight": torch.ones(shape), f"convolutions.{i}.bias": torch.ones(shape[0])}
+    return dlib_file(state, blocks_of_levels=(1, 1))
+
+
+ARRAYS = {name: value.numpy() for name, value in TENSORS.items()}
+FLAX = {"VGG16_0": {f"Conv_{i}": {"kernel": np.ones((1, 1, 1, 1), np.float32)} for i in range(13)}}
+FILES = {
+    "arrays": [pickle.dumps(ARRAYS, protocol) for protocol in (2, 4)],
+    "flax_trunk": [pickle.dumps(FLAX, 3)],
+    "torch": [torch_file(TENSORS, new=True), torch_file(TENSORS, new=False)],
+    "safetensors": [save(TENSORS)],
+}
+
+
+@pytest.mark.parametrize(("reader", "content"), [(r, c) for r, contents in FILES.items() for c in contents])
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, reader, content):
+    path = tmp_path / "file"
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        for value in read_files(reader, [path]).values():
+            assert isinstance(value, Tensor)
+
+    assert fuzz(content, read) < MUTATIONS
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_damaged_files_of_dlib_are_read_or_refused(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        read_files("dlib", [path])
+
+    fuzz(tiny_dlib(monkeypatch), read)
+
+
+def test_damage_in_the_cache_is_always_noticed(tmp_path):
+    """The digest in the table is of the tensors, so only a file of these very tensors is taken."""
+    path = tmp_path / "file"
+    tensors.write(TENSORS, path, {"name": "tiny"})
+    known = tensors.digest(TENSORS)
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        found = tensors.read(path, known)
+        torch.testing.assert_close(found, TENSORS, rtol=0, atol=0)
+
+    fuzz(path.read_bytes(), read)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_damaged_archives_give_the_member_or_nothing(tmp_path, kind):
+    name = "tiny-1.0/tiny.st"
+    stream = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("tiny-1.0/setup.py", "raise SystemExit")
+            archive.writestr(name, CONTENT)
+    else:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for member, content in (("tiny-1.0/setup.py", b"raise SystemExit"), (name, CONTENT)):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "out").mkdir()
+    path, out = folder / "archive", tmp_path / "out" / "taken"
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        take(path, {name: (out, len(CONTENT))}, zipped=kind == "zip")
+        assert out.stat().st_size == len(CONTENT)
+
+    fuzz(stream.getvalue(), read)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] in (["archive", "taken"], ["taken", "archive"])
+
+
+def test_damaged_bzip2_files_give_the_content_or_nothing(tmp_path):
+    import bz2
+
+    path, out = tmp_path / "file.bz2", tmp_path / "out"
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        take_bz2(path, out, len(CONTENT))
+        assert out.stat().st_size == len(CONTENT)
+
+    fuzz(bz2.compress(CONTENT), read)
+
+
+@pytest.mark.parametrize("reader", ["arrays", "flax_trunk", "torch", "torchvision_trunk", "mtcnn"])
+def test_code_is_refused_however_its_file_is_damaged(tmp_path, monkeypatch, reader):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file"
+    content = {"a": ARRAYS["a.weight"] if reader in ("arrays", "flax_trunk") else TENSORS["a.weight"], "evil": Code()}
+    written = pickle.dumps(content, 2) if reader in ("arrays", "flax_trunk") else torch_file(content, new=True)
+    chance = random.Random(1)
+    for mutated in [written, *(damaged(written, chance) for _ in range(500))]:
+        path.write_bytes(mutated)
+        assert "\n" not in (refused(lambda _: read_files(reader, [path]), mutated) or "")
+        assert not (tmp_path / "was run").exists()
