@@ -115,6 +115,23 @@ def measure(
         click.echo(f"{name}: " + ", ".join(f"{q} {share:.1%}" for q, share in found[name].items()))
 
 
+@main.command()
+@click.argument("captions", nargs=-1, required=True)
+@click.option("--out", type=FILE, required=True, help="The picture, a row for each caption.")
+@click.option("--pipeline", type=FOLDER, help="Without it the one that ships with the package.")
+@click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="Samples of each caption.")
+@click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of the sampler.")
+@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the noise, the same in each row.")
+def sample(captions: tuple[str, ...], out: Path, pipeline: Path | None, **options: int | float) -> None:
+    """Draw pictures of captions, such as "photo of cerwen, smiling, bust, in a studio"."""
+    from mldm_plugin.people_mini import PIPELINE
+    from mldm_plugin.people_mini.showing import sample_rows
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sample_rows(pipeline or PIPELINE, captions, **options).save(out)  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
     try:
         main()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mldm_plugin.people_mini.autoencoder import psnr, reconstructed
@@ -72,6 +73,23 @@ class Sheets:
             made = self.vae.decode(latents / self.factor).sample
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet([shown(one) for one in made], COLUMNS).save(self.folder / f"sheet_{step:06d}.png")
+
+
+def sample_rows(
+    folder: Path, captions: Sequence[str], *, count: int = 4, steps: int = STEPS, guidance: float = 3.0, seed: int = 0
+) -> Image.Image:
+    """A row of `count` samples for each caption, the same noise in each column, by the pipeline in `folder`."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config({**pipeline.scheduler.config, "clip_sample": False})
+    noise = torch.randn((count, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
+    rows: list[Image.Image] = []
+    for caption in captions:
+        rows += pipeline(
+            [caption] * count, num_inference_steps=steps, guidance_scale=guidance, latents=noise, height=128, width=128
+        ).images
+    return sheet(rows, count)
 
 
 def show_reconstructions(vae: Any, pictures: Pictures, path: Path, count: int) -> dict[str, float]:
