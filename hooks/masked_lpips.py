@@ -120,7 +120,7 @@ class MaskedLPIPS:
             target = self.network(step.target_images)
         spatial = self.form == "spatial"
         predicted = self.network.features(step.pred_images) if spatial else self.network(step.pred_images)
-        label_map = step.person_mask.to(step.pred_images.device)
+        label_map = step.person_mask.to(step.pred_images.device, non_blocking=True)
         mask = (label_map > 0 if self.people == "union" else split_people(label_map)).to(predicted[0].dtype)
         area = mask.sum(dim=(-2, -1))
         size = area.clamp_min(1) if self.divide_by == "area" else torch.full_like(area, label_map[0].numel())

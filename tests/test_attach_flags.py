@@ -1,11 +1,15 @@
 """The plugin's flags: taken off the command line, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
+from accelerate.utils import DistributedType
 from click.testing import CliRunner
 
-from mldm_plugin.attach.flags import PANEL_STEPS, take
+from mldm_plugin.attach.attachment import Attachment
+from mldm_plugin.attach.flags import PANEL_STEPS, Settings, take
 from mldm_plugin.attach.launcher import main
-from mldm_plugin.attach.ranks import refuse_unshown
+from mldm_plugin.attach.ranks import refuse_unshown, refuse_unshown_in
 from mldm_plugin.cli import main as cli
 from mldm_plugin.errors import MldmError, PresetError
 
@@ -83,6 +87,7 @@ def test_the_launcher_without_arguments_or_script(capsys, tmp_path):
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1"),
         ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}, None),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed ZeRO 2"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
     ],
 )
 def test_ways_to_shard_that_were_not_shown_to_work_are_refused(environment, refused):
@@ -91,3 +96,22 @@ def test_ways_to_shard_that_were_not_shown_to_work_are_refused(environment, refu
         return
     with pytest.raises(MldmError, match=f"accelerate is set to {refused}, .*use FSDP2"):
         refuse_unshown(environment)
+
+
+def test_an_attachment_refuses_them_before_anything_else(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(MldmError, match="accelerate is set to FSDP1"):
+        Attachment(Settings(("mldm",), "mldm"))
+
+
+def test_what_a_script_sets_itself_is_refused_in_its_first_step():
+    for kind, fsdp2, refused in (("FSDP", False, "FSDP1"), ("FSDP", True, None), ("DEEPSPEED", False, "DEEPSPEED")):
+        accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=fsdp2)
+        if refused is None:
+            refuse_unshown_in(accelerator)
+            continue
+        with pytest.raises(MldmError, match=refused):
+            refuse_unshown_in(accelerator)
+    refuse_unshown_in(None)
+    refuse_unshown_in(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))

@@ -49,6 +49,32 @@ def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
     assert kept[torch.bfloat16] < 0.6 * kept[torch.float32]
 
 
+def test_float32_weights_leave_the_device_once_bfloat16_is_used(monkeypatch):
+    network = Frozen(nn.Conv2d(3, 4, 3))
+    moved, to = [], nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", lambda module, *where, **how: moved.append((module, where)) or to(module, *where, **how))
+    network.rest()
+    assert moved == []  # float32 is what is used
+    with computing_in(torch.bfloat16):
+        network(torch.rand(1, 3, 8, 8))
+    moved.clear()
+    network.rest()
+    assert moved == [(network.network, ("cpu",))]
+
+
+def test_the_comparison_at_the_start_takes_no_more_than_half_as_much_again(monkeypatch):
+    """It decodes in float32 with gradient inside the host's forward pass, and kept twice what the run keeps."""
+    step = make_step((50,), size=128, latent_size=32)
+    stack = make_stack(Term("picture", PictureLoss(), 0.2), precision="bfloat16")
+    with TensorMemory() as first:
+        stack(step)
+    stack.start_up = None
+    with TensorMemory() as later:
+        stack(step)
+    weights = 4 * sum(p.numel() for p in stack.decoder.vae.parameters())
+    assert first.peak < 1.5 * later.peak + 3 * weights
+
+
 def test_batch_norms_keep_their_statistics_in_float32():
     network = Frozen(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     network.network[1].running_mean.fill_(100.3)

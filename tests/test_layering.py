@@ -26,7 +26,7 @@ LAYERS = (
     {"data"},
     {"records", "planning"},
     {"training", "attach", "prepare", "evaluation", "bench"},
-    {"demo", "people_mini"},
+    {"demo"},
     {"people_mini"},
     {"cli", "__main__"},
 )

@@ -39,7 +39,7 @@ def reference(spatial):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False).eval()
-    model.net.load_state_dict(spatial.network._features.network[1].state_dict())
+    model.net.load_state_dict(spatial.network.trunk.state_dict())
     return model
 
 
@@ -255,8 +255,8 @@ def test_pretrained_weights_are_torchvisions(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_state_dict", lambda name: state)
     network = module.LPIPSNetwork("vgg", "pretrained")
     images = pictures(n=1)[1]
-    scaled = network._features.network[0](images)
-    for own, last in zip(network._features.network[1](scaled), (4, 9, 16, 23, 30), strict=True):
+    scaled = network.scaling(images)
+    for own, last in zip(network.trunk(scaled), (4, 9, 16, 23, 30), strict=True):
         torch.testing.assert_close(own, vgg.features[:last](scaled))
     del state["features.7.weight"]
     with pytest.raises(WeightsError, match=r"slice2.7.weight"):
@@ -268,5 +268,5 @@ def test_random_weights_are_seeded_and_draw_nothing_from_the_host():
     before = torch.get_rng_state()
     one, two = MaskedLPIPS(weights="random"), MaskedLPIPS(weights="random")
     assert torch.equal(torch.get_rng_state(), before)
-    first = next(one.network._features.network[1].parameters())
-    assert torch.equal(first, next(two.network._features.network[1].parameters()))
+    first = next(one.network.trunk.parameters())
+    assert torch.equal(first, next(two.network.trunk.parameters()))

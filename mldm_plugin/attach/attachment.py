@@ -19,7 +19,7 @@ from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.placement import Placement
-from mldm_plugin.attach.ranks import refuse_unshown
+from mldm_plugin.attach.ranks import refuse_unshown, refuse_unshown_in
 from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
@@ -157,15 +157,16 @@ class Attachment:
         if self._stack is None:
             self._stack = self._build(scope)
         step, parts = self._read(loss, scope, self._stack)
-        starting = self._stack.start_up is not None
-        if parts is not None and starting:
+        start_up = self._stack.start_up
+        checked = (start_up is not None and start_up.checks) or self._stack.plain.weighting is not None
+        if parts is not None and checked:
             parts.check()
         try:
             report = self._stack(step)
         except CheckError as error:
             raise CheckError(f"{error} {scope.account()}") from error
-        if parts is not None and not starting and any(term.gated for term in report.terms.values()):
-            parts.check()  # without a gated image the loss is the script's own, whatever it is
+        if parts is not None and not checked and any(term.gated for term in report.terms.values()):
+            parts.check()  # without a gated image or a weighting the loss is the script's own, whatever it is
         self._announce(step, self._stack)
         self.steps += 1
         self._record(scope, self._stack, step, report)
@@ -261,6 +262,7 @@ class Attachment:
                 )
 
     def _build(self, scope: Scope) -> LossStack:
+        refuse_unshown_in(scope.get("accelerator"))
         unseen = scope.option("cache_latents") and self._cached is None and not self._kohya
         if unseen and any(settings.weight > 0 for settings in self.preset.losses.values()):
             raise DataError(

@@ -60,7 +60,7 @@ def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
         CheckError: the loss does not depend on it.
     """
     gradient = _gradient(output, loss, output.numel() / 2)  # half precision underflows without the factor
-    if gradient is not None and output.dtype == torch.float16 and not torch.isfinite(gradient).all():
+    if gradient is not None and torch.float16 in (output.dtype, loss.dtype) and not torch.isfinite(gradient).all():
         gradient = _gradient(output, loss, 1.0)  # and may overflow with it
     if gradient is None:
         raise CheckError(

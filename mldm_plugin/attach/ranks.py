@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from mldm_plugin.errors import MldmError
 
@@ -29,6 +30,26 @@ def refuse_unshown(environment: Mapping[str, str] = os.environ) -> None:
         found = "FSDP1"
     if on("ACCELERATE_USE_DEEPSPEED"):
         found = f"DeepSpeed ZeRO {environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}".strip()
+    for name in ("MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if on(f"ACCELERATE_USE_{name}"):
+            found = name
+    _refuse(found)
+
+
+def refuse_unshown_in(accelerator: Any) -> None:
+    """The same by what a script has set itself, in its own accelerator (None where it has none).
+
+    Raises:
+        MldmError: FSDP1, DeepSpeed or Megatron-LM.
+    """
+    kind = getattr(getattr(accelerator, "distributed_type", None), "name", "")
+    if kind in ("DEEPSPEED", "MEGATRON_LM"):
+        _refuse(kind)
+    if kind == "FSDP" and not getattr(accelerator, "is_fsdp2", False):
+        _refuse("FSDP1")
+
+
+def _refuse(found: str | None) -> None:
     if found is not None:
         raise MldmError(
             f"accelerate is set to {found}, under which the plugin was not shown to train what it says: use FSDP2 "

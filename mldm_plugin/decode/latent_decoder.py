@@ -106,6 +106,16 @@ class LatentDecoder:
         scale, shift = _beside(self._scale, mode), _beside(self._shift, mode)
         return (mode - shift) / scale, spread / scale.abs()
 
+    def keeping_less(self) -> LatentDecoder:
+        """The same decoder, checkpointed, for a moment: it has weights of its own."""
+        if self.checkpointing:
+            return self
+        other = copy.copy(self)
+        other.checkpointing, other.vae = True, copy.deepcopy(self.vae)
+        checkpoint_blocks(other.vae)
+        other._decode = Frozen(Method(other.vae, lambda vae, z: vae.decode(z, return_dict=False)[0]))
+        return other
+
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         return latents.shape[-2] * self.downscale, latents.shape[-1] * self.downscale
 

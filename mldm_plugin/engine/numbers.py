@@ -90,7 +90,8 @@ class StepMeter:
             `loss`, `ldm`; for each term its mean under its name, None where it saw nothing, its number of images
             under `<name>/gated`, and, where there were any, `<name>/nonfinite` and `<name>/nonfinite_gradient`.
         """
-        sums = torch.stack(self._sums).double().sum(dim=0).tolist() if self._sums else [0.0] * (2 + len(self._terms))
+        rows = torch.stack(self._sums).tolist() if self._sums else [[0.0] * (2 + len(self._terms))]
+        sums = [sum(column) for column in zip(*rows, strict=True)]
         numbers = [float(len(self._sums)), *sums, *(float(c) for counts in self._counts for c in counts)]
         numbers += map(float, flags)
         self._sums, self._counts = [], [[0] * 4 for _ in self._terms]

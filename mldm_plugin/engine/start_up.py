@@ -66,6 +66,11 @@ class StartUp:
         self._steps = 0
         self._checks_left = CHECKED_STEPS
 
+    @property
+    def checks(self) -> bool:
+        """Whether steps are still checked; a proof may have to wait longer, for an image that has what a loss needs."""
+        return self._checks_left > 0
+
     def receive(self, step: DiffusionStep) -> None:
         """Look at a step before anything is computed from it; a wrong timestep would end in a device's assertion.
 
@@ -75,7 +80,8 @@ class StartUp:
         if self._steps:
             return
         check_host(self._plain.schedule, self._terms, step)
-        if step.base_weights is not None and self._plain.weighting is not None:
+        weighted = step.base_weights is not None and bool((step.base_weights != 1).any())
+        if weighted and self._plain.weighting is not None:
             log.warning("the trainer's own weighting and the preset's base weighting both apply.")
 
     def look(self, step: DiffusionStep, gates: Gates) -> StartUp | None:
@@ -116,6 +122,8 @@ class StartUp:
             notes.append(describe_cosines(stand_in, rows))
         notes += [pictures.describe(step)] if notes else []
         self.unproven -= {t.name for t in terms}
+        if not self._checks_left and pictures.decoder is not None:
+            pictures.decoder.settle()  # a late proof has brought float32 weights back
         table = proof_table(rows, self._combine, notes)
         self._announce(table)
         return table
@@ -123,7 +131,7 @@ class StartUp:
     def _picture_note(self, step: DiffusionStep) -> str:
         """The clean latents must be those of the pictures, and decode to something that resembles them."""
         decoder = self._pictures.fitting(step)
-        if step.pixel_values is None or not decoder.exact.can_encode:
+        if step.pixel_values is None or not decoder.exact.can_decode:
             return ""
         step = step.select(range(min(_PICTURES, len(step))))
         latents = step.latents.detach()
@@ -131,7 +139,7 @@ class StartUp:
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False), computing_in(torch.float32):
             decoded = torch.cat([decoder.exact(z) for z in latents.float().split(1)]).clamp(-1, 1)
         likeness = min(_correlation(d, p) for d, p in zip(decoded, images, strict=True))
-        fault = encoding_fault(decoder.exact, images, latents)
+        fault = encoding_fault(decoder.exact, images, latents) if decoder.exact.can_encode else None
         if fault is None and likeness >= _LEAST_LIKENESS:
             distance = (decoded - images).abs().mean().item()
             return f"decode(clean latents) resembles the picture: mean absolute error {distance:.3f} of 2"

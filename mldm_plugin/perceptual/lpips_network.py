@@ -25,6 +25,9 @@ class LPIPSNetwork:
 
     `networks` names the trunk, where its weights came from and their terms of use.
 
+    Attributes:
+        scaling, trunk: what its pictures go through, in float32.
+
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
 
@@ -36,7 +39,8 @@ class LPIPSNetwork:
             trunk = TRUNKS[name]
             fill(model.net, _in_slices(load_state_dict(trunk), model.net), trunk)
         self.networks = (described(TRUNKS[name]),) if weights == "pretrained" else ()
-        self._features = Frozen(nn.Sequential(model.scaling_layer, model.net))
+        self.scaling, self.trunk = model.scaling_layer, model.net
+        self._features = Frozen(nn.Sequential(self.scaling, self.trunk))
         self._channel_weights = [layer.model[-1].weight.detach().clone() for layer in model.lins]
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mldm_plugin.engine.pictures import TOGETHER
 from mldm_plugin.errors import MldmError
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.pixels import PictureMemory
@@ -20,7 +21,6 @@ CONTEXT_GB, FRAGMENTS = 1.0, 0.05
 # Bytes of AdamW's two states for each trained weight; a few more for the scales of 8-bit blocks are left out.
 STATES, STATES_8BIT = 8, 2
 BATCHES = (1, 2, 4, 8, 16)
-TOGETHER = 512**2  # pixels that are decoded together where the preset leaves decode_batch open
 ONE, CHECKPOINTED = "decode_batch=1", "decode_checkpointing=true"
 # Ways to decode and what to write for them, those first that cost least time.
 DECODES: dict[str, tuple[str, ...]] = {

@@ -35,7 +35,7 @@ def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_ro
     step = step.select(range(min(max_rows, len(step))))
     if stack.decoder is None:
         raise ValueError("panels need a decoder: give LossStack a VAE and a loss of positive weight.")
-    with torch.no_grad():
+    with torch.no_grad(), stack.pictures.in_its_precision(step):
         pictures = step.pixel_values
         if pictures is None:
             pictures = stack.decoder(step.latents.float())

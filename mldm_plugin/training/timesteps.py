@@ -56,7 +56,7 @@ class Timesteps:
             return torch.randint(0, self._levels, (images,), device=device)
         table = stratified(self._ranks, self._images * self._accumulated, self._levels, (self._seed, step))
         first = micro_batch % self._accumulated * self._images
-        return torch.from_numpy(table[self._rank, first : first + images]).to(device)
+        return torch.from_numpy(table[self._rank, first : first + images]).to(device, non_blocking=True)
 
     def _keep_seed(self, accelerator: Accelerator) -> None:
         def save(models: list[Any], weights: list[Any], folder: str) -> None:
