@@ -57,8 +57,7 @@ class Face:
     Args:
         form: `spatial`, the mean over the faces of an image, so that a crowd weighs no more than a portrait, or
             `features`, their sum (eq. 1).
-        network: `vggface2_resnet50`, as published, `vggface2_inception` (FaceNet), or `dlib_resnet`, the one whose
-            weights are free for any use.
+        network: `vggface2_resnet50`, as published, `vggface2_inception` (FaceNet), `dlib_resnet`, free for any use.
         weights: `pretrained`, or `random` (seeded, for tests and demos).
         layer_weights: α_l of what the network gives, five stages, with `dlib_resnet` the embedding, too; null takes
             the network's own.

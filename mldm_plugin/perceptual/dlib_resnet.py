@@ -34,8 +34,10 @@ class DlibResNet(nn.Module):
                 )
                 convolutions.append(nn.Conv2d(channels, channels, 3, padding=1))
                 before = channels
-        for convolution in convolutions:  # random weights keep the magnitude of what they are given
+        for i, convolution in enumerate(convolutions):  # random weights keep the magnitude of what they are given
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            if i > 0 and i % 2 == 0:
+                convolution.weight.data *= 0.5  # the block's input is added to it
         self.convolutions = nn.ModuleList(convolutions)
         self.embedding = nn.Linear(before, EMBEDDING, bias=False)
 
