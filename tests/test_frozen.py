@@ -52,7 +52,9 @@ def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
 def test_float32_weights_leave_the_device_once_bfloat16_is_used(monkeypatch):
     network = Frozen(nn.Conv2d(3, 4, 3))
     moved, to = [], nn.Module.to
-    monkeypatch.setattr(nn.Module, "to", lambda module, *where, **how: moved.append((module, where)) or to(module, *where, **how))
+    monkeypatch.setattr(
+        nn.Module, "to", lambda module, *where, **how: moved.append((module, where)) or to(module, *where, **how)
+    )
     network.rest()
     assert moved == []  # float32 is what is used
     with computing_in(torch.bfloat16):

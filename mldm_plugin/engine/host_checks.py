@@ -15,8 +15,8 @@ from mldm_plugin.errors import CheckError
 
 # Root mean square error of ẑ₀(target), relative to the noisy latents, with α and σ rounded as the host rounds them:
 # float32 gives 1e-7, half precision up to 6e-3. A wrong prediction type gives 0.1 and more at most timesteps; a
-# zero-terminal-SNR schedule in the place of Stable Diffusion's gives 0.014 at t = 100, 0.027 at 300 and 0.05 at 800. So a
-# single step proves little, and the check is repeated. Chosen.
+# zero-terminal-SNR schedule in the place of Stable Diffusion's gives 0.014 at t = 100, 0.027 at 300 and 0.05 at 800. So
+# a single step proves little, and the check is repeated. Chosen.
 ESTIMATE_TOLERANCE = 0.02
 _LARGEST_PIXEL = 10.0  # resampling overshoots [-1, 1] a little; 0 to 255 is far outside
 # encode(picture) is compared with what sampling from the VAE's posterior and its half precision make of it, which are

@@ -1,0 +1,71 @@
+"""Steps of an attached script, after those in which everything is checked: what is still looked at, and how often."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attached_steps import annotation_of, variables_of
+from make_step import ddpm, make_step, tiny_vae
+from waits import Waits
+
+from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.attachment import Attachment
+from mldm_plugin.attach.flags import Settings
+from mldm_plugin.errors import CheckError
+
+LOSSES = "losses: {masked_lpips: {weight: 0.2, weights: random, network: alex}}\n"
+OPEN, CLOSED = (50, 20), (900, 800)
+
+
+class Accelerator:
+    """What an attachment asks of a script's accelerator, in one process."""
+
+    sync_gradients, is_main_process, num_processes, device = True, True, 1, torch.device("cpu")
+
+    def log(self, values, step):
+        pass
+
+
+class Script:
+    """A loop that calls backward on a loss of its own form."""
+
+    def __init__(self, folder, preset):
+        (folder / "preset.yaml").write_text("checks: {picture: warn}\n" + preset, encoding="utf-8")
+        settings = Settings(("mldm",), str(folder / "preset.yaml"), panel_steps=0, output_dir=str(folder / "out"))
+        self.attachment = Attachment(settings)
+        self.more = {"vae": tiny_vae(), "noise_scheduler": ddpm(), "accelerator": Accelerator(), "global_step": 0}
+
+    def step(self, timesteps, form=F.mse_loss):
+        step = make_step(timesteps)
+        batch = {KEY: annotation_of(step), "pixel_values": step.pixel_values}
+        loss = form(step.model_pred, step.target)
+        return loss, self.attachment.loss(loss, variables_of(step, batch=batch, args=SimpleNamespace(), **self.more))
+
+    def past_the_start(self):
+        for i in range(41):
+            self.step(OPEN if i % 2 else CLOSED)
+        return self
+
+
+def test_a_loss_of_another_form_is_found_where_it_matters_long_after_the_start(tmp_path):
+    script = Script(tmp_path, LOSSES).past_the_start()
+    own, given = script.step(CLOSED, F.l1_loss)
+    assert torch.equal(own, given)  # nothing is mixed with it
+    with pytest.raises(CheckError, match="is not the squared error of each image times a factor"):
+        script.step(OPEN, F.l1_loss)
+
+
+def test_with_a_weighting_it_matters_in_every_step(tmp_path):
+    script = Script(tmp_path, "base: {weighting: p2}\n").past_the_start()
+    with pytest.raises(CheckError, match="is not the squared error of each image times a factor"):
+        script.step(CLOSED, F.l1_loss)
+
+
+@pytest.mark.parametrize(("timesteps", "waits"), [(CLOSED, 2), (OPEN, 4)], ids=["closed", "open"])
+def test_how_often_a_step_waits(tmp_path, timesteps, waits, monkeypatch):
+    """For the gates and the log; in an open step also for what is finite, and for the form of the loss."""
+    script = Script(tmp_path, LOSSES).past_the_start()
+    with monkeypatch.context() as patch, Waits(patch) as seen:
+        script.step(timesteps)
+    assert len(seen.seen) == waits, seen.seen
