@@ -63,9 +63,9 @@ def test_with_a_weighting_it_matters_in_every_step(tmp_path):
 
 
 @pytest.mark.parametrize(("timesteps", "waits"), [(CLOSED, 2), (OPEN, 4)], ids=["closed", "open"])
-def test_how_often_a_step_waits(tmp_path, timesteps, waits, monkeypatch):
+def test_how_often_a_step_waits(tmp_path, timesteps, waits):
     """For the gates and the log; in an open step also for what is finite, and for the form of the loss."""
     script = Script(tmp_path, LOSSES).past_the_start()
-    with monkeypatch.context() as patch, Waits(patch) as seen:
+    with Waits() as seen:
         script.step(timesteps)
     assert len(seen.seen) == waits, seen.seen

@@ -22,8 +22,8 @@ def published_stack(face=None, **options):
     return make_stack(*terms, **options)
 
 
-def counted(stack, step, monkeypatch):
-    with monkeypatch.context() as patch, Waits(patch) as waits:
+def counted(stack, step):
+    with Waits() as waits:
         report = stack(step)
         report.numbers()
     return waits.seen, report
@@ -35,24 +35,24 @@ def counted(stack, step, monkeypatch):
     [((900, 800), ["tolist"]), ((50, 800), ["tolist", "tolist"]), ((50, 20), ["tolist", "tolist"])],
     ids=["no gate open", "one", "all"],
 )
-def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, network, monkeypatch):
+def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, network):
     step = make_step(timesteps)
     stack = published_stack(face={"network": network})
     stack.prove(step)
     stack(step)
     stack.start_up = None
-    seen, report = counted(stack, replace(step, base_loss=F.mse_loss(step.model_pred, step.target)), monkeypatch)
+    seen, report = counted(stack, replace(step, base_loss=F.mse_loss(step.model_pred, step.target)))
     assert seen == expected
     assert sum(term.gated for term in report.terms.values()) == 2 * sum(t <= 100 for t in timesteps)
 
 
-def test_the_backward_pass_waits_for_nothing(monkeypatch):
+def test_the_backward_pass_waits_for_nothing():
     step = make_step((50, 20))
     stack = published_stack(combine="additive")
     stack.prove(step)
     stack.start_up = None
     loss = stack(step).loss
-    with monkeypatch.context() as patch, Waits(patch) as waits:
+    with Waits() as waits:
         loss.backward()
     assert waits.seen == []
 
@@ -78,11 +78,11 @@ def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order():
     assert not {name for name in names.seen if any(word in name for word in unordered)}
 
 
-def test_the_log_of_an_optimizer_step_waits_once(monkeypatch):
+def test_the_log_of_an_optimizer_step_waits_once():
     stack = published_stack()
     meter = StepMeter([t.name for t in stack.terms])
     reports = [stack(make_step((50, 20))), stack(make_step((900, 800)))]
-    with monkeypatch.context() as patch, Waits(patch) as waits:
+    with Waits() as waits:
         for report in reports:
             meter.add(report.numbers())
         assert waits.seen == []
@@ -90,9 +90,9 @@ def test_the_log_of_an_optimizer_step_waits_once(monkeypatch):
     assert waits.seen == ["tolist"]
 
 
-def test_the_counter_sees_what_waits(monkeypatch):
+def test_the_counter_sees_what_waits():
     x = torch.arange(4)
-    with Waits(monkeypatch) as waits:
+    with Waits() as waits:
         x.sum().item()
         bool(x.any())
         x[x > 1]

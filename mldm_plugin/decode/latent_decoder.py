@@ -93,7 +93,7 @@ class LatentDecoder:
 
         Returns:
             its mode and its standard deviation, float32 (N, C, h, w) each; the latter is 0 for an autoencoder without
-            a posterior.
+            a posterior, or one that does not tell it.
         """
         if self._encode is None:
             raise RuntimeError("the encoder is gone")
@@ -102,7 +102,8 @@ class LatentDecoder:
         if isinstance(encoded, Tensor):
             mode, spread = encoded.float(), torch.zeros_like(encoded, dtype=torch.float32)
         else:
-            mode, spread = encoded.mode().float(), encoded.std.float()
+            mode = encoded.mode().float()
+            spread = getattr(encoded, "std", torch.zeros_like(mode)).float()
         scale, shift = _beside(self._scale, mode), _beside(self._shift, mode)
         return (mode - shift) / scale, spread / scale.abs()
 
