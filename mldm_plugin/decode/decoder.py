@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor
 
+from mldm_plugin.decode.latent_decoder import LatentDecoder
+
 if TYPE_CHECKING:
-    from mldm_plugin.decode.latent_decoder import LatentDecoder
     from mldm_plugin.engine.step import DiffusionStep
 
 
@@ -42,11 +41,3 @@ class Decoder(Protocol):
 
     def settle(self) -> None:
         """Free what only the start-up checks need."""
-
-
-def whole_pair(decode: Callable[[Tensor], Tensor], step: Any, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`Decoder.pair` for a decoder of whole pictures."""
-    if pictures is None:
-        with torch.no_grad():
-            pictures = decode(step.latents.float())
-    return decode(step.pred_latents), pictures

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
-from mldm_plugin.decode.decoder import whole_pair
 from mldm_plugin.perceptual.frozen import Frozen, computing_in
 
 if TYPE_CHECKING:
@@ -129,6 +128,14 @@ class LatentDecoder:
         """Free all of it: another decoder stands in, and the comparison is done."""
         self._encode = self._decode = None
         self.vae = nn.Identity()
+
+
+def whole_pair(decode: Callable[[Tensor], Tensor], step: Any, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`Decoder.pair` (decoder.py) for a decoder of whole pictures."""
+    if pictures is None:
+        with torch.no_grad():
+            pictures = decode(step.latents.float())
+    return decode(step.pred_latents), pictures
 
 
 class Method(nn.Module):

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
-from mldm_plugin.decode.decoder import whole_pair
-from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
+from mldm_plugin.decode.latent_decoder import LatentDecoder, Method, whole_pair
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
 
