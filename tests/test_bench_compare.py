@@ -5,7 +5,14 @@ import torch
 from bench_sizes import SMALL
 
 from mldm_plugin.bench import candidates, others
-from mldm_plugin.bench.compare import compare_losses, compare_ways, difference, exact
+from mldm_plugin.bench.compare import (
+    RELU_TOLERANCE,
+    TOLERANCE,
+    compare_losses,
+    compare_ways,
+    difference,
+    exact,
+)
 from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up, timesteps_of
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
@@ -42,8 +49,8 @@ def after_the_network(host, stack):
 @pytest.mark.parametrize("timesteps", [(3, 700, 99), (100, 101, 0), (999, 999, 999), (50, 50, 50)])
 def test_the_plugin_equals_decoding_everything_and_masking(after_the_network, timesteps):
     ours, plain = (after_the_network(name, timesteps) for name in (candidates.OURS, candidates.EVERYTHING))
-    found = difference("everything", plain, ours, 1e-4, 1e-4)
-    assert found.held_to == 1e-4
+    found = difference("everything", plain, ours, TOLERANCE, RELU_TOLERANCE)
+    assert found.held_to == TOLERANCE
     base = after_the_network(candidates.PLAIN, timesteps)[1][0]
     for row, t in enumerate(timesteps):  # the losses do something where the gate is open, and nothing elsewhere
         assert torch.allclose(ours[1][0][row], base[row], rtol=1e-5, atol=0) == (t > 100)
@@ -52,7 +59,7 @@ def test_the_plugin_equals_decoding_everything_and_masking(after_the_network, ti
 @pytest.mark.parametrize("timestep", [50, 100, 101])
 def test_with_one_t_it_equals_the_whole_batch_gate(after_the_network, timestep):
     ours, plain = (after_the_network(name, [timestep] * N) for name in (candidates.OURS, candidates.WHOLE_BATCH))
-    difference("whole batch", plain, ours, 1e-4, 1e-4)
+    difference("whole batch", plain, ours, TOLERANCE, RELU_TOLERANCE)
 
 
 def test_all_ways_agree_before_anything_is_timed(host, plugins):
