@@ -223,21 +223,31 @@ def test_the_same_person_is_nearer_than_another_one(network):
     from mldm_plugin.prepare.source import Source
 
     folder = Path(PEOPLE.origin).parent / "data" / "curated"
-    embeddings, who = [], []
+    seen, who = [], []
     for path in (path for name in PICTURES for path in sorted(folder.glob(f"P*/assets/{name}.jpg"))):
         picture = Image.open(path).convert("RGB").reduce(2)
         shown = type("Shown", (), {"size": picture.size, "rgb": lambda self, picture=picture: picture})()
         face = Mtcnn(side=512)(Source(name="a", path="a", text=""), shown, None)[0]
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
         crop = crop_faces(pixels, [torch.tensor([face.box])], FREE.crop)
-        embeddings.append(network(crop)[-1][0])
+        seen.append(network(crop))
         who.append(path.parent.parent.name)
-    distances = torch.cdist(torch.stack(embeddings), torch.stack(embeddings))
+    embeddings = torch.cat([features[-1] for features in seen])
+    distances = torch.cdist(embeddings, embeddings)
     pairs = [(a, b) for a in range(len(who)) for b in range(a)]
     same = torch.tensor([distances[a, b] for a, b in pairs if who[a] == who[b]])
     other = torch.tensor([distances[a, b] for a, b in pairs if who[a] != who[b]])
     assert len(same) == 60
     assert (same[:, None] < other[None]).float().mean() >= 0.98
+    one, another = zip(*[(seen[a], seen[b]) for a, b in pairs if who[a] != who[b]], strict=True)
+    levels = [
+        weight * (torch.cat(these) - torch.cat(those)).abs().mean()
+        for weight, these, those in zip(
+            FREE.layer_weights, zip(*one, strict=True), zip(*another, strict=True), strict=True
+        )
+    ]
+    assert 0.9 < sum(levels) < 1.1  # another person costs about 1
+    assert max(levels) < 1.5 * min(levels)  # and each level says as much
 
 
 def test_it_comes_from_either_source_and_is_free():

@@ -85,10 +85,10 @@ def title(page):
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    from mldm_plugin.demo.pipeline import build_pipeline
+def pipeline():
+    from mldm_plugin.people_mini import PIPELINE
 
-    return build_pipeline(tmp_path_factory.mktemp("model") / "demo")
+    return PIPELINE
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → training, attach, prepare, evaluation, bench → records, planning → data → engine → decode, preset →
-perceptual, plugins → errors; hooks → the public names of mldm_plugin, errors and perceptual, never another hook
+cli → demo → people_mini → training, attach, prepare, evaluation, bench → records, planning → data → engine → decode,
+preset → perceptual, plugins → errors; hooks → the public names of mldm_plugin, errors and perceptual, never each other
 """
 
 import ast
@@ -26,8 +26,8 @@ LAYERS = (
     {"data"},
     {"records", "planning"},
     {"training", "attach", "prepare", "evaluation", "bench"},
-    {"demo"},
     {"people_mini"},
+    {"demo"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,11 +1,15 @@
 """Presets: the table of the paper, all faults at once, overrides, and a resolved file that reads back."""
 
+import re
+
 import pytest
 import yaml
 from make_step import ddpm, tiny_vae
 
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import PresetError
+from mldm_plugin.perceptual.lpips_network import TRUNKS
+from mldm_plugin.perceptual.weights import WEIGHT_FILES
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
 
@@ -51,11 +55,30 @@ def test_presets_say_what_the_papers_say(name, plugins):
 
 
 def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
-    assert set(PAPER) | {"demo"} == set(built_in_presets())
+    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400"} == set(built_in_presets())
     for name in built_in_presets():
         preset = load_preset(name, plugins=plugins)
         (tmp_path / "resolved.yaml").write_text(preset.dump(), encoding="utf-8")
         assert load_preset(tmp_path / "resolved.yaml", plugins=plugins) == preset
+
+
+@pytest.mark.parametrize("name", built_in_presets())
+def test_a_preset_says_which_licences_it_rests_on(name, plugins):
+    (line,) = re.findall("^# Licences: (.*)$", built_in_presets()[name].read_text(encoding="utf-8"), re.M)
+    networks = [s.options["network"] for s in load_preset(name, plugins=plugins).losses.values()]
+    for network in (TRUNKS.get(network, network) for network in networks):
+        assert f"{network} {WEIGHT_FILES[network].terms}" in line
+        if name.startswith(("mldm-open", "demo")):
+            assert WEIGHT_FILES[network].terms.startswith(("CC0", "BSD-3-Clause"))
+    assert networks or line == "no network's but the model's own."
+
+
+@pytest.mark.parametrize(("name", "paper"), [("mldm-open", "mldm"), ("mldm-open-t400", "mldm-t400")])
+def test_the_open_presets_differ_from_the_papers_in_the_face_network_alone(name, paper, plugins):
+    one, other = (yaml.safe_load(load_preset(n, plugins=plugins).dump()) for n in (name, paper))
+    assert one["losses"]["face"].pop("network") == "dlib_resnet"
+    assert other["losses"]["face"].pop("network") == "vggface2_resnet50"
+    assert one == other
 
 
 def test_a_resolved_preset_names_every_option(plugins):

@@ -51,7 +51,7 @@ def write_data(
 
 def write_pipeline(folder: Path) -> Path:
     """The architecture and files of Stable Diffusion 1.x, with seeded random weights."""
-    from mldm_plugin.demo.pipeline import Size, build_tiny_pipeline
+    from mldm_plugin.people_mini.architecture import Size, build_tiny_pipeline
 
     size = Size(unet_channels=(8, 16, 16, 16), text_width=16, groups=4, heads=2)
     return build_tiny_pipeline(folder, size=size)

@@ -17,10 +17,10 @@ import torch
 from tiny_z_image import build_z_image
 from torch import Tensor, nn
 
-from mldm_plugin.demo.folders import replaced_folder
-from mldm_plugin.demo.pipeline import SCHEDULER, TINY, Size, build_text_encoder, build_tiny_pipeline
-from mldm_plugin.demo.tokenizer import MODEL_MAX_LENGTH, TEXT, vocabulary, write_tokenizer
+from mldm_plugin.people_mini.architecture import SCHEDULER, TINY, Size, build_text_encoder, build_tiny_pipeline
+from mldm_plugin.people_mini.tokenizer import MODEL_MAX_LENGTH, TEXT, vocabulary, write_tokenizer
 from mldm_plugin.perceptual.frozen import build_seeded
+from mldm_plugin.records.folders import replaced_folder
 
 WIDTH = 32  # of the text encoders' hidden states
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "z_image")

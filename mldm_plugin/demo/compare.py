@@ -1,123 +1,167 @@
-"""The same pictures and the same noise before and after training: what changed, free of chance."""
+"""What each training learnt, on the same noise: pictures, and their distances to photographs that no training saw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mldm_plugin.data.batch import Example
-from mldm_plugin.data.load import open_rows
-from mldm_plugin.data.training_set import Columns, TrainingSet
-from mldm_plugin.demo.photos import WINDOWS
-from mldm_plugin.engine.report import LossReport
-from mldm_plugin.engine.stack import LossStack
-from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.demo.photos import SIDE, Photo
+from mldm_plugin.perceptual.face_crops import FaceCrop, crop_faces
+from mldm_plugin.perceptual.face_networks import FaceFeatures
+from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
+from mldm_plugin.perceptual.masked_distance import masked_sum
+from mldm_plugin.perceptual.unit_difference import weighted_square
+from mldm_plugin.prepare.faces.mtcnn import Mtcnn, load_network
 from mldm_plugin.records.panels import arrange, as_bytes
 
-# Chosen to show a large face, small ones, whole bodies; the first timestep keeps detail, the second loses it.
-SHOWN = ("astronaut", "hopper_face", "two_men", "right_two")
-TIMESTEPS = (50, 300)
+RESOLUTION = 128  # people-mini's
+NOISES = 2  # of each photograph
+STEPS, GUIDANCE = 25, 3.0  # of the sampler
+STRENGTH = 0.6  # the share of the noise that a photograph is given before it is restored
+SHOWN_FACE = FaceCrop(size=160, extent=1.25)
+JUDGED_FACE = FaceCrop(size=128, extent=1.1)
 
-Seen = tuple[DiffusionStep, LossReport]
-
-
-def load_examples(folder: Path, resolution: int) -> list[tuple[Example, str]]:
-    """The pictures `SHOWN` of the demo's training set, framed as in training, with their captions."""
-    rows = open_rows(None, folder=str(folder), cache=str(folder.parent / "cache"))
-    columns = Columns(conditioning=None, mask="mask", boxes="face_boxes")
-    training_set = TrainingSet(rows, columns, resolution=resolution)
-    texts = list(rows["text"])
-    shown = [window.text for window in WINDOWS if window.name in SHOWN]
-    return [(training_set.look(texts.index(text)), text) for text in shown]
+# What is measured, each better when smaller, and what the table calls it.
+MEASURES = {"face": "face LPIPS", "person": "person LPIPS", "identity": "identity"}
 
 
-@torch.no_grad()
-def measure(
-    pipeline: Any, controlnet: Any, stack: LossStack, examples: Sequence[tuple[Example, str]]
-) -> tuple[dict[str, float], list[Seen]]:
-    """Every loss on fixed noise, and the last timestep's steps with their reports.
+@dataclass(frozen=True)
+class Drawn:
+    """What a model made, NOISES times the photographs, in [-1, 1].
 
     Args:
-        pipeline: a `StableDiffusionPipeline`.
-        controlnet: a `ControlNetModel`, or None for the U-Net alone.
-        stack: the losses.
-        examples: pictures and captions.
-
-    Returns:
-        Mean of each loss over pictures and timesteps, by name; a step and its report for each picture.
+        new: (n, 3, H, W) from noise and the photographs' captions.
+        restored: (n, 3, H, W) from the photographs themselves, half noised.
     """
-    totals: dict[str, list[float]] = {}
-    seen: list[Seen] = []
-    for timestep in TIMESTEPS:
-        steps = [fixed_step(pipeline, controlnet, stack, e, text, timestep, i) for i, (e, text) in enumerate(examples)]
-        seen = [(step, stack(step)) for step in steps]
-        for _, report in seen:
-            for name, value in report.logs().items():
-                if value is not None and "/" not in name:
-                    totals.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in totals.items()}, seen
+
+    new: Tensor
+    restored: Tensor
 
 
-def fixed_step(
-    pipeline: Any, controlnet: Any, stack: LossStack, example: Example, text: str, timestep: int, seed: int
-) -> DiffusionStep:
-    """One picture at a timestep, with noise that depends on `seed` alone."""
-    pixel_values = example.pixel_values[None]
-    latents = pipeline.vae.encode(pixel_values).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    timesteps = torch.tensor([timestep])
-    alpha, sigma = (c.view(-1, 1, 1, 1) for c in stack.schedule.coefficients(timesteps))
-    noisy = alpha * latents + sigma * noise
-    tokens = pipeline.tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    hidden = pipeline.text_encoder(tokens)[0]
-    residuals: dict[str, Any] = {}
-    if controlnet is not None:
-        down, middle = controlnet(noisy, timesteps, hidden, torch.zeros_like(pixel_values), return_dict=False)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    model_pred = pipeline.unet(noisy, timesteps, hidden, **residuals).sample
-    return DiffusionStep(
-        latents=latents,
-        noise=noise,
-        noisy_latents=noisy,
-        timesteps=timesteps,
-        model_pred=model_pred,
-        target=noise,
-        base_loss=F.mse_loss(model_pred, noise),
-        pixel_values=pixel_values,
-        person_mask=example.person_mask[None] if example.person_mask is not None else None,  # type: ignore[arg-type]
-        face_boxes=[example.face_boxes] if example.face_boxes is not None else None,  # type: ignore[arg-type]
-    )
+class Painter:
+    """Draws by the captions of photographs, the same noise for each model.
+
+    Args:
+        model: folder of a Stable Diffusion 1.x pipeline.
+        photos: whose captions are drawn, and which are restored.
+    """
+
+    def __init__(self, model: Path, photos: Sequence[Photo]) -> None:
+        from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()  # it would speak of the missing safety checker and of text encoders without LoRA
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+        pipeline.scheduler = DDIMScheduler.from_config({**pipeline.scheduler.config, "clip_sample": False})
+        self.draw, self.restore = pipeline, StableDiffusionImg2ImgPipeline(**pipeline.components)
+        for one in (self.draw, self.restore):
+            one.set_progress_bar_config(disable=True)
+        self.texts, self.pictures = [photo.text for photo in photos], pictures_of(photos)
+
+    def __call__(self, lora: Path | None) -> Drawn:
+        """The pictures of the model with a LoRA, or of the model alone."""
+        self.draw.unload_lora_weights()
+        if lora is not None:
+            self.draw.load_lora_weights(lora)
+        common = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
+        new, restored = [], []
+        for repetition in range(NOISES):
+            seeds = [torch.Generator().manual_seed(1000 * repetition + i) for i in range(len(self.texts))]
+            shape = {"height": RESOLUTION, "width": RESOLUTION}
+            new.append(self.draw(self.texts, generator=seeds, **shape, **common).images)
+            images = (self.pictures + 1) / 2
+            restored.append(self.restore(self.texts, image=images, strength=STRENGTH, generator=seeds, **common).images)
+        return Drawn(torch.cat(new) * 2 - 1, torch.cat(restored) * 2 - 1)
 
 
-@torch.no_grad()
-def before_and_after(
-    stack: LossStack, pictures: Sequence[Tensor], before: Sequence[Seen], after: Sequence[Seen]
-) -> Image.Image:
-    """One row a picture: the photograph, x_t, x̂0 of the U-Net alone, and x̂0 with the trained ControlNet."""
+class Judge:
+    """Distances to photographs, by networks that do not all belong to the losses.
 
-    def decode(step: DiffusionStep, latents: Tensor) -> DiffusionStep:
-        return stack.pictures.of(replace(step, pred_latents=latents))
+    Args:
+        photos: that no training saw.
+    """
 
-    rows, captions = [], []
-    for picture, (one, report_one), (two, report_two) in zip(pictures, before, after, strict=True):
-        first = decode(one, stack.schedule.pred_latents(one))
-        second = decode(two, stack.schedule.pred_latents(two))
-        noisy = decode(one, one.noisy_latents)
-        columns = (picture[None], noisy.pred_images, first.pred_images, second.pred_images)
-        rows.append([as_bytes(images)[0] for images in columns])
-        captions.append(_caption(one, report_one, report_two))
-    return arrange(("photograph", "x_t", "x0 estimate before", "x0 estimate after"), rows, captions)
+    def __init__(self, photos: Sequence[Photo]) -> None:
+        self.lpips, self.identities = LPIPSNetwork("vgg"), FaceFeatures("dlib_resnet")
+        self.pictures = pictures_of(photos)
+        self.boxes = [torch.tensor([photo.face]) * RESOLUTION / SIDE for photo in photos]
+        masks = [Image.fromarray(p.mask).resize((RESOLUTION,) * 2, Image.Resampling.NEAREST) for p in photos]
+        self.masks = torch.stack([torch.from_numpy(np.array(mask))[None].float() for mask in masks])
+        self.known = self._embedded(self.pictures, self.boxes)
+
+    @torch.no_grad()
+    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
+        """One value for each picture, (n,): see MEASURES.
+
+        face: LPIPS (VGG16) of the restored face. person: the same on the person. identity: distance between dlib's
+        embeddings of the new face and of the photographs' faces, on average; infinite where MTCNN finds no face.
+        """
+        values: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
+        photos = len(self.pictures)
+        for new, restored in zip(drawn.new.split(photos), drawn.restored.split(photos), strict=True):
+            made, wanted = (crop_faces(images, self.boxes, JUDGED_FACE) for images in (restored, self.pictures))
+            values["face"].append(self._lpips(made, wanted, torch.ones_like(made[:, :1])))
+            values["person"].append(self._lpips(restored, self.pictures, self.masks))
+            values["identity"].append(torch.stack([self._identity(one) for one in new]))
+        return {name: torch.cat(found) for name, found in values.items()}
+
+    def _lpips(self, made: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+        layers = zip(self.lpips.features(made), self.lpips(wanted), self.lpips.channel_weights(made), strict=True)
+        distance = torch.stack([masked_sum(weighted_square(p, t, w), mask) for p, t, w in layers]).sum(0)
+        return (distance / mask.sum((-2, -1)))[:, 0]
+
+    def _identity(self, picture: Tensor) -> Tensor:
+        box = found_face(picture)
+        if box is None:
+            return torch.tensor(torch.inf)
+        return (self._embedded(picture[None], [box]) - self.known).norm(dim=1).mean()
+
+    def _embedded(self, pictures: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.identities(crop_faces(pictures, boxes, self.identities.crop))[-1].flatten(1)
 
 
-def _caption(step: DiffusionStep, before: LossReport, after: LossReport) -> str:
-    parts = [f"t = {step.timesteps.item():g}"]
-    for name, term in before.terms.items():
-        parts.append(f"{name}: {term.raw[0].item():.3f} -> {after.terms[name].raw[0].item():.3f}")
-    return "     ".join(parts)
+def pictures_of(photos: Sequence[Photo]) -> Tensor:
+    """The photographs as the model sees them, (n, 3, 128, 128) in [-1, 1]."""
+    small = [photo.picture.resize((RESOLUTION,) * 2, Image.Resampling.LANCZOS) for photo in photos]
+    return torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in small]) / 127.5 - 1
+
+
+def found_face(picture: Tensor) -> Tensor | None:
+    """The box (1, 4) of the largest face that MTCNN finds in a picture (3, H, W), or None."""
+    large = torch.nn.functional.interpolate(picture[None], scale_factor=2, mode="bicubic").clamp(-1, 1)
+    boxes, scores, _ = load_network()((large[0] + 1) * 127.5, Mtcnn.least_face)
+    boxes = boxes[scores >= Mtcnn.least_score]
+    if not len(boxes):
+        return None
+    largest = (boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()
+    return (boxes[largest] / 2).clamp(0, picture.shape[-1])[None]
+
+
+def interval(better: Tensor, worse: Tensor, seed: int = 0) -> tuple[float, float]:
+    """95 % of the mean of `better` − `worse`, (n,) each, pair by pair: percentile bootstrap of 10 000 samples."""
+    gaps = (better - worse)[(better - worse).isfinite()].double()
+    generator = torch.Generator().manual_seed(seed)
+    means = gaps[torch.randint(len(gaps), (10_000, len(gaps)), generator=generator)].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def faces_side_by_side(photos: Sequence[Photo], drawn: dict[str, Tensor]) -> Image.Image:
+    """Enlarged faces: the photographs in a row, and below them a row for each model with the same noise in a column.
+
+    Args:
+        photos: n of them, over their columns.
+        drawn: caption of a row → pictures (n, 3, H, W) whose faces are where those of the photographs are.
+    """
+    boxes = [torch.tensor([photo.face]) * RESOLUTION / SIDE for photo in photos]
+    rows = {"photographs that no training saw": pictures_of(photos), **drawn}
+    tiles = [as_bytes(crop_faces(pictures, boxes, SHOWN_FACE)) for pictures in rows.values()]
+    return arrange([photo.name for photo in photos], tiles, list(rows))

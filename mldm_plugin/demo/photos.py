@@ -1,187 +1,136 @@
-"""The demo's photographs: where they lie, the windows cut from them, and the training set they become.
+"""The demo's photographs: a person of openpeople whom people-mini has never seen, with person masks and face boxes.
 
-The four photographs come with the demo's dependencies (scikit-image, insightface, matplotlib), so nothing is
-downloaded. `annotations.json` beside this file holds, in COCO's instances format, one polygon for the visible
-silhouette of each person and, as an extra key, the box of the face.
+All are taken before the grey backdrop of a studio, which is what the masks are made from; the boxes are those of
+`people_mini/openpeople.json`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mldm_plugin.demo.folders import replaced_folder
-from mldm_plugin.errors import DataError
+from mldm_plugin.people_mini.photos import Box, openpeople_folder, photo_rows
+from mldm_plugin.people_mini.who import FEELINGS
+from mldm_plugin.records.folders import replaced_folder
 
-SIZE = 512  # the longest side of a stored picture
-RESOLUTION = 256  # what the demo trains at; a smaller window is enlarged to it
-SMALLEST_PERSON = 200  # pixels of a stored picture; less is a sliver at its border
-SMALLEST_FACE = 0.6  # the part of a face box that the window must show
+TUNED_ON, SHOWN = "P008", "P009"  # every choice was made on the first, the second is only shown
+NAMES = {"P008": "helkar", "P009": "imara", "P010": "jasna"}
 
-# File name in annotations.json -> package that carries it, path inside the package.
-PHOTOS = {
-    "astronaut.png": ("skimage", "data/astronaut.png"),
-    "grace_hopper.jpg": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-    "Tom_Hanks_54745.png": ("insightface", "data/images/Tom_Hanks_54745.png"),
-    "t1.jpg": ("insightface", "data/images/t1.jpg"),
-}
+# Panels of openpeople's sheets; the empty name is the portrait. What is held out, no training sees.
+LEARNT = (
+    *("", "face front", "neutral", "sad", "surprised"),
+    *("scared", "thoughtful", "smug", "exhausted", "determined"),
+)
+HELD_OUT = ("happy", "angry", "disgusted", "confused", "flirty", "pensive", "playful", "shocked")
+PICTURES = ("studio_portrait", "emotions_sheet", "character_sheet")
+
+SIDE = 256  # pixels of a stored picture
+FACES_HIGH = 1.9  # the square's side in heights of the face, where the photograph is as large
+BACKDROP = 9.0  # difference in Lab up to which a pixel may be the backdrop; chosen by eye on P008
 
 
 @dataclass(frozen=True)
-class Window:
-    """A square cut from a photograph: its corner and side in pixels of the photograph, and its caption."""
+class Photo:
+    """One square photograph.
+
+    Args:
+        name: of its file.
+        text: its caption.
+        picture: RGB, SIDE × SIDE.
+        mask: where the person is, bool (SIDE, SIDE).
+        face: x0, y0, x1, y1 in pixels.
+    """
 
     name: str
-    photo: str
-    x: int
-    y: int
-    side: int
     text: str
+    picture: Image.Image
+    mask: np.ndarray
+    face: Box
 
 
-WINDOWS = (
-    Window("astronaut", "astronaut.png", 0, 0, 512, "a smiling astronaut in an orange suit holding a helmet"),
-    Window("astronaut_face", "astronaut.png", 90, 0, 290, "portrait of a smiling astronaut"),
-    Window("hopper", "grace_hopper.jpg", 0, 10, 512, "a naval officer in uniform in front of a flag"),
-    Window("hopper_face", "grace_hopper.jpg", 90, 15, 340, "portrait of a naval officer with glasses"),
-    Window("hanks", "Tom_Hanks_54745.png", 0, 0, 112, "black and white portrait of a man"),
-    Window("left_woman", "t1.jpg", 0, 215, 330, "a blonde woman holding cards"),
-    Window("left_two", "t1.jpg", 0, 90, 440, "two women at the table, one holding cards"),
-    Window("two_middle", "t1.jpg", 230, 90, 460, "a woman in black and a man in a grey shirt"),
-    Window("grey_man", "t1.jpg", 340, 200, 350, "portrait of a smiling man in a grey shirt"),
-    Window("two_men", "t1.jpg", 330, 180, 600, "two smiling men at the poker table"),
-    Window("red_man", "t1.jpg", 640, 265, 330, "portrait of a smiling man in a red shirt"),
-    Window("right_three", "t1.jpg", 640, 0, 640, "two men and a woman at the poker table"),
-    Window("right_two", "t1.jpg", 860, 0, 420, "a man standing and a woman sitting on the right"),
-    Window("right_woman", "t1.jpg", 970, 215, 310, "a blonde woman in black sitting on the right"),
-)
-
-
-@cache
-def photo(name: str) -> Image.Image:
-    """The photograph as RGB.
+def photos_of(person: str, panels: Sequence[str]) -> list[Photo]:
+    """The photographs of a person in `NAMES`, in the order of `panels`.
 
     Raises:
-        DataError: the package that carries it is not installed, or the file is not in it.
+        DataError: openpeople is not installed.
     """
-    package, inside = PHOTOS[name]
-    spec = importlib.util.find_spec(package)
-    path = Path(spec.origin).parent / inside if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise DataError(
-            f"the demo expected the photograph {name} in the package {package}, but "
-            f"{'the package is not installed' if path is None else 'it is not there'}; "
-            "install the demo's packages: pip install 'mldm-plugin[demo]'"
-        )
-    with Image.open(path) as opened:
-        return opened.convert("RGB")
+    folder = openpeople_folder()
+    rows = {row[2]: row for row in photo_rows() if row[0] == person and row[1] in PICTURES}
+    return [_photo(folder, *rows[panel]) for panel in panels]
 
 
-def stored_side(window: Window) -> int:
-    """The side of the stored picture: the window's own, within RESOLUTION and SIZE."""
-    return min(max(window.side, RESOLUTION), SIZE)
+def _photo(folder: Path, person: str, picture: str, panel: str, box: Box, face: Box) -> Photo:
+    with Image.open(folder / person / "assets" / f"{picture}.jpg") as whole:
+        cut = whole.convert("RGB").crop(box)
+    x0, y0, x1, y1 = (v - corner for v, corner in zip(face, (box[0], box[1]) * 2, strict=True))
+    side = min((y1 - y0) * FACES_HIGH, *cut.size)
+    left = min(max((x0 + x1 - side) / 2, 0), cut.width - side)
+    top = min(max((y0 + y1 - side) / 2 + 0.06 * side, 0), cut.height - side)  # more of the body than of the wall
+    square = cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    scale = SIDE / side
+    return Photo(
+        name=(panel or "portrait").replace(" ", "_"),
+        text=f"photo of {NAMES[person]}, {_feeling(panel)}, bust, in a studio",
+        picture=square,
+        mask=person_mask(square),
+        face=((x0 - left) * scale, (y0 - top) * scale, (x1 - left) * scale, (y1 - top) * scale),
+    )
 
 
-def cut(window: Window) -> Image.Image:
-    """The window's picture as the training set stores it."""
-    box = (window.x, window.y, window.x + window.side, window.y + window.side)
-    side = stored_side(window)
-    picture = photo(window.photo).crop(box)
-    return picture if picture.width == side else picture.resize((side, side), Image.Resampling.LANCZOS)
+def _feeling(panel: str) -> str:
+    """As people-mini's captions say it."""
+    return FEELINGS.get(panel, panel) if panel not in ("", "face front") else "calm"
 
 
-def load_annotations() -> Any:
-    """The annotation as a `pycocotools.coco.COCO`, which does the decoding."""
-    from pycocotools.coco import COCO
+def person_mask(picture: Image.Image) -> np.ndarray:
+    """What is not the backdrop: the person, as bool (H, W).
 
-    path = Path(str(resources.files("mldm_plugin.demo"))) / "annotations.json"
-    coco = COCO()
-    coco.dataset = json.loads(path.read_text(encoding="utf-8"))
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def decoded(coco: Any, person: dict[str, Any]) -> np.ndarray:
-    """The person's mask, of the photograph's size. pycocotools 2.0 still asks numpy in the old way."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return coco.annToMask(person)
-
-
-def labels(window: Window, coco: Any) -> tuple[Image.Image, list[list[float]]]:
-    """The label picture of a window (0 background, k the k-th person) and its face boxes, both as stored.
-
-    A person of whom fewer than SMALLEST_PERSON pixels are visible is left out, and so is a face of which the
-    window shows less than SMALLEST_FACE; other boxes are clipped to the picture.
+    The backdrop is what has the colour of the two upper corners and touches the upper, left or right border. Of what is
+    left the largest piece is taken, without holes.
     """
-    side = stored_side(window)
-    scale = side / window.side
-    label, boxes = np.zeros((side, side), np.uint8), []
-    [image] = [i for i in coco.dataset["images"] if i["file_name"] == window.photo]
-    count = 0
-    for person in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
-        mask = _resized(_cropped(decoded(coco, person), window), side)
-        if mask.sum() < SMALLEST_PERSON:
-            continue
-        count += 1
-        label[mask] = count
-        x0, y0, x1, y1 = person["face_box"]
-        corners = np.array([x0 - window.x, y0 - window.y, x1 - window.x, y1 - window.y])
-        inside = corners.clip(0, window.side)
-        if _area(inside) >= SMALLEST_FACE * _area(corners):
-            boxes.append([round(float(v), 2) for v in inside * scale])
-    return Image.fromarray(label), boxes
+    from scipy import ndimage
+    from skimage.color import rgb2lab
+    from skimage.filters import gaussian
+
+    lab = rgb2lab(gaussian(np.asarray(picture) / 255.0, 1, channel_axis=-1))
+    n = picture.height // 16
+    backdrop = np.median(np.concatenate([lab[:n, :n].reshape(-1, 3), lab[:n, -n:].reshape(-1, 3)]), axis=0)
+    near = np.linalg.norm((lab - backdrop) * (0.6, 1, 1), axis=-1) < BACKDROP  # a backdrop has shadows, not colours
+    pieces, _ = ndimage.label(near)
+    outside = np.unique(np.concatenate([pieces[0], pieces[:, 0], pieces[:, -1]]))
+    person = ndimage.binary_opening(~np.isin(pieces, outside[outside > 0]), iterations=2)
+    pieces, count = ndimage.label(person)
+    sizes = ndimage.sum(person, pieces, range(1, count + 1))
+    return ndimage.binary_fill_holes(pieces == 1 + int(np.argmax(sizes)))
 
 
-def _cropped(mask: np.ndarray, window: Window) -> np.ndarray:
-    return mask[window.y : window.y + window.side, window.x : window.x + window.side]
-
-
-def _resized(mask: np.ndarray, side: int) -> np.ndarray:
-    """A binary mask at another size, its outline halfway between the old pixels."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(picture) >= 128
-
-
-def _area(box: np.ndarray) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def write_training_set(folder: str | Path) -> Path:
-    """Write all windows as an imagefolder (pictures, masks, `metadata.jsonl`) and return the folder.
-
-    The same files come out byte for byte each time; an earlier set in `folder` is replaced as a whole.
+def write_image_folder(folder: Path, photos: Sequence[Photo]) -> Path:
+    """Write pictures, masks/ and metadata.jsonl, byte for byte the same each time.
 
     Raises:
-        DataError: a photograph is missing, or `folder` holds something else.
+        DataError: `folder` holds something else.
     """
-    coco, rows = load_annotations(), []
-    with replaced_folder(Path(folder), "metadata.jsonl") as made:
+    rows: list[dict[str, Any]] = []
+    with replaced_folder(folder, "metadata.jsonl") as made:
         (made / "masks").mkdir()
-        for window in WINDOWS:
-            file_name = f"{window.name}.png"
-            picture = cut(window)
-            label, boxes = labels(window, coco)
-            picture.save(made / file_name)
-            label.save(made / "masks" / file_name)
-            row = {
-                "file_name": file_name,
-                "text": window.text,
-                "mask_file_name": f"masks/{file_name}",
-                "face_boxes": boxes,
-            }
-            rows.append(json.dumps(row))
-        (made / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return Path(folder)
+        for photo in photos:
+            file_name = f"{photo.name}.png"
+            photo.picture.save(made / file_name)
+            Image.fromarray(photo.mask.astype(np.uint8)).save(made / "masks" / file_name)
+            boxes = [[round(float(v), 2) for v in photo.face]]
+            rows.append(
+                {
+                    "file_name": file_name,
+                    "text": photo.text,
+                    "mask_file_name": f"masks/{file_name}",
+                    "face_boxes": boxes,
+                }
+            )
+        (made / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin.demo.pipeline import SCHEDULER
+from mldm_plugin.people_mini.architecture import SCHEDULER
 from mldm_plugin.people_mini.loop import Batch
 from mldm_plugin.people_mini.pictures import Captions, Pictures
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.demo.tokenizer import MODEL_MAX_LENGTH, TEXT, vocabulary, write_tokenizer
 from mldm_plugin.people_mini.attributes import TABLE
+from mldm_plugin.people_mini.tokenizer import MODEL_MAX_LENGTH, TEXT, vocabulary, write_tokenizer
 from mldm_plugin.people_mini.who import FEELINGS, PEOPLE, TURNED, says
 from mldm_plugin.prepare.synthetic.caption import BOTH, GESTURES
 from mldm_plugin.prepare.synthetic.scene import PHRASES

@@ -79,13 +79,13 @@ FACE_NETWORKS: dict[str, FaceNetwork] = {
         unused=("logits.",),
     ),
     # docs/losses/face.md has the runs. The crop: that of the best same/different AUC on openpeople's 200 faces, boxes
-    # by MTCNN. α: 1 / mean |difference| of two people's faces there, for the five levels and the embedding, so that
-    # each says 1 of another person, and a blur of σ = 2 pixels costs about the same at each.
+    # by MTCNN. α: 1 / (6 · mean |difference| of two people's faces there), for the five levels and the embedding, so
+    # that each says as much of another person, all together 1, and a blur of σ = 2 costs about the same at each.
     "dlib_resnet": FaceNetwork(
         build=DlibResNet,
         crop=FaceCrop(size=SIZE, extent=0.97, down=0.085),
         prepare=dlib_input,
-        layer_weights=(0.97, 1.32, 2.24, 3.95, 3.69, 18.7),
+        layer_weights=(0.162, 0.220, 0.373, 0.658, 0.615, 3.12),
         unused=(),
     ),
 }

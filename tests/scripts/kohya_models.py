@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mldm_plugin.demo.tokenizer import vocabulary, write_tokenizer
+from mldm_plugin.people_mini.tokenizer import vocabulary, write_tokenizer
 
 CLIP_L = "openai_clip-vit-large-patch14"
 

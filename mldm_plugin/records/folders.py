@@ -26,7 +26,7 @@ def replaced_folder(folder: Path, marker: str) -> Iterator[Path]:
     known = folder.is_dir() and ((folder / marker).is_file() or not any(folder.iterdir()))
     if folder.exists() and not known:
         raise DataError(
-            f"expected {folder} to be new, empty or an earlier folder of the demo (with {marker}), "
+            f"expected {folder} to be new, empty or an earlier one (with {marker}), "
             "but it holds something else; choose another folder."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)

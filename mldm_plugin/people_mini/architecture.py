@@ -1,25 +1,23 @@
-"""A tiny pipeline with the architecture and the files of Stable Diffusion 1.x.
+"""Networks with the architecture of Stable Diffusion 1.x in any size, and the folder that they are saved in.
 
-`build_tiny_pipeline` makes one with seeded random weights (tests), `build_pipeline` one with the fitted weights
-that ship with the package (the demo). Either folder is read by `StableDiffusionPipeline.from_pretrained` and by
-every trainer that takes a Stable Diffusion 1.x model.
+The folder is read by `StableDiffusionPipeline.from_pretrained` and by every trainer that takes a Stable Diffusion 1.x
+model. `build_tiny_pipeline` makes one with seeded random weights, for tests.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from mldm_plugin.demo.folders import replaced_folder
-from mldm_plugin.demo.tokenizer import MODEL_MAX_LENGTH, vocabulary, write_tokenizer
-from mldm_plugin.errors import WeightsError
+from mldm_plugin.people_mini.tokenizer import MODEL_MAX_LENGTH, vocabulary, write_tokenizer
 from mldm_plugin.perceptual.frozen import build_seeded
+from mldm_plugin.records.folders import replaced_folder
 
 # stable-diffusion-v1-5/scheduler/scheduler_config.json, to the number.
 SCHEDULER: dict[str, Any] = {
@@ -51,17 +49,6 @@ class Size:
 
 
 TINY = Size()
-# Chosen: what two CPU cores fit within half an hour (python -m mldm_plugin.demo.fit) and 16 MB hold.
-FITTED = Size(
-    vae_channels=(24, 48, 80, 96),
-    vae_layers=1,
-    unet_channels=(32, 64, 128, 128),
-    unet_layers=1,
-    heads=2,
-    text_width=64,
-    text_layers=2,
-    sample_size=32,
-)
 
 
 def build_vae(size: Size) -> nn.Module:
@@ -99,7 +86,7 @@ def build_unet(size: Size) -> nn.Module:
 
 
 def build_text_encoder(size: Size, vocabulary_size: int | None = None) -> nn.Module:
-    """CLIPTextModel over the vocabulary of `mldm_plugin.demo.tokenizer`, or one of `vocabulary_size` tokens."""
+    """CLIPTextModel over the vocabulary of `people_mini.tokenizer`, or one of `vocabulary_size` tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     last = (vocabulary_size or len(vocabulary()[0])) - 1
@@ -120,63 +107,28 @@ def build_text_encoder(size: Size, vocabulary_size: int | None = None) -> nn.Mod
     )
 
 
-BUILDERS = {"vae": build_vae, "unet": build_unet, "text_encoder": build_text_encoder}
-
-
-def build_networks(size: Size, seed: int = 0) -> dict[str, nn.Module]:
-    """The three networks with weights drawn from `seed`; the host's random generators stay as they were."""
-    return {name: build_seeded(partial(build, size), seed).eval() for name, build in BUILDERS.items()}
+def build_networks(size: Size, seed: int = 0, vocabulary_size: int | None = None) -> dict[str, nn.Module]:
+    """vae, unet and text_encoder with weights drawn from `seed`; the host's random generators stay as they were."""
+    builders = {
+        "vae": partial(build_vae, size),
+        "unet": partial(build_unet, size),
+        "text_encoder": partial(build_text_encoder, size, vocabulary_size),
+    }
+    return {name: build_seeded(build, seed).eval() for name, build in builders.items()}
 
 
 def build_tiny_pipeline(folder: str | Path, *, size: Size = TINY, seed: int = 0) -> Path:
     """Write a pipeline of random seeded weights into `folder` and return it."""
-    return _write(Path(folder), build_networks(size, seed))
+    return write_pipeline(Path(folder), build_networks(size, seed), write_tokenizer)
 
 
-def build_pipeline(folder: str | Path, *, fitted: bool = True) -> Path:
-    """Write the demo's pipeline into `folder`; `fitted=False` leaves its weights random (seeded).
-
-    Raises:
-        WeightsError: a shipped weight file is missing or does not belong to this version.
-    """
-    networks = build_networks(FITTED)
-    if fitted:
-        for name, network in networks.items():
-            load_fitted(name, network)
-    return _write(Path(folder), networks)
-
-
-def fitted_file(name: str) -> Path:
-    """Where the fitted weights of `vae`, `unet` or `text_encoder` lie in the package."""
-    return Path(str(resources.files("mldm_plugin.demo"))) / f"{name}.safetensors"
-
-
-def load_fitted(name: str, network: Any, path: Path | None = None) -> None:
-    """Load fitted half-precision weights into `network` as float32; a VAE also gets its scaling factor."""
-    from safetensors import safe_open
-
-    path = path or fitted_file(name)
-    again = "rebuild it with `python -m mldm_plugin.demo.fit --out DIR`, or install the package again."
-    if not path.is_file():
-        raise WeightsError(f"the demo expected its fitted weights in {path.name}, but there is no such file; {again}")
-    with safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata() or {}
-        weights = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise WeightsError(f"{path.name} does not fit the demo's {name} of this version; {again}") from error
-    if name == "vae":
-        network.register_to_config(scaling_factor=float(metadata["scaling_factor"]))
-
-
-def _write(folder: Path, networks: dict[str, Any]) -> Path:
-    """Save the pipeline; `folder` is never seen half-written."""
+def write_pipeline(folder: Path, networks: dict[str, Any], write_words: Callable[[Path], None]) -> Path:
+    """Save the pipeline, the tokenizer's files by `write_words`; `folder` is never seen half-written."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     with replaced_folder(folder, "model_index.json") as made:
-        write_tokenizer(made / "tokenizer")
+        write_words(made / "tokenizer")
         pipeline = StableDiffusionPipeline(
             **networks,
             tokenizer=CLIPTokenizer.from_pretrained(made / "tokenizer"),
@@ -186,13 +138,15 @@ def _write(folder: Path, networks: dict[str, Any]) -> Path:
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(made)
-        write_tokenizer(made / "tokenizer")
-        finish_scheduler(made / "scheduler" / "scheduler_config.json")
+        write_words(made / "tokenizer")
+        # SD 1.5's file also carries `clip_sample`, which DDPM and DDIM read and PNDM does not know.
+        _say(made / "scheduler" / "scheduler_config.json", clip_sample=False)
+        # transformers reads what its file names as the type, diffusers' networks come as float32; let them agree.
+        _say(made / "text_encoder" / "config.json", dtype="float32")
     return folder
 
 
-def finish_scheduler(path: Path) -> None:
-    """SD 1.5's file also carries `clip_sample: false`, which DDPM and DDIM read and PNDM does not know."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["clip_sample"] = False
+def _say(path: Path, **entries: Any) -> None:
+    """Put entries into a file of JSON."""
+    config = json.loads(path.read_text(encoding="utf-8")) | entries
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
