@@ -1,16 +1,22 @@
-"""Scripts of tests/scripts/, run through the launcher in processes of their own, as a user would.
+"""Scripts of tests/scripts/, run through the launcher in processes of their own.
 
 `attach_ground` and `run_attached` are fixtures, which conftest hands on.
 """
 
+from __future__ import annotations
+
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import forked
 import pytest
 import torch
 from make_step import tiny_vae
+from run_trainer import records
 from safetensors.torch import load_file
 from tiny_people import (
     face_pixels,
@@ -24,12 +30,13 @@ from tiny_people import (
 SCRIPTS = Path(__file__).parent / "scripts"
 RECORDER = SCRIPTS / "recorder.py"
 COLUMNS, DREAMBOOTH, IMPORTED = (SCRIPTS / name for name in ("columns.py", "dreambooth.py", "imported.py"))
+# The smallest networks: what matters here is what reaches a loss, not how it judges.
 PRESET = """
 combine: convex
 checks: {picture: warn}
 losses:
-  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: vgg, weights: random}
-  face: {weight: 0.3, max_timestep: 999, form: spatial, network: vggface2_resnet50, weights: random}
+  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: alex, weights: random}
+  face: {weight: 0.3, max_timestep: 999, form: spatial, network: dlib_resnet, weights: random}
 """
 ZERO = ["--set", "losses.masked_lpips.weight=0", "--set", "losses.face.weight=0"]
 
@@ -46,31 +53,57 @@ def attach_ground(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run_attached(attach_ground, tmp_path):
-    """Run a script, through the launcher unless `plain`; returns the process, its weights and the steps it recorded."""
+class Run(NamedTuple):
+    """A script that has ended: what it told, trained, showed to the recorder, and its output folder."""
 
-    def run_attached(script, *flags, plain=False, plugin=True, launcher=("-m", "mldm_plugin"), name="out"):
-        out, steps = tmp_path / name, tmp_path / f"{name}-steps"
+    process: subprocess.CompletedProcess[str]
+    weights: dict[str, torch.Tensor]
+    steps: list[dict[str, torch.Tensor]]
+    folder: Path
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the plugin logged, a dict for each optimizer step."""
+        return records(self.folder / "mldm")
+
+
+@pytest.fixture(scope="session")
+def run_attached(attach_ground, tmp_path_factory):
+    """Run a script, through the launcher unless `plain`; a command that has run already is not run again.
+
+    It is forked from a server (see forked) unless another `launcher` is given or it has to be `real`.
+    """
+
+    @functools.cache
+    def run_attached(script, *flags, plain=False, plugin=True, launcher=("-m", "mldm_plugin"), real=False):
+        folder = tmp_path_factory.mktemp(Path(script).stem)
+        out, steps = folder / "out", folder / "steps"
         data = ["--instance_data_dir", attach_ground / "pictures"] if script == DREAMBOOTH else []
         data = data or ["--train_data_dir", attach_ground / "people"]
-        command = [sys.executable, *([] if plain else launcher), script, *data, "--vae", attach_ground / "vae"]
+        command = [*([] if plain else launcher), script, *data, "--vae", attach_ground / "vae"]
         command += ["--output_dir", out, *flags]
         if plugin and not plain:
             command += ["--loss-plugin", "mldm", "--loss-plugin", RECORDER, "--preset", attach_ground / "preset.yaml"]
             command += ["--mldm-mask-dir", attach_ground / "masks"] if script == DREAMBOOTH else []
-        done = subprocess.run(
-            [str(c) for c in command],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            env={**os.environ, "STEP_FOLDER": str(steps), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )
+        environment = {"STEP_FOLDER": str(steps), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        start = forked.run if launcher == ("-m", "mldm_plugin") and not real else run_for_real
+        done = start(*command, env=environment)
         weights = load_file(out / "weights.safetensors") if (out / "weights.safetensors").exists() else {}
-        return done, weights, [load_file(f) for f in sorted(steps.glob("*"))]
+        return Run(done, weights, [load_file(f) for f in sorted(steps.glob("*"))], out)
 
     return run_attached
+
+
+def run_for_real(*arguments, env):
+    """`python arguments…` as a user starts it."""
+    return subprocess.run(
+        [sys.executable, *(str(a) for a in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, **env},
+    )
 
 
 def iou(one, other):

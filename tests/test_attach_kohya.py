@@ -5,14 +5,13 @@ The stand-ins are in tests/scripts/kohya/. Those tests that need sd-scripts itse
 
 import importlib
 import json
-import os
 import pickle
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -321,18 +320,11 @@ def test_a_script_without_a_known_step_is_refused(tmp_path, change, said):
 
 
 def run_stand_in(ground, out, script, *flags, plugin=True):
-    command = [sys.executable, *(["-m", "mldm_plugin"] if plugin else []), STAND_INS / script]
+    command = [*(["-m", "mldm_plugin"] if plugin else []), STAND_INS / script]
     command += ["--train_data_dir", ground / "pictures", "--output_dir", out, "--random_crop", "--flip_aug", *flags]
     if plugin:
         command += [*PLUGINS, "--preset", ground / "preset.yaml", "--mldm-mask-dir", ground / "masks"]
-    done = subprocess.run(
-        [str(c) for c in command],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "STEP_FOLDER": f"{out}-steps", "OMP_NUM_THREADS": "1"},
-    )
+    done = forked.run(*command, env={"STEP_FOLDER": f"{out}-steps"})
     weights = load_file(out / "weights.safetensors") if (out / "weights.safetensors").exists() else {}
     return done, weights, [load_file(f) for f in sorted(Path(f"{out}-steps").glob("*"))]
 

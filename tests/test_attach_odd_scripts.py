@@ -50,7 +50,7 @@ def test_latents_kept_as_tensors_stay_as_they_are():
 
 
 def test_cached_latents_that_cannot_be_followed_are_refused(run_attached):
-    done, weights, steps = run_attached(DREAMBOOTH, "--cache_latents", "--mldm-by-frame")
+    done, weights, steps, _ = run_attached(DREAMBOOTH, "--cache_latents", "--mldm-by-frame")
     assert done.returncode == 1
     assert not weights
     assert not steps

@@ -322,7 +322,7 @@ def test_many_faces_take_the_memory_of_eight(form):
             value = loss(step)
         return memory.peak, value, torch.autograd.grad(value.sum(), step.pred_images)[0]
 
-    loss = Face(network="vggface2_inception", weights="random", form=form)
+    loss = Face(network="dlib_resnet", weights="random", form=form)
     few, many = peak(8), peak(24)
     assert many[0] < 1.3 * few[0]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,8 @@
 """Face boxes: from the annotation, from keypoints, by MTCNN and by SCRFD, and the choice between them."""
 
 import pickle
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -30,6 +32,14 @@ SOURCE = Source(name="a", path="a.png", text="")
 # What facenet-pytorch 2.6.0 says of scikit-image's astronaut
 BOX = (181.05, 62.16, 267.75, 172.05)
 LANDMARKS = ((205.01, 101.73), (246.76, 103.71), (224.67, 128.96), (201.72, 139.25), (245.27, 141.86))
+
+
+def test_without_a_network_there_is_no_need_of_torch():
+    program = (
+        "import sys\nfrom mldm_plugin.prepare.faces import resolve\nresolve('annotated', True)\n"
+        "assert not {'torch', 'torchvision', 'onnxruntime'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 class Shown:

@@ -1,5 +1,6 @@
 """How often a step waits for its device: counted as what would have to wait there, whatever the device is here."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,18 @@ from mldm_plugin.engine.term import Term
 from mldm_plugin.plugins import load_plugins
 
 
-def published_stack(face=None, **options):
-    """The two losses of the preset mldm, with random networks."""
+@pytest.fixture(scope="module")
+def published_stack():
+    """Makes stacks of the two losses of the preset mldm, with random networks, each of which is built once."""
     losses = load_plugins().losses
-    face = losses["face"](weights="random", **(face or {}))
-    terms = Term("masked_lpips", losses["masked_lpips"](weights="random"), 0.2), Term("face", face, 0.5)
-    return make_stack(*terms, **options)
+    masked_lpips = losses["masked_lpips"](weights="random")
+    face = functools.cache(lambda **options: losses["face"](weights="random", **options))
+
+    def published_stack(network=None, **options):
+        own = face(network=network) if network else face()
+        return make_stack(Term("masked_lpips", masked_lpips, 0.2), Term("face", own, 0.5), **options)
+
+    return published_stack
 
 
 def counted(stack, step):
@@ -35,9 +42,9 @@ def counted(stack, step):
     [((900, 800), ["tolist"]), ((50, 800), ["tolist", "tolist"]), ((50, 20), ["tolist", "tolist"])],
     ids=["no gate open", "one", "all"],
 )
-def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, network):
+def test_one_wait_in_a_closed_step_and_two_in_an_open_one(published_stack, timesteps, expected, network):
     step = make_step(timesteps)
-    stack = published_stack(face={"network": network})
+    stack = published_stack(network)
     stack.prove(step)
     stack(step)
     stack.start_up = None
@@ -46,7 +53,7 @@ def test_one_wait_in_a_closed_step_and_two_in_an_open_one(timesteps, expected, n
     assert sum(term.gated for term in report.terms.values()) == 2 * sum(t <= 100 for t in timesteps)
 
 
-def test_the_backward_pass_waits_for_nothing():
+def test_the_backward_pass_waits_for_nothing(published_stack):
     step = make_step((50, 20))
     stack = published_stack(combine="additive")
     stack.prove(step)
@@ -67,7 +74,7 @@ class Names(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order():
+def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order(published_stack):
     """RoIAlign and replicate padding did, and torch.use_deterministic_algorithms refuses them there."""
     step = make_step((50, 20))
     stack = published_stack()
@@ -78,7 +85,7 @@ def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order():
     assert not {name for name in names.seen if any(word in name for word in unordered)}
 
 
-def test_the_log_of_an_optimizer_step_waits_once():
+def test_the_log_of_an_optimizer_step_waits_once(published_stack):
     stack = published_stack()
     meter = StepMeter([t.name for t in stack.terms])
     reports = [stack(make_step((50, 20))), stack(make_step((900, 800)))]

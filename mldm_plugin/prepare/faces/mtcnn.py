@@ -1,19 +1,24 @@
-"""MTCNN, three small networks in torch: faces with their score and five points."""
+"""MTCNN, three small networks in torch: faces with their score and five points.
+
+torch is imported with the networks: workers that find faces otherwise start in less than a second without it.
+"""
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mldm_plugin.perceptual.weights import fill, load_state_dict, locate
 from mldm_plugin.prepare.faces.boxes import tidied
-from mldm_plugin.prepare.faces.mtcnn_networks import CELL, MTCNNNetworks
 from mldm_plugin.prepare.source import Face, People, Shown, Source
+
+if TYPE_CHECKING:
+    from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
 
 WEIGHTS = "mtcnn"
 
@@ -46,6 +51,10 @@ class Mtcnn:
 
     def __call__(self, source: Source, picture: Shown, people: People | None) -> list[Face]:
         """The faces, the largest first."""
+        import torch
+
+        from mldm_plugin.prepare.faces.mtcnn_networks import CELL
+
         reduced = picture.rgb()
         scale = min(self.side / max(reduced.size), 1)
         if scale < 1:
@@ -76,6 +85,10 @@ def is_here() -> bool:
 @functools.cache
 def load_network() -> MTCNNNetworks:
     """The networks, once a process; one thread in each where the work is spread over processes."""
+    import torch
+
+    from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
+
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     network = MTCNNNetworks()
