@@ -1,5 +1,5 @@
 # make setup   the environment in .venv, with everything
-# make demo    train Masked LDM on real photographs and look at runs/demo/
+# make demo    learn a person with the plain loss and with Masked LDM; look at runs/demo/
 # make test    lint, types and tests
 # make coverage   the same, with the lines that no test runs; it takes a fifth longer
 # make gpu-check   what only a GPU can show: a table, and runs/gpu-check.json
