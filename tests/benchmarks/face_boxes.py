@@ -1,4 +1,4 @@
-"""How well a face network tells people apart, by the size and the place of the boxes: the tables of docs/losses/face.md.
+"""How well a face network tells people apart, by size and place of the boxes: the tables of docs/losses/face.md.
 
     python tests/benchmarks/face_boxes.py [dlib_resnet]
 
@@ -65,9 +65,8 @@ def auc(network: FaceFeatures, seen: list[tuple[str, str, Tensor, Tensor]], scal
 
 def main() -> None:
     network, seen = FaceFeatures(*sys.argv[1:] or ["dlib_resnet"]), faces()
-    print(f"{len(seen)} faces")
     settings = [(f"scale {s:g}", s, (0.0, 0.0)) for s in SCALES] + [(name, 1.0, s) for name, s in SHIFTS.items()]
-    for name, scale, shift in tqdm(settings):
+    for name, scale, shift in tqdm(settings, desc=f"{len(seen)} faces"):
         tqdm.write(f"{name:<12} {auc(network, seen, scale, shift):.3f}")
 
 
