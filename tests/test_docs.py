@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 from mldm_plugin import hookspecs
 from mldm_plugin.attach.codemod import splice
@@ -95,16 +96,15 @@ def pipeline():
 def a_training_loop(pipeline):
     """What a loop of diffusers' scripts has at hand when it has just computed its loss."""
     from diffusers import AutoencoderKL, DDPMScheduler
-
-    from mldm_plugin.demo.photos import photo
+    from skimage.data import astronaut, cat
 
     vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae").requires_grad_(False)
     noise_scheduler = DDPMScheduler.from_pretrained(pipeline, subfolder="scheduler")
     generator = torch.Generator().manual_seed(0)
     noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
     pictures = [
-        np.asarray(photo("astronaut.png").resize((64, 64))),
-        np.asarray(photo("grace_hopper.jpg").resize((64, 64))),
+        np.asarray(Image.fromarray(astronaut()).resize((64, 64))),
+        np.asarray(Image.fromarray(cat()).resize((64, 64))),
     ]
     pixel_values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
     latents = vae.encode(pixel_values).latent_dist.mode() * vae.config.scaling_factor

@@ -16,6 +16,7 @@ from typing import Any
 from mldm_plugin.demo.photos import HELD_OUT, LEARNT, NAMES, SHOWN, Photo, photos_of, write_image_folder
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.people_mini import PIPELINE
+from mldm_plugin.records.files import write_text
 
 STEPS = 200
 # What both trainings have in common; docs/demo.md says what was tried on another person.
@@ -32,6 +33,8 @@ FLAGS = {
     "--panel_steps": 100,
 }
 SWITCHES = ("--random_flip", "--center_crop", "--cache_latents")
+WEIGHTS = ("alexnet", "dlib_resnet", "vgg16", "mtcnn")  # of the losses and of the judges
+MARK = "demo.json"  # in a folder of the demo's: what was asked for
 MASKED_LDM = ("--loss-plugin", "mldm", "--preset", "demo")
 
 
@@ -56,25 +59,36 @@ def main() -> int:
     """The command: 0 when it came to its end, whichever loss did better."""
     parser = argparse.ArgumentParser(prog="python -m mldm_plugin.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps, at least 2 (default: {STEPS})")
     parser.add_argument("--person", choices=sorted(NAMES), default=SHOWN, help=f"of openpeople (default: {SHOWN})")
     count = len(HELD_OUT)
     parser.add_argument("--photos", type=int, choices=range(1, count + 1), default=count, help="to compare with")
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error("--steps: at least 2, for the time between two steps is measured")
     try:
         run(arguments.out, arguments.person, arguments.steps, arguments.photos)
     except MldmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except subprocess.CalledProcessError as error:
-        return int(error.returncode)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from there.\n")
+        return 130
     return 0
 
 
 def run(out: Path, person: str, steps: int, count: int) -> None:
-    """Prepare, train, compare. An interrupted demo goes on where it was; a finished one starts anew."""
-    make_room(out)
-    say(f"1. {len(LEARNT)} photographs of somebody the model has never seen, with person masks and face boxes")
+    """Prepare, train, compare. An interrupted demo goes on where it was; a finished one starts anew.
+
+    Raises:
+        MldmError: weights or photographs that cannot be had, a folder that holds something else, a stop.
+    """
+    from mldm_plugin.perceptual.weights import fetch
+
+    for name in WEIGHTS:
+        fetch(name)
+    make_room(out, {"person": person, "steps": steps})
+    say(f"1. {len(LEARNT)} photographs of somebody the model has never seen, and who does not exist; masks, face boxes")
     data = write_image_folder(out / "data", photos_of(person, LEARNT))
     held_out = photos_of(person, HELD_OUT[:count])
     say(f"   {data}; {count} more are kept back to compare with")
@@ -96,16 +110,19 @@ def train(training: Training, data: Path) -> None:
     """Train in a process of its own, or go on with it; what is finished stays as it is."""
     command = training_command(training, data)
     say("   $ " + " ".join(command[2:]).replace("accelerate.commands.launch", "accelerate launch"))
-    if not (training.folder / "pytorch_lora_weights.safetensors").is_file():
+    weights = training.folder / "pytorch_lora_weights.safetensors"
+    if not weights.is_file():
         # Threads that wait do so asleep: awake, they take thirty times as long beside another busy program (measured).
         settings = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-        subprocess.run(command, env={**settings, **os.environ}, check=True)
+        status = subprocess.run(command, env={**settings, **os.environ}).returncode
+        if not weights.is_file():  # a trainer that is asked to stop does so in good order, with status 0
+            raise MldmError(f"the training ended early (status {status}); the same command goes on from there.")
 
 
 def training_command(training: Training, data: Path) -> list[str]:
     """The trainer's command line; it is the one of the README with other paths."""
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
         *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_cpu_threads_per_process", str(os.cpu_count() or 1)),
         *("-m", "mldm_plugin.training.text_to_image_lora", *training.losses),
@@ -133,7 +150,9 @@ def seconds_a_step(folder: Path) -> float:
 
 def compare(out: Path, photos: Sequence[Photo], trainings: Sequence[Training]) -> None:
     """Two pictures and a table; the last training is compared with each other."""
-    from mldm_plugin.demo.compare import MEASURES, Judge, Painter, faces_side_by_side, interval
+    import torch
+
+    from mldm_plugin.demo.compare import MEASURES, Judge, Painter, everywhere, faces_side_by_side, interval
     from mldm_plugin.records.panels import save_panel
 
     painter, judge = Painter(PIPELINE, photos), Judge(photos)
@@ -144,41 +163,52 @@ def compare(out: Path, photos: Sequence[Photo], trainings: Sequence[Training]) -
     restored = {title: one.restored[:n] for title, one in drawn.items()}
     save_panel(faces_side_by_side(photos, restored), out / "restored.png")
 
-    say(f"\n   {'':<22}{'steps':>6}{'minutes':>9}" + "".join(f"{name:>15}" for name in MEASURES.values()))
+    say(f"\n   {'':<22}{'steps':>6}{'minutes':>9}{'faces found':>14}" + "".join(f"{m:>22}" for m in MEASURES.values()))
+    seen = everywhere(found.values())  # pictures in which every training shows a face
     rows: dict[str, Any] = {}
     for training in trainings:
         minutes = training.steps * seconds_a_step(training.folder) / 60
         values = found[training.title]
-        means = {name: float(v[v.isfinite()].mean()) for name, v in values.items()}
-        say(
-            f"   {training.title:<22}{training.steps:>6}{minutes:>9.1f}"
-            + "".join(f"{m:>15.3f}" for m in means.values())
-        )
-        faceless = int((~values["identity"].isfinite()).sum())
-        rows[training.title] = {"steps": training.steps, "minutes": minutes, "faceless": faceless, **means}
-    say("   smaller is better; of each but the last one, Masked LDM's difference and where 95 % of it lies:")
+        means = {name: float(v[seen].mean()) if seen.any() else None for name, v in values.items()}
+        faces = int(values["identity"].isfinite().sum())
+        figures = "".join(f"{'–' if m is None else format(m, '.3f'):>22}" for m in means.values())
+        say(f"   {training.title:<22}{training.steps:>6}{minutes:>9.1f}{f'{faces} of {len(seen)}':>14}{figures}")
+        rows[training.title] = {"steps": training.steps, "minutes": minutes, "faces": faces, **means}
     last = found[trainings[-1].title]
     for training in trainings[:-1]:
-        gaps = {name: interval(last[name], found[training.title][name]) for name in MEASURES}
+        pairs = ((name, last[name], found[training.title][name]) for name in MEASURES)
+        gaps = {name: interval(a.where(seen, torch.nan), b, n) for name, a, b in pairs}
         rows[training.title]["interval"] = gaps
-        text = "".join(f"{f'{low:+.3f} to {high:+.3f}':>18}" for low, high in gaps.values())
-        say(f"   against {training.title:<25}{text}")
-    for title, row in rows.items():
-        if row["faceless"]:
-            say(f"   {title}: {row['faceless']} of {len(last['identity'])} new pictures show no face that MTCNN finds")
-    (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        text = "".join(f"{'–' if gap is None else '{:+.3f} to {:+.3f}'.format(*gap):>22}" for gap in gaps.values())
+        say(f"   {'Masked LDM − ' + training.title:<51}{text}")
+    say("   Smaller is better. Identity is judged by the network that Masked LDM trains on, LPIPS by VGG16, which it")
+    say("   does not. Ranges: 95 % of the mean difference over photographs; they know nothing of another seed.")
+    write_text(out / "results.json", json.dumps(rows, indent=2) + "\n")
     say("\nLook at:")
     for name in ("new.png", "restored.png", "masked_ldm/panels", "results.json"):
-        say(f"   {out / name}")
+        if (out / name).exists():
+            say(f"   {out / name}")
 
 
-def make_room(out: Path) -> None:
-    """Remove a finished demo; leave an interrupted one; refuse anything else."""
-    ours = (out / "data" / "metadata.jsonl").is_file()
-    if out.exists() and any(out.iterdir()) and not ours:
+def make_room(out: Path, asked: dict[str, Any]) -> None:
+    """Make the folder. A finished demo in it is removed, an interrupted one left if it was asked for the same.
+
+    Raises:
+        DataError: the folder holds something else, or an unfinished demo of other settings.
+    """
+    mark = out / MARK
+    if mark.is_file():
+        if (out / "results.json").is_file():
+            shutil.rmtree(out)
+        elif (before := json.loads(mark.read_text(encoding="utf-8"))) != asked:
+            raise DataError(
+                f"{out} holds an unfinished demo with {before}, now it is {asked}: "
+                "give the same again, choose another folder with --out, or remove that one."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} holds something else than a demo run; choose another folder with --out.")
-    if ours and (out / "results.json").exists():
-        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps(asked) + "\n")
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from mldm_plugin.people_mini.photos import Box, openpeople_folder, photo_rows
 from mldm_plugin.people_mini.who import FEELINGS
 from mldm_plugin.records.folders import replaced_folder
 
-TUNED_ON, SHOWN = "P008", "P009"  # every choice was made on the first, the second is only shown
+TUNED_ON, SHOWN = "P008", "P009"  # what the demo sets was chosen on the first, the second is only shown
 NAMES = {"P008": "helkar", "P009": "imara", "P010": "jasna"}
 
 # Panels of openpeople's sheets; the empty name is the portrait. What is held out, no training sees.

@@ -10,7 +10,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from mldm_plugin.people_mini.record import SIDE, Record, Sample
 from mldm_plugin.people_mini.split import is_person_held_out
 from mldm_plugin.people_mini.who import PEOPLE, place_of, says
 
+VERSION = "0.1.2"
+WANTED = f"--no-deps openpeople=={VERSION}"
 LONGEST = 768  # pixels of a stored picture's longer side: a bust cut out of a whole body still has its 128
 Box = tuple[float, float, float, float]
 
@@ -30,12 +32,17 @@ def openpeople_folder() -> Path:
     """Where the installed openpeople package keeps its people.
 
     Raises:
-        DataError: it is not installed.
+        DataError: it is not installed, or another version is.
     """
     found = importlib.util.find_spec("openpeople")
     if found is None or not found.submodule_search_locations:
-        raise DataError("the photographs of openpeople are needed: pip install --no-deps openpeople==0.1.2")
-    return Path(found.submodule_search_locations[0]) / "data" / "curated"
+        raise DataError(f"the photographs of openpeople are needed: pip install {WANTED}")
+    folder = Path(found.submodule_search_locations[0]) / "data" / "curated"
+    if (version := metadata.version("openpeople")) != VERSION:
+        raise DataError(
+            f"the boxes are those of openpeople {VERSION}, but {version} is installed: pip install {WANTED}"
+        )
+    return folder
 
 
 def photo_rows() -> list[list[Any]]:

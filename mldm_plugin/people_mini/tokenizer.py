@@ -18,7 +18,7 @@ END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MODEL_MAX_LENGTH = 77
 
-# The words of the captions and a few of their kind.
+# Words of captions. Tokens are numbered by them, and people-mini was trained with those numbers: they stay as they are.
 TEXT = """
 a an and at background black blonde blue camera cap card cards chips face flag front glass glasses grey hair hand
 helmet holding in is jacket lamp looking man men of on orange people person photo picture playing poker portrait
