@@ -70,7 +70,7 @@ def test_the_demo_trains_three_times_and_compares(trainer_here, tmp_path, monkey
     assert plain["steps"] == masked["steps"] == 3
     assert all(0 < row[name] < 2 for row in results.values() for name in ("face", "person"))
     assert plain["interval"]["face"] is None  # of one photograph
-    assert same_time["minutes"] == pytest.approx(masked["minutes"], rel=0.9)
+    assert f"{same_time['steps']} steps" in told
     with Image.open(out / "new.png") as new, Image.open(out / "restored.png") as restored:
         assert new.size == restored.size
         assert not np.array_equal(np.asarray(new), np.asarray(restored))
