@@ -32,5 +32,10 @@ def register_presets(register: Callable[[str, Path], None]) -> None:
 
 
 @hookspec
+def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
+    """Call `register(name, metric_class)` for each metric of `mldm evaluate`."""
+
+
+@hookspec
 def after_loss(step: DiffusionStep, report: LossReport) -> None:
     """Look at a finished step: the estimate, every term's value, weight and gate. Change nothing."""

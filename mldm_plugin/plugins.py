@@ -75,6 +75,7 @@ class Plugins:
     losses: Table = field(default_factory=lambda: Table("loss", frozenset({"loss", "ldm", "lr", "step"})))
     base_weightings: Table = field(default_factory=lambda: Table("base weighting", frozenset({"none"})))
     presets: Table = field(default_factory=lambda: Table("preset"))
+    metrics: Table = field(default_factory=lambda: Table("metric"))
 
     def names(self) -> list[str]:
         """The names of the loaded plugins, built-in ones first."""
@@ -94,9 +95,10 @@ def load_plugins(names: Sequence[str] = ()) -> Plugins:
     """
     manager = pluggy.PluginManager("mldm")
     manager.add_hookspecs(hookspecs)
-    hooks = importlib.import_module("mldm_plugin.hooks")
-    for info in pkgutil.iter_modules(hooks.__path__):
-        manager.register(importlib.import_module(f"mldm_plugin.hooks.{info.name}"), info.name)
+    for package in ("mldm_plugin.hooks", "mldm_plugin.hooks.metrics"):
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            if not info.ispkg:
+                manager.register(importlib.import_module(f"{package}.{info.name}"), info.name)
     built_in = {name for name, _ in manager.list_name_plugin()}
     for name in dict.fromkeys(names):
         if name != BUILT_IN:
@@ -187,6 +189,7 @@ def _fill(plugins: Plugins) -> None:
         "register_losses": plugins.losses,
         "register_base_weightings": plugins.base_weightings,
         "register_presets": plugins.presets,
+        "register_metrics": plugins.metrics,
     }
     for hook_name, table in tables.items():
         # One plugin at a time, so that the table knows who brought each name.

@@ -1,6 +1,6 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → people_mini → training, attach, prepare, evaluation, bench → records, planning → data → engine → decode,
+cli → demo → people_mini → training, attach, bench → evaluation → prepare → records, planning → data → engine → decode,
 preset → perceptual, plugins → errors; hooks → the public names of mldm_plugin, errors and perceptual, never each other
 """
 
@@ -25,7 +25,9 @@ LAYERS = (
     {"engine"},
     {"data"},
     {"records", "planning"},
-    {"training", "attach", "prepare", "evaluation", "bench"},
+    {"prepare"},
+    {"evaluation"},
+    {"training", "attach", "bench"},
     {"people_mini"},
     {"demo"},
     {"cli", "__main__"},

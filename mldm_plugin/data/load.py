@@ -13,6 +13,8 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.errors import DataError
 
+HELD_OUT = ("validation", "test")  # splits that nobody trains on
+
 
 def open_rows(
     name: str | None,
@@ -32,25 +34,39 @@ def open_rows(
     Raises:
         DataError: it cannot be opened, or has no such split.
     """
-    try:
-        if name is not None:
-            splits: Any = load_dataset(name, config, cache_dir=cache, data_dir=folder)
-        elif every_file and not _holds_parquet(folder):
-            splits = load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
-        else:
-            splits = load_dataset(folder, cache_dir=cache)
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise DataError(
-            f"the data set {name or folder} cannot be opened ({type(error).__name__}: {first_line}); a folder "
-            "needs pictures and a metadata.jsonl (docs/quickstart.md)."
-        ) from error
+    splits = _open_splits(name, config, folder, cache, every_file)
     if "train" not in splits:
         raise DataError(f"the data set {name or folder} has no split 'train', only {', '.join(splits)}.")
     rows = splits["train"]
     if at_most is not None:
         rows = rows.shuffle(seed=seed).select(range(min(at_most, len(rows))))
     return rows
+
+
+def open_held_out(folder: str) -> tuple[datasets.Dataset, str]:
+    """The rows of a folder's split `validation`, else `test`, else whichever it has, and the name of that split.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    splits = _open_splits(None, None, folder, None, False)
+    split = next((name for name in HELD_OUT if name in splits), next(iter(splits)))
+    return splits[split], split
+
+
+def _open_splits(name: str | None, config: str | None, folder: str | None, cache: str | None, every_file: bool) -> Any:
+    try:
+        if name is not None:
+            return load_dataset(name, config, cache_dir=cache, data_dir=folder)
+        if every_file and not _holds_parquet(folder):
+            return load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
+        return load_dataset(folder, cache_dir=cache)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise DataError(
+            f"the data set {name or folder} cannot be opened ({type(error).__name__}: {first_line}); a folder "
+            "needs pictures and a metadata.jsonl (docs/quickstart.md)."
+        ) from error
 
 
 def _holds_parquet(folder: str | None) -> bool:

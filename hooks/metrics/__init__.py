@@ -1,0 +1,1 @@
+"""The built-in metrics of `mldm evaluate`: one file each, loaded by name through pluggy."""

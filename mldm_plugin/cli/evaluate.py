@@ -1,0 +1,105 @@
+"""`mldm evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mldm_plugin.cli import options
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="NAME=WHAT",
+    help="A pipeline (folder or Hub name), a LoRA or ControlNet (run folder, .safetensors), or a folder of "
+    "pictures. Repeat it; the first is compared with. The same NAME again, or *, adds training seeds.",
+)
+@click.option("--base", help="The pipeline that adapters go with (default: the one that a run was started from).")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Image folder with held-out photographs: captions, and if there masks, face_boxes, hints.",
+)
+@click.option(
+    "--prompts-from",
+    metavar="FILE|people",
+    help="Prompts, one a line or JSON lines (default: captions of --data, else the set `people`).",
+)
+@click.option(
+    "--prompts", "number", default=200, show_default=True, type=click.IntRange(1), help="How many prompts at most."
+)
+@click.option("--repetitions", default=1, show_default=True, type=click.IntRange(1), help="Pictures of each prompt.")
+@click.option(
+    "--photographs",
+    default=32,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Held-out photographs looked at in one step.",
+)
+@click.option(
+    "--person",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Photographs of the person that a LoRA learnt.",
+)
+@click.option(
+    "--train-data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Pictures that were trained on, to find copies of them.",
+)
+@click.option("--metrics", default="", metavar="A,B", help="Only these (default: all that can be had).")
+@click.option(
+    "--sampler", default="dpm++", show_default=True, help="dpm++, ddim, or a scheduler of diffusers by its name."
+)
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of the sampler.")
+@click.option("--guidance", type=float, help="Scale of guidance (default: the pipeline's own).")
+@click.option("--seed", default=0, show_default=True, help="Of all noise, and of which prompts are taken.")
+@click.option("--resolution", type=click.IntRange(8), help="Side of the pictures (default: the pipeline's own).")
+@click.option("--batch", type=click.IntRange(1), help="Pictures at a time (default: 1 on a CPU, 16 on a GPU).")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="Of the pipelines."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
+@options.loss_plugin
+def evaluate(
+    models: tuple[str, ...],
+    out: Path,
+    names: tuple[str, ...],
+    metrics: str,
+    precision: str,
+    sampler: str,
+    steps: int,
+    guidance: float | None,
+    repetitions: int,
+    seed: int,
+    resolution: int | None,
+    **given: object,
+) -> None:
+    """Compare the people that models draw, on the same noise: OUT/report.html, metrics.json, metrics.csv, table.md.
+
+    Stopped, the same command goes on where it was. Over several processes: accelerate launch -m
+    mldm_plugin.cli evaluate …
+    """
+    import torch
+
+    from mldm_plugin.evaluation.evaluate import Asked, Sampling
+    from mldm_plugin.evaluation.evaluate import evaluate as run
+    from mldm_plugin.evaluation.results import as_markdown
+    from mldm_plugin.plugins import load_plugins
+
+    sampling = Sampling(sampler, steps, guidance, repetitions, seed, resolution)
+    wanted = [name.strip() for name in metrics.split(",") if name.strip()]
+    asked = Asked(models, out, metrics=wanted, sampling=sampling, precision=getattr(torch, precision), **given)  # type: ignore[arg-type]
+    results = run(asked, load_plugins(names), "mldm " + " ".join(sys.argv[1:]))
+    if results:
+        click.echo(as_markdown(results))
+        for name, why in results["missing"].items():
+            click.echo(f"not measured: {name}: {why}")
+        click.echo(f"Look at {out / 'report.html'}")

@@ -1,0 +1,142 @@
+"""What every model is asked to draw: prompts, and the photographs that belong to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mldm_plugin.data.batch import Example
+from mldm_plugin.data.load import HELD_OUT, open_held_out
+from mldm_plugin.data.training_set import Columns, TrainingSet
+from mldm_plugin.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SHIPPED = ("people",)  # sets of prompts in this package, prompts/NAME.jsonl
+COLUMNS = {"mask": "mask", "boxes": "face_boxes", "keypoints": "keypoints", "conditioning": "conditioning_image"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to draw.
+
+    Args:
+        key: its name in files and tables; the noise depends on it, so that the order of cases changes nothing.
+        text: the prompt.
+        people: how many people the picture should show, None where nobody knows.
+        row: of the photograph that the caption belongs to, if there is one.
+    """
+
+    key: str
+    text: str
+    people: int | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs that no model was trained on, with their captions and annotation.
+
+    Args:
+        look: row → the picture with its annotation, framed to the models' resolution.
+        captions: of each row.
+        split: the name of the data set's split.
+    """
+
+    look: Callable[[int], Example]
+    captions: Sequence[str]
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def open_photographs(folder: Path, resolution: int) -> Photographs:
+    """The validation or test split of an image folder, or all of it where it has none, which is warned of.
+
+    Raises:
+        DataError: a folder that cannot be read, or without captions.
+    """
+    rows, split = open_held_out(str(folder))
+    if split not in HELD_OUT:
+        log.warning(f"{folder} has no split 'validation' or 'test': are its pictures held out from every training?")
+    present = rows.column_names
+    if "text" not in present:
+        raise DataError(f"{folder} has no column 'text', expected captions in metadata.jsonl (docs/data.md).")
+    there: Any = {name: column if column in present else None for name, column in COLUMNS.items()}
+    columns = Columns(**there)
+    photographs = TrainingSet(rows, columns, resolution=resolution)
+    captions = [text[0] if isinstance(text, list) and text else text for text in rows["text"]]
+    for number, text in enumerate(captions):
+        if not isinstance(text, str):
+            raise DataError(f"row {number} of {folder}: the caption is {text!r}, expected a text.")
+    return Photographs(photographs.look, captions, split)
+
+
+def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> list[Case]:
+    """At most `number` captions, drawn by `seed`, in the order of the rows."""
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [
+        Case(f"{row:05d}", photographs.captions[row], people_in(photographs.look(row)), row)
+        for row in sorted(order[:number])
+    ]
+
+
+def people_in(example: Example) -> int | None:
+    """How many people a photograph shows by its annotation: those of the mask, else its faces."""
+    if example.person_mask is not None:
+        return len(example.person_mask.unique().nonzero())
+    return None if example.face_boxes is None else len(example.face_boxes)
+
+
+def cases_of_file(path: Path, number: int) -> list[Case]:
+    """The first `number` prompts of a file: a prompt a line, which shows one person, or JSON lines with `text` and
+    `people`.
+
+    Raises:
+        DataError: a file that cannot be read or has no prompts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the prompts {path} cannot be read ({type(error).__name__}), expected text in UTF-8."
+        ) from error
+    cases = [_case(i, line.strip(), path) for i, line in enumerate(lines) if line.strip()]
+    if not cases:
+        raise DataError(f"{path} holds no prompts, expected one a line.")
+    return cases[:number]
+
+
+def cases_of_pictures(paths: Sequence[Path]) -> list[Case]:
+    """A case for each name of a picture; `name-0`, `name-1` … are repetitions of `name`. One person in each."""
+    keys = {key if r.isdecimal() and key else p.stem for p in paths for key, _, r in [p.stem.rpartition("-")]}
+    return [Case(key, "", 1) for key in sorted(keys)]
+
+
+def shipped_prompts(name: str) -> Path:
+    """The file of a set of prompts that ships with the package."""
+    return Path(str(files("mldm_plugin.evaluation") / "prompts" / f"{name}.jsonl"))
+
+
+def _case(number: int, line: str, path: Path) -> Case:
+    key = f"{number:05d}"
+    if not line.startswith("{"):
+        return Case(key, line, 1)
+    try:
+        given = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number + 1}: {error}; expected a prompt, or JSON with `text`.") from error
+    text, people = given.get("text"), given.get("people", 1)
+    if not isinstance(text, str) or not text or not (people is None or isinstance(people, int)):
+        raise DataError(
+            f"{path}, line {number + 1}: expected `text`, a prompt, and `people`, a number; got {line[:80]}"
+        )
+    return Case(key, text, people)

@@ -1,0 +1,272 @@
+"""`mldm evaluate`, the whole in its order: models, cases, pictures, measurements, statistics, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.evaluation import cases as casing
+from mldm_plugin.evaluation.cases import Case, Photographs
+from mldm_plugin.evaluation.claims import claim, stamp
+from mldm_plugin.evaluation.measuring import Metrics, make_metrics, measure
+from mldm_plugin.evaluation.models import Model, Run, load_pipeline, parse_models, pictures_in, set_sampler
+from mldm_plugin.evaluation.notes import Key, Notes
+from mldm_plugin.evaluation.one_step import OneStep, measure_photographs
+from mldm_plugin.evaluation.picture import Picture, PictureList, read_image
+from mldm_plugin.evaluation.predicting import Asker
+from mldm_plugin.evaluation.processes import Processes
+from mldm_plugin.evaluation.results import write_results
+from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
+from mldm_plugin.plugins import Plugins
+from mldm_plugin.records.files import write_text
+
+log = logging.getLogger(__name__)
+
+REAL = "photographs"  # their name among the models
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for.
+
+    Args:
+        models: NAME=WHAT.
+        out: folder of the report.
+        base: pipeline of adapters.
+        data: image folder with held-out photographs.
+        prompts_from: file of prompts, or the name of a set that ships; None takes the captions of `data`.
+        number: of prompts.
+        photographs: how many are looked at in one step; 0 for none.
+        person, train_data: folders of pictures for metrics that ask for them.
+        metrics: names; empty for all.
+        sampling: how pictures are drawn.
+        batch: pictures at a time; None for 1 on a CPU, 16 on a GPU.
+        precision: of the pipelines.
+    """
+
+    models: Sequence[str]
+    out: Path
+    base: str | None = None
+    data: Path | None = None
+    prompts_from: str | None = None
+    number: int = 200
+    photographs: int = 32
+    person: Path | None = None
+    train_data: Path | None = None
+    metrics: Sequence[str] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    batch: int | None = None
+    precision: torch.dtype = torch.float32
+
+
+def evaluate(asked: Asked, plugins: Plugins, command: str = "") -> dict[str, Any]:
+    """Draw, measure, compare, write the report. An evaluation that was stopped goes on where it was.
+
+    Returns:
+        what metrics.json holds; empty in all processes but the first.
+
+    Raises:
+        MldmError: nothing can be compared. A single model that fails is reported instead.
+    """
+    return Evaluation(asked, plugins).run(command)
+
+
+class Evaluation:
+    """One evaluation: what is compared on what."""
+
+    def __init__(self, asked: Asked, plugins: Plugins) -> None:
+        self.asked, self.plugins, self.processes = asked, plugins, Processes()
+        self.models = parse_models(asked.models, asked.base)
+        if not self.models:
+            raise MldmError("nothing to evaluate: give --model NAME=WHAT at least once.")
+        self.photographs: Photographs | None = None
+        if asked.data is not None:
+            self.photographs = casing.open_photographs(asked.data, asked.sampling.resolution or _side(self.models))
+        self.cases = self.choose_cases()
+        self.failed: dict[str, str] = {}
+        self.share = (self.processes.rank, self.processes.number)
+
+    def run(self, command: str) -> dict[str, Any]:
+        """All of it, in order."""
+        with self.processes.first_alone():
+            if self.processes.rank == 0:
+                self.asked.out.mkdir(parents=True, exist_ok=True)
+                lines = [json.dumps(asdict(case)) + "\n" for case in self.cases]
+                write_text(self.asked.out / "prompts.jsonl", "".join(lines))
+        for model in self.models:
+            try:
+                for number, run in enumerate(model.runs):
+                    self.draw(model, number, run)
+            except MldmError as error:  # the others go on, and the report says what is missing
+                log.error(f"{model.name}: {error}")
+                self.failed[model.name] = str(error)
+        self.models = [model for model in self.models if model.name not in self.failed]
+        if not self.models:
+            raise MldmError("no model could be evaluated. " + " ".join(self.failed.values()))
+        metrics = self.make_metrics()
+        self.measure(metrics)
+        self.processes.wait()
+        results = {} if self.processes.rank else write_results(self, metrics, command)
+        self.processes.wait()
+        return results
+
+    def choose_cases(self) -> list[Case]:
+        """From a file, the captions of photographs, the names of pictures, or the set that ships."""
+        asked, photographs = self.asked, self.photographs
+        if asked.prompts_from is None and photographs is not None:
+            return casing.cases_of_photographs(photographs, asked.number, asked.sampling.seed)
+        runs = [run for model in self.models for run in model.runs]
+        if asked.prompts_from is None and all(run.kind == "pictures" for run in runs):
+            return casing.cases_of_pictures([path for run in runs for path in pictures_in(run)])
+        name = asked.prompts_from or casing.SHIPPED[0]
+        return casing.cases_of_file(
+            casing.shipped_prompts(name) if name in casing.SHIPPED else Path(name), asked.number
+        )
+
+    def folder(self, kind: str, model: Model, number: int) -> Path:
+        """Where pictures or measurements of a run lie."""
+        return self.asked.out / kind / (model.name if len(model.runs) == 1 else f"{model.name}-{number}")
+
+    def claim(self, folder: Path, how: dict[str, Any]) -> Path:
+        """`claims.claim`, by one process for all."""
+        with self.processes.first_alone():
+            return claim(folder, how) if self.processes.rank == 0 else folder
+
+    def draw(self, model: Model, number: int, run: Run) -> None:
+        """Draw a run's pictures, and look at photographs through it in one step."""
+        if run.kind == "pictures":
+            return
+        asked, sampling = self.asked, self.asked.sampling
+        how = {"run": asdict(run), "digest": run.digest(), "sampling": asdict(sampling), "precision": asked.precision}
+        pictures = self.claim(self.folder("pictures", model, number), how)
+        once = self.claim(self.folder("one_step", model, number), {**how, "data": stamp(asked.data)})
+        rows = []
+        if self.photographs is not None and asked.photographs:
+            chosen = casing.cases_of_photographs(self.photographs, asked.photographs, sampling.seed)
+            rows = [case.row for case in chosen if case.row is not None]
+        names = [picture_name(case, r) for r in range(sampling.repetitions) for case in self.cases]
+        notes = Notes(once, self.share[0])
+        if all((pictures / name).is_file() for name in names) and len(notes.known) >= len(rows):
+            return
+        pipeline = load_pipeline(run, self.processes.device, asked.precision)
+        own = pipeline.scheduler
+        set_sampler(pipeline, sampling.sampler)
+        batch = asked.batch or (16 if self.processes.device.type == "cuda" else 1)
+        options: dict[str, Any] = {"photographs": self.photographs, "share": self.share, "title": model.name}
+        draw(pipeline, self.cases, sampling, pictures, batch=batch, **options)
+        pipeline.scheduler = own
+        if self.photographs is not None and rows:
+            one_step = OneStep(pipeline.vae, own, device=pipeline.device)
+            title = f"{model.name}, one step"
+            measure_photographs(one_step, Asker(pipeline), self.photographs, rows, notes, share=self.share, title=title)
+
+    def make_metrics(self) -> Metrics:
+        """The metrics that can be measured here, and why others cannot."""
+        asked, photographs = self.asked, self.photographs
+        real = None if photographs is None else real_pictures(photographs)
+        given: dict[str, Sequence[Picture] | None] = {"photographs": real}
+        for name in ("person", "train_data"):
+            folder = getattr(asked, name)
+            given[name] = None if folder is None else pictures_of_folder(folder)
+        metrics = make_metrics(self.plugins, asked.metrics, given)
+        for name in metrics.of_sets if photographs is None else ():
+            metrics.missing[name] = "it compares with photographs: give --data"
+            del metrics.ready[name]
+        return metrics
+
+    def measure(self, metrics: Metrics) -> None:
+        """Measure photographs and drawn pictures."""
+        asked = self.asked
+        beside = {name: stamp(getattr(asked, name)) for name in ("data", "person", "train_data")}
+        if self.photographs is not None:
+            notes = Notes(self.claim(asked.out / "measured" / REAL, beside), self.share[0])
+            real = [
+                ((f"{row:05d}", 0), partial(photograph, self.photographs, row)) for row in range(len(self.photographs))
+            ]
+            measure(real, metrics, notes, share=self.share, title=f"{REAL}, measured")
+        for model in self.models:
+            for number, run in enumerate(model.runs):
+                how = {"digest": run.digest(), "sampling": asdict(asked.sampling), **beside}
+                notes = Notes(self.claim(self.folder("measured", model, number), how), self.share[0])
+                title = f"{model.name}, measured"
+                measure(self.pictures(model, number, run), metrics, notes, share=self.share, title=title)
+
+    def pictures(self, model: Model, number: int, run: Run) -> list[tuple[Key, Callable[[], Picture]]]:
+        """The pictures of a run by case and repetition, each read when it is asked for."""
+        return [(key, partial(_read, path, case)) for key, case, path in self.files(model, number, run)]
+
+    def files(self, model: Model, number: int, run: Run) -> list[tuple[Key, Case, Path]]:
+        """The files of a run's pictures.
+
+        Raises:
+            DataError: a folder of pictures of which none is named after a case.
+        """
+        if run.kind != "pictures":
+            folder, repetitions = self.folder("pictures", model, number), range(self.asked.sampling.repetitions)
+            return [((case.key, r), case, folder / picture_name(case, r)) for r in repetitions for case in self.cases]
+        by_key = {case.key: case for case in self.cases}
+        found: list[tuple[Key, Case, Path]] = []
+        for path in pictures_in(run):
+            key, _, repetition = path.stem.rpartition("-")
+            if path.stem in by_key:
+                found.append(((path.stem, 0), by_key[path.stem], path))
+            elif key in by_key and repetition.isdecimal():
+                found.append(((key, int(repetition)), by_key[key], path))
+        if not found:
+            raise DataError(
+                f"no picture of {run.what} is named after a prompt, as {self.cases[0].key}.png (prompts.jsonl)."
+            )
+        return found
+
+
+def _read(path: Path, case: Case) -> Picture:
+    return Picture(read_image(path), case)
+
+
+def photograph(photographs: Photographs, row: int) -> Picture:
+    """A held-out photograph, with the faces of its annotation."""
+    example = photographs.look(row)
+    case = Case(f"{row:05d}", photographs.captions[row], casing.people_in(example), row)
+    return Picture(example.pixel_values, case, known=example)
+
+
+def real_pictures(photographs: Photographs) -> PictureList:
+    """All of them, each read when it is looked at."""
+    return PictureList([partial(photograph, photographs, row) for row in range(len(photographs))])
+
+
+def pictures_of_folder(folder: Path) -> PictureList:
+    """All pictures of a folder and what lies below it, one person in each.
+
+    Raises:
+        DataError: no folder, or no picture in it.
+    """
+    from mldm_plugin.evaluation.models import PICTURES
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise DataError(f"{folder} holds no pictures, expected a folder with .png, .jpg or .webp files.")
+    return PictureList([partial(_read, path, Case(path.stem, "", 1)) for path in paths])
+
+
+def _side(models: Sequence[Model]) -> int:
+    """The side that the first pipeline was made for, or that of the first picture of a folder."""
+    run = models[0].runs[0]
+    if run.kind == "pictures":
+        return min(read_image(pictures_in(run)[0]).shape[-2:])
+    folder = Path(run.base or run.what)
+    try:
+        network = next(folder / part for part in ("unet", "transformer") if (folder / part).is_dir())
+        side = json.loads((network / "config.json").read_text(encoding="utf-8"))["sample_size"]
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        return side * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (StopIteration, OSError, ValueError, KeyError, TypeError):
+        return 512  # a name on the Hub; --resolution says otherwise

@@ -1,0 +1,186 @@
+"""The models that are compared: what `--model NAME=WHAT` says, and the pipeline or the pictures that it stands for."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mldm_plugin.errors import MldmError, nearest
+
+Kind = Literal["pipeline", "lora", "controlnet", "pictures"]
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+WEIGHTS = (".safetensors", ".bin")
+SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pipeline, one adapter on a base, or one folder of pictures.
+
+    Args:
+        what: as it was given.
+        kind: what it is.
+        base: the pipeline that a LoRA or ControlNet goes with.
+    """
+
+    what: str
+    kind: Kind
+    base: str | None = None
+
+    def digest(self) -> str:
+        """Of all files that it stands for on this disk; empty for a name on the Hub."""
+        paths = [Path(one) for one in (self.what, self.base) if one is not None and Path(one).exists()]
+        found = hashlib.sha256()
+        for path in paths:
+            for file in [path] if path.is_file() else _files_that_count(path, self.kind):
+                found.update(f"{file.name} {file.stat().st_size} ".encode())
+                with file.open("rb") as stream:
+                    found.update(hashlib.file_digest(stream, "sha256").digest())
+        return found.hexdigest()[:16] if paths else ""
+
+
+@dataclass
+class Model:
+    """A column of the comparison: one run, or several of the same arm (seeds)."""
+
+    name: str
+    runs: list[Run] = field(default_factory=list)
+
+
+def parse_models(given: Sequence[str], base: str | None) -> list[Model]:
+    """The models of `NAME=WHAT`, in order; the same name again, or a pattern with * adds runs to an arm.
+
+    Raises:
+        MldmError: a name that is no name, nothing behind it, an adapter without a base.
+    """
+    models: dict[str, Model] = {}
+    for text in given:
+        name, _, what = text.partition("=")
+        if not re.fullmatch(r"[\w.+-]+", name) or not what:
+            raise MldmError(f"--model {text}: expected NAME=WHAT, the name of letters, digits, . + - and _.")
+        found = sorted(glob.glob(what)) if glob.has_magic(what) else [what]  # noqa: PTH207 - may be absolute
+        if not found:
+            raise MldmError(f"--model {text}: nothing is called {what}.")
+        models.setdefault(name, Model(name)).runs += [_run(one, base) for one in found]
+    return list(models.values())
+
+
+def _run(what: str, base: str | None) -> Run:
+    path = Path(what)
+    if path.is_file() and path.suffix == ".safetensors":
+        return Run(what, "lora", _base_of(path.parent, base, what))
+    if not path.is_dir():
+        if path.exists() or path.is_absolute() or what.startswith(".") or what.count("/") > 1:
+            raise MldmError(f"{what} is neither a folder nor a .safetensors file, expected a model or pictures.")
+        return Run(what, "pipeline")  # a name on the Hub
+    if (path / "model_index.json").is_file():
+        return Run(what, "pipeline")
+    if (path / "pytorch_lora_weights.safetensors").is_file():
+        return Run(what, "lora", _base_of(path, base, what))
+    if _class_of(path) == "ControlNetModel":
+        return Run(what, "controlnet", _base_of(path, base, what))
+    if any(file.suffix.lower() in PICTURES for file in path.iterdir()):
+        return Run(what, "pictures")
+    raise MldmError(
+        f"{what} holds no pipeline (model_index.json), no LoRA (pytorch_lora_weights.safetensors), no ControlNet "
+        "(config.json) and no pictures."
+    )
+
+
+def pictures_in(run: Run) -> list[Path]:
+    """The files of a folder of pictures, by name."""
+    return sorted(file for file in Path(run.what).iterdir() if file.suffix.lower() in PICTURES)
+
+
+def _class_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _base_of(folder: Path, base: str | None, what: str) -> str:
+    """The base that was given, or the one that a run of ours was started from."""
+    if base is not None:
+        return base
+    for place in (folder, folder.parent):  # a checkpoint lies inside its run
+        try:
+            return json.loads((place / "arguments.json").read_text(encoding="utf-8"))["pretrained_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise MldmError(f"{what} is an adapter: say with --base what pipeline it was trained on.")
+
+
+def _files_that_count(folder: Path, kind: Kind) -> list[Path]:
+    suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
+    inside = folder.iterdir() if kind in ("pictures", "lora") else folder.rglob("*")
+    return sorted(
+        file for file in inside if file.suffix in suffixes and file.is_file() and "checkpoint-" not in str(file)
+    )
+
+
+def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
+    """The pipeline of a run with its adapter, whichever class of diffusers it is.
+
+    Raises:
+        MldmError: it does not load, or the adapter changes nothing in it.
+    """
+    from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
+    logging.disable_progress_bar()
+    try:
+        options = {"torch_dtype": dtype, "safety_checker": None}
+        pipeline = DiffusionPipeline.from_pretrained(run.base or run.what, **_accepted(run.base or run.what, options))
+        if run.kind == "controlnet":
+            controlnet = ControlNetModel.from_pretrained(run.what, torch_dtype=dtype)
+            pipeline = AutoPipelineForText2Image.from_pipe(pipeline, controlnet=controlnet)
+        elif run.kind == "lora":
+            path = Path(run.what)
+            where, options = (str(path.parent), {"weight_name": path.name}) if path.is_file() else (run.what, {})
+            pipeline.load_lora_weights(where, **options)
+            if not any(pipeline.get_list_adapters().values()):
+                raise MldmError(f"{run.what} fits nothing in {run.base}: it would change nothing.")
+    except MldmError:
+        raise
+    except Exception as error:  # whatever diffusers, transformers or peft say of files that are not theirs
+        first_line = next(iter(str(error).splitlines()), "")
+        raise MldmError(f"{run.what} does not load ({type(error).__name__}: {first_line[:300]})") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _accepted(pipeline: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Without `safety_checker` for a pipeline that has none: diffusers warns of it."""
+    try:
+        index = json.loads((Path(pipeline) / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return options
+    return {name: value for name, value in options.items() if name != "safety_checker" or name in index}
+
+
+def set_sampler(pipeline: Any, name: str) -> str:
+    """Give a diffusion pipeline a sampler by its name, and say which class it is; flow matching keeps its own.
+
+    Raises:
+        MldmError: diffusers has no such scheduler, or it does not fit.
+    """
+    import diffusers
+
+    own = type(pipeline.scheduler).__name__
+    if "FlowMatch" in own:
+        return own
+    kind = getattr(diffusers, SAMPLERS.get(name, name), None)
+    if kind is None or not hasattr(kind, "from_config"):
+        known = [*SAMPLERS, *(n for n in dir(diffusers) if n.endswith("Scheduler"))]
+        raise MldmError(f"--sampler {name}: {nearest(name, known)}")
+    # Latents are not pixels: what DDPM's default would clip to [-1, 1] must not be.
+    pipeline.scheduler = kind.from_config({**pipeline.scheduler.config, "clip_sample": False})
+    return kind.__name__

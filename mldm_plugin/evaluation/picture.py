@@ -1,0 +1,116 @@
+"""A picture as metrics see it: pixels, and what detectors find in it, each looked for once and only if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mldm_plugin.data.batch import Example
+from mldm_plugin.errors import DataError
+from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.prepare.faces.mtcnn import Mtcnn, load_network
+
+# MTCNN's smallest face is 20 pixels, so a small picture is enlarged, and a large one reduced as in `Mtcnn`.
+LEAST_SIDE, LARGEST_SIDE = 256, 1024
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face that a detector found.
+
+    Args:
+        box: (4,) x0, y0, x1, y1 in pixels, inside the picture.
+        score: of the detector, in [0, 1].
+        points: (5, 2) eyes, nose, corners of the mouth.
+    """
+
+    box: Tensor
+    score: float
+    points: Tensor
+
+
+class Picture:
+    """One picture.
+
+    Args:
+        image: float (3, H, W) RGB in [-1, 1].
+        case: what it was to show.
+        known: its annotation, for a photograph.
+        photo: the photograph that the caption belongs to, for a picture that a model drew.
+    """
+
+    def __init__(
+        self, image: Tensor, case: Case, *, known: Example | None = None, photo: Picture | None = None
+    ) -> None:
+        self.image, self.case, self.known, self.photo = image, case, known, photo
+
+    @cached_property
+    def faces(self) -> list[FoundFace]:
+        """The faces that MTCNN finds, the largest first; where a photograph's are annotated, those."""
+        if self.known is not None and self.known.face_boxes is not None:
+            return [FoundFace(box, 1.0, torch.full((5, 2), torch.nan)) for box in self.known.face_boxes]
+        return find_faces(self.image)
+
+
+class PictureList(Sequence[Picture]):
+    """Pictures that are made when they are looked at, so that thousands of them fit.
+
+    Args:
+        makers: one for each.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Picture]]) -> None:
+        self._makers = makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> PictureList: ...
+    def __getitem__(self, index: int | slice) -> Picture | PictureList:
+        return PictureList(self._makers[index]) if isinstance(index, slice) else self._makers[index]()
+
+
+@torch.no_grad()
+def find_faces(image: Tensor) -> list[FoundFace]:
+    """Faces in a picture (3, H, W) in [-1, 1], the largest first."""
+    sides = image.shape[-2:]
+    scale = min(max(LEAST_SIDE / min(sides), 1.0), LARGEST_SIDE / max(sides))
+    shown = image[None]
+    if scale != 1:
+        shown = F.interpolate(shown, scale_factor=scale, mode="bicubic", antialias=True).clamp(-1, 1)
+    ratio = torch.tensor([sides[1] / shown.shape[-1], sides[0] / shown.shape[-2]])
+    boxes, scores, points = load_network()((shown[0] + 1) * 127.5, Mtcnn.least_face)
+    limit = torch.tensor([sides[1], sides[0], sides[1], sides[0]], dtype=torch.float32)
+    found = [
+        FoundFace((box * ratio.repeat(2)).clamp(min=0).minimum(limit), float(score), of_face * ratio)
+        for box, score, of_face in zip(boxes, scores, points, strict=True)
+        if score >= Mtcnn.least_score
+    ]
+    found = [face for face in found if bool((face.box[2:] > face.box[:2]).all())]
+    return sorted(found, key=lambda face: -float((face.box[2:] - face.box[:2]).prod()))
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture of a file, (3, H, W) in [-1, 1].
+
+    Raises:
+        DataError: no picture, or a damaged one.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 127.5 - 1

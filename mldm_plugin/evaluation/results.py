@@ -1,0 +1,371 @@
+"""What an evaluation found, as metrics.json holds it and the report shows it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from mldm_plugin.evaluation import statistics
+from mldm_plugin.evaluation.measuring import Metrics
+from mldm_plugin.evaluation.models import Model, Run
+from mldm_plugin.evaluation.notes import Values, read_notes
+from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.evaluation.statistics import Array, Estimate
+from mldm_plugin.records.files import write_text
+
+if TYPE_CHECKING:
+    from mldm_plugin.evaluation.evaluate import Evaluation
+
+VERSION = 1
+TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # what the losses call them → what the weights are called
+LOSS_NETWORKS = {"masked_lpips": "vgg", "face": "vggface2_resnet50"}  # where a preset leaves the network out
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric with its values by model.
+
+    Args:
+        name, title, better, kind: of the metric; kind is "picture", "set" or "one_step".
+        networks: the names of those that it looks with.
+        values: model → (R, C), NaN where nothing was asked.
+        estimates: model → its value with an interval.
+        differences: model → its difference to the first model.
+        about: further numbers, by model.
+    """
+
+    name: str
+    title: str
+    better: str
+    kind: str
+    networks: tuple[str, ...]
+    values: dict[str, Array]
+    estimates: dict[str, Estimate]
+    differences: dict[str, Estimate]
+
+
+def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
+    """Compare the models by all that was measured; write metrics.json, metrics.csv, table.md and the report."""
+    from mldm_plugin.evaluation.report import write_report
+
+    measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation)]
+    results = {
+        "version": VERSION,
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": _versions(),
+        "sampling": asdict(evaluation.asked.sampling),
+        "models": [_model(model) for model in evaluation.models],
+        "failed": evaluation.failed,
+        "cases": [asdict(case) for case in evaluation.cases],
+        "photographs": None if evaluation.photographs is None else len(evaluation.photographs),
+        "metrics": _rows(measured, evaluation.models),
+        "missing": metrics.missing,
+        "curves": _curves(evaluation),
+        "pictures": _pictures(evaluation),
+    }
+    results = _plain(results)
+    out = evaluation.asked.out
+    write_text(out / "metrics.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_text(out / "metrics.csv", as_csv(results))
+    write_text(out / "table.md", as_markdown(results))
+    write_report(results, out)
+    return results
+
+
+# Arrays of values
+
+
+def _notes(evaluation: Evaluation, kind: str, model: Model) -> list[Values]:
+    return [read_notes(evaluation.folder(kind, model, number)) for number in range(len(model.runs))]
+
+
+def _array(notes: Sequence[Values], cases: Sequence[str], name: str) -> Array:
+    """(R, C) of a metric, repetitions averaged; NaN where it says nothing."""
+    rows = []
+    for of_run in notes:
+        by_case: dict[str, list[float]] = {}
+        for (case, _), values in of_run.items():
+            if values.get(name) is not None:
+                by_case.setdefault(case, []).append(values[name])
+        rows.append([float(np.mean(by_case[case])) if case in by_case else math.nan for case in cases])
+    return np.array(rows, dtype=np.float64)
+
+
+def _of_pictures(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]:
+    notes = {model.name: _notes(evaluation, "measured", model) for model in evaluation.models}
+    cases = [case.key for case in evaluation.cases]
+    for name in metrics.of_pictures:
+        metric = metrics.ready[name]
+        values = {model: _array(of_model, cases, name) for model, of_model in notes.items()}
+        if all(np.isnan(array).all() for array in values.values()):
+            metrics.missing[name] = f"nothing to measure: it asks for {metric.asks}"
+            continue
+        yield _compared(name, metric.title, metric.better, "picture", _names(metric), values)
+
+
+def _of_one_step(evaluation: Evaluation) -> Iterator[Measured]:
+    notes = {model.name: _notes(evaluation, "one_step", model) for model in evaluation.models}
+    notes = {model: of_model for model, of_model in notes.items() if all(of_model)}
+    rows = sorted({case for of_model in notes.values() for run in of_model for case, _ in run})
+    for quantity in QUANTITIES:
+        values = {model: _mean_over_t(of_model, rows, quantity.name) for model, of_model in notes.items()}
+        if values and not all(np.isnan(array).all() for array in values.values()):
+            networks = ("vgg16",) if "lpips" in quantity.name else ("dlib_resnet",) if "face" in quantity.name else ()
+            yield _compared(quantity.name, quantity.title, "smaller", "one_step", networks, values)
+
+
+def _mean_over_t(notes: Sequence[Values], rows: Sequence[str], name: str) -> Array:
+    return np.stack([_array(notes, rows, f"{name}@{t}") for t in TIMESTEPS]).mean(0)
+
+
+def _compared(
+    name: str, title: str, better: str, kind: str, networks: tuple[str, ...], values: dict[str, Array]
+) -> Measured:
+    first = next(iter(values))
+    estimates = {model: statistics.mean(array) for model, array in values.items()}
+    differences = {model: _difference(array, values[first]) for model, array in values.items() if model != first}
+    return Measured(name, title, better, kind, networks, values, estimates, differences)
+
+
+def _difference(one: Array, other: Array) -> Estimate:
+    """Case by case where they have cases in common, else of two sets of cases."""
+    common = ~(np.isnan(one).any(0) | np.isnan(other).any(0))
+    return statistics.paired_difference(one, other) if common.sum() > 1 else statistics.unpaired_difference(one, other)
+
+
+# Sets
+
+
+def _of_sets(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]:
+    real = read_notes(evaluation.asked.out / "measured" / "photographs")
+    notes = {model.name: _notes(evaluation, "measured", model) for model in evaluation.models}
+    cases = [case.key for case in evaluation.cases]
+    for name in metrics.of_sets:
+        metric = metrics.ready[name]
+        known = _stacked([values[name] for values in real.values() if name in values])
+        of_models = {model: [_FeaturesOfCases(run, cases, name) for run in runs] for model, runs in notes.items()}
+        try:
+            yield _compared_sets(name, metric, known, of_models, len(cases))
+        except Exception as error:  # too few pictures, or a metric of somebody else: the report says so
+            metrics.missing[name] = f"{type(error).__name__}: {error}"
+
+
+class _FeaturesOfCases:
+    """The rows of features of a run by case."""
+
+    def __init__(self, notes: Values, cases: Sequence[str], name: str) -> None:
+        places = {case: i for i, case in enumerate(cases)}
+        self.rows: list[list[Array]] = [[] for _ in cases]
+        for (case, _), values in notes.items():
+            if case in places and values.get(name) is not None:
+                self.rows[places[case]].append(values[name])
+
+    def of(self, cases: Sequence[int]) -> Any:
+        return _stacked([row for case in cases for row in self.rows[case]])
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    import torch
+
+    filled = [row for row in rows if len(row)]
+    return torch.from_numpy(np.concatenate(filled)) if filled else torch.zeros(0, 1)
+
+
+def _compared_sets(
+    name: str, metric: Any, known: Any, of_models: dict[str, list[_FeaturesOfCases]], cases: int
+) -> Measured:
+    def statistic(runs: list[_FeaturesOfCases]) -> Any:
+        return lambda run, some: float(metric.distance(runs[run].of(some), known))
+
+    first = next(iter(of_models))
+    estimates, differences = {}, {}
+    for model, runs in of_models.items():
+        estimates[model] = statistics.set_difference(statistic(runs), None, (len(runs), 0), cases)
+        if model != first:
+            theirs = of_models[first]
+            sizes = (len(runs), len(theirs))
+            differences[model] = statistics.set_difference(statistic(runs), statistic(theirs), sizes, cases)
+    return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences)
+
+
+# What the report shows
+
+
+def _names(metric: Any) -> tuple[str, ...]:
+    return tuple(words.split()[0] for words in getattr(metric, "networks", ()))
+
+
+def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Each metric with its differences, the p-values of each model corrected for the number of metrics."""
+    corrected: dict[tuple[str, str], float] = {}
+    for model in models:
+        named = [(one.name, one.differences[model.name].p) for one in measured if model.name in one.differences]
+        for (name, _), p in zip(named, statistics.holm([p for _, p in named]), strict=True):
+            corrected[name, model.name] = p
+    trained_on = {model.name: _networks_of_losses(model) for model in models}
+    rows = []
+    for one in measured:
+        cases = max((int((~np.isnan(v).any(0)).sum()) for v in one.values.values()), default=0)
+        differences = {
+            model: {
+                **asdict(gap),
+                "p_holm": corrected[one.name, model],
+                "words": statistics.in_words(gap.effect),
+                "verdict": _verdict(one.better, gap, corrected[one.name, model]),
+                "needed": statistics.needed(gap, cases) if cases and gap.holds_zero else None,
+            }
+            for model, gap in one.differences.items()
+        }
+        used = sorted({n for n in one.networks for networks in trained_on.values() if n in networks})
+        rows.append(
+            {
+                "name": one.name,
+                "title": one.title,
+                "better": one.better,
+                "kind": one.kind,
+                "networks": one.networks,
+                "trained_on": {n: [m for m, networks in trained_on.items() if n in networks] for n in used},
+                "cases": cases,
+                "values": {model: array.mean(0) for model, array in one.values.items()},
+                "models": {model: asdict(estimate) for model, estimate in one.estimates.items()},
+                "differences": differences,
+            }
+        )
+    return rows
+
+
+def _verdict(better: str, gap: Estimate, p: float) -> str:
+    """`better`, `worse` or `not shown`: only what its interval and Holm's correction both say."""
+    if math.isnan(gap.low) or gap.holds_zero or not p < 1 - statistics.LEVEL:
+        return "not shown"
+    return "better" if (gap.value < 0) == (better == "smaller") else "worse"
+
+
+def _networks_of_losses(model: Model) -> set[str]:
+    """The networks that the losses of a model's runs look with, by the preset in their folders."""
+    found = set()
+    for run in model.runs:
+        for folder in (Path(run.what), Path(run.what).parent):
+            path = folder / "preset.yaml"
+            if path.is_file():
+                losses = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("losses") or {}
+                for name, options in losses.items():
+                    network = (options or {}).get("network", LOSS_NETWORKS.get(name))
+                    if network and (options or {}).get("weight", 0):
+                        found.add(TRUNKS.get(network, network))
+                break
+    return found
+
+
+def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Each one-step quantity over t, by model, with intervals over photographs."""
+    curves = []
+    notes = {model.name: _notes(evaluation, "one_step", model) for model in evaluation.models}
+    notes = {model: of_model for model, of_model in notes.items() if all(of_model)}
+    rows = sorted({case for of_model in notes.values() for run in of_model for case, _ in run})
+    first = next(iter(notes), None)
+    for quantity in QUANTITIES:
+        lines, gaps = {}, {}
+        for model, of_model in notes.items():
+            arrays = [_array(of_model, rows, f"{quantity.name}@{t}") for t in TIMESTEPS]
+            if all(np.isnan(array).all() for array in arrays):
+                continue
+            lines[model] = [asdict(statistics.mean(array)) for array in arrays]
+            if model != first and first in lines:
+                theirs = [_array(notes[first], rows, f"{quantity.name}@{t}") for t in TIMESTEPS]
+                pairs = zip(arrays, theirs, strict=True)
+                gaps[model] = [asdict(statistics.paired_difference(a, b)) for a, b in pairs]
+        if lines:
+            words = {"name": quantity.name, "title": quantity.title, "what": quantity.what}
+            curves.append({**words, "t": TIMESTEPS, "models": lines, "differences": gaps})
+    return curves
+
+
+def _pictures(evaluation: Evaluation) -> dict[str, dict[str, str]]:
+    """model → case → the path of its first picture of the first run, as seen from the report."""
+    found: dict[str, dict[str, str]] = {}
+    out = evaluation.asked.out.resolve()
+    for model in evaluation.models:
+        files = evaluation.files(model, 0, model.runs[0])
+        paths = {key[0]: path.resolve() for key, _, path in reversed(files) if path.is_file()}
+        found[model.name] = {
+            case: str(path.relative_to(out)) if path.is_relative_to(out) else str(path) for case, path in paths.items()
+        }
+    return found
+
+
+def _model(model: Model) -> dict[str, Any]:
+    def said(run: Run) -> dict[str, Any]:
+        return {**asdict(run), "digest": run.digest()}
+
+    return {"name": model.name, "runs": [said(run) for run in model.runs]}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("mldm-plugin", "torch", "diffusers", "transformers", "accelerate", "peft")
+    return {name: version(name) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; NaN is null."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def as_csv(results: dict[str, Any]) -> str:
+    """A line for each metric and model."""
+    stream = io.StringIO()
+    names = ("value", "low", "high")
+    gaps = ("value", "low", "high", "p", "p_holm", "effect", "verdict")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["metric", "kind", "better", "model", "cases", *names, *(f"difference_{g}" for g in gaps)])
+    for metric in results["metrics"]:
+        for model, estimate in metric["models"].items():
+            gap = metric["differences"].get(model, {})
+            row = [metric["name"], metric["kind"], metric["better"], model, metric["cases"]]
+            writer.writerow([*row, *(estimate[n] for n in names), *(gap.get(g) for g in gaps)])
+    return stream.getvalue()
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """A table of values, and of differences to the first model with their intervals."""
+    models = [model["name"] for model in results["models"]]
+    head = ["metric", *models, *(f"{model} − {models[0]}" for model in models[1:])]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for metric in results["metrics"]:
+        values = [_number((metric["models"].get(model) or {}).get("value")) for model in models]
+        gaps = [_interval(metric["differences"].get(model)) for model in models[1:]]
+        arrow = "↓" if metric["better"] == "smaller" else "↑"
+        lines.append("| " + " | ".join([f"{metric['title']} {arrow}", *values, *gaps]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _interval(gap: dict[str, Any] | None) -> str:
+    if gap is None or gap["low"] is None:
+        return "–"
+    text = f"{gap['value']:+.3g} ({gap['low']:+.3g} to {gap['high']:+.3g})"
+    return f"**{text}** {gap['verdict']}" if gap["verdict"] != "not shown" else text

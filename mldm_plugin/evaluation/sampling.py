@@ -1,0 +1,117 @@
+"""Each model draws each case, from the same noise."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mldm_plugin.evaluation.cases import Case, Photographs
+from mldm_plugin.evaluation.predicting import hint_option
+from mldm_plugin.records.panels import save_panel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn.
+
+    Args:
+        sampler: `dpm++`, `ddim` or the name of a scheduler of diffusers.
+        steps: of the sampler.
+        guidance: scale of classifier-free guidance, None for the pipeline's own.
+        repetitions: pictures of each case.
+        seed: of all noise.
+        resolution: side of the pictures, None for the pipeline's own.
+    """
+
+    sampler: str = "dpm++"
+    steps: int = 20
+    guidance: float | None = None
+    repetitions: int = 1
+    seed: int = 0
+    resolution: int | None = None
+
+
+def noise_of(seed: int, case: Case, repetition: int) -> torch.Generator:
+    """The generator of one picture, on the CPU: the same whatever is drawn before it, beside it and by how many.
+
+    diffusers draws each picture of a batch from its own generator, the first noise and that of stochastic samplers.
+    """
+    name = f"{seed}/{case.key}/{repetition}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1)
+
+
+def picture_name(case: Case, repetition: int) -> str:
+    return f"{case.key}-{repetition}.png"
+
+
+def draw(
+    pipeline: Any,
+    cases: Sequence[Case],
+    sampling: Sampling,
+    folder: Path,
+    *,
+    photographs: Photographs | None = None,
+    batch: int = 1,
+    share: tuple[int, int] = (0, 1),
+    title: str = "",
+) -> None:
+    """Draw what is not yet in `folder`, a PNG for each case and repetition, each there whole or not at all.
+
+    Args:
+        pipeline: of diffusers, from text to pictures, with or without a ControlNet.
+        photographs: whose hints a ControlNet gets; without one it gets a black one.
+        batch: pictures at a time; halved where the device's memory is too small.
+        share: this process and the number of them; every process draws its own share.
+        title: of the progress bar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(case, repetition) for repetition in range(sampling.repetitions) for case in cases]
+    own = [one for one in wanted[share[0] :: share[1]] if not (folder / picture_name(*one)).is_file()]
+    with tqdm(total=len(own), desc=title, disable=share[0] != 0 or not own, unit="picture") as bar:
+        while own:
+            some = own[:batch]
+            try:
+                pictures = _drawn(pipeline, some, sampling, photographs)
+            except torch.cuda.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch = max(batch // 2, 1)
+                torch.cuda.empty_cache()
+                log.info(f"the memory is too small: {batch} pictures at a time")
+                continue
+            for one, picture in zip(some, pictures, strict=True):
+                save_panel(picture, folder / picture_name(*one))
+            own = own[len(some) :]
+            bar.update(len(some))
+
+
+def _drawn(
+    pipeline: Any, some: Sequence[tuple[Case, int]], sampling: Sampling, photographs: Photographs | None
+) -> list[Image.Image]:
+    options: dict[str, Any] = {"num_inference_steps": sampling.steps}
+    if sampling.guidance is not None:
+        options["guidance_scale"] = sampling.guidance
+    if sampling.resolution is not None:
+        options |= {"height": sampling.resolution, "width": sampling.resolution}
+    if (name := hint_option(pipeline)) is not None:
+        options[name] = torch.stack([_hint(case, photographs, sampling.resolution) for case, _ in some])
+    generators = [noise_of(sampling.seed, case, repetition) for case, repetition in some]
+    return pipeline([case.text for case, _ in some], generator=generators, **options).images
+
+
+def _hint(case: Case, photographs: Photographs | None, side: int | None) -> Tensor:
+    hint = None
+    if photographs is not None and case.row is not None:
+        hint = photographs.look(case.row).conditioning_pixel_values
+    return torch.zeros(3, side or 512, side or 512) if hint is None else hint
