@@ -24,7 +24,16 @@ def pack(name: str, version: str, archive: str, folder: Path) -> Path:
         raise WeightsError("npm is not here; install Node.js, which brings it")
     command = [npm, "pack", "--ignore-scripts", "--json", "--pack-destination", ".", f"{name}@{version}"]
     try:
-        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS)
+        told = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise WeightsError(f"npm has brought no {archive} in {SECONDS} seconds") from None
     if told.returncode or not (folder / archive).is_file():
