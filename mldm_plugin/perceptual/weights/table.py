@@ -49,10 +49,11 @@ class Package:
 
     Args:
         name, version: of the package.
-        archive: its file, a wheel or an sdist. It is opened, never installed.
+        archive: its file, a wheel or an sdist, or a .tgz of npm. It is opened, never installed.
         sha256, size: of the archive.
         members: path in the archive → bytes.
         reader: a name in `readers.READERS`.
+        manager: whose settings say where it comes from.
     """
 
     name: str
@@ -62,10 +63,11 @@ class Package:
     size: int
     members: tuple[tuple[str, int], ...]
     reader: str
+    manager: Literal["pip", "npm"] = "pip"
     kind = "package"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version}"
+        return f"{self.name} {self.version}{' of npm' if self.manager == 'npm' else ''}"
 
 
 Source = Package | Addresses
@@ -243,6 +245,44 @@ _TABLE = (
                 ),
             ),
         ),
+    ),
+    # The package is four times as large as these two files of it, so the addresses come first. They are in the
+    # repository that it is made from: git's digests of both files are those of the package's.
+    WeightFile(
+        name="faceres",
+        licence="Apache-2.0 (HSE_FaceRec_tf), MIT (@vladmandic/human); trained on VGGFace2, CC BY-SA 4.0 by its "
+        "authors' word, CC BY-NC 4.0 in mirrors of the data.",
+        terms="Apache-2.0, VGGFace2",
+        sources=(
+            Addresses(
+                "faceres",
+                tuple(
+                    Address(
+                        url=f"https://github.com/vladmandic/human/raw/151df64d6143db8d0cf14df39e69be2f655f9f34/models/{name}",
+                        file_name=name,
+                        sha256=sha256,
+                        size=size,
+                    )
+                    for name, sha256, size in (
+                        ("faceres.json", "5b83d49c0385d2e68a05122441b94226313677cae9fcc40b9587ad50079eb4df", 71_432),
+                        ("faceres.bin", "2c7d2d62b76c97528b736527aa09d310ea71743c9e3e79fb6c62d4b2d73af79b", 6_978_814),
+                    )
+                ),
+            ),
+            Package(
+                name="@vladmandic/human",
+                version="3.3.6",
+                archive="vladmandic-human-3.3.6.tgz",
+                sha256="425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7",
+                size=28_615_417,
+                members=(("package/models/faceres.json", 71_432), ("package/models/faceres.bin", 6_978_814)),
+                reader="faceres",
+                manager="npm",
+            ),
+        ),
+        digest="a5c21c3aac182fc7ddb95adae49780cebf78a3140f0a57ad47da7fa6a7596463",
+        size=12_789_296,
+        instead="identity can be judged by `dlib_resnet` too, where no loss uses it",
     ),
     WeightFile(
         name="mtcnn",
