@@ -327,6 +327,29 @@ _TABLE = (
         ),
         instead="give masks of your own",
     ),
+    # pytorch-fid publishes the digest's beginning in the name; the rest is what public repositories that pin the file
+    # agree on. torch-fidelity publishes the same file as weights-inception-2015-12-05-6726825d.pth.
+    WeightFile(
+        name="fid_inception",
+        licence="Apache-2.0 (TensorFlow's graph inception-2015-12-05; conversion by pytorch-fid); trained on ImageNet, "
+        "pictures for non-commercial research.",
+        terms="Apache-2.0, ImageNet",
+        sources=(
+            Addresses(
+                "torch",
+                (
+                    Address(
+                        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                        "pt_inception-2015-12-05-6726825d.pth",
+                        file_name="pt_inception-2015-12-05-6726825d.pth",
+                        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                        size=95_628_359,
+                    ),
+                ),
+            ),
+        ),
+        instead="`fd_vgg16` and `kd_vgg16` need none of it",
+    ),
 )
 WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}
 
