@@ -1,0 +1,1 @@
+"""The metrics that `mldm evaluate` comes with, one file each."""
