@@ -35,15 +35,15 @@ class Picture(Protocol):
 def resized(image: Tensor, size: int) -> Tensor:
     """`image` (3, H, W) stretched to a square (3, size, size).
 
-    Antialiased bicubic in float32, not rounded to whole grey levels afterwards, as Pillow resizes single channels. The
-    program that FID was first computed with took one pixel of several instead when it shrank a picture, so that
-    sharpness and JPEG's blocks counted more than content.
+    Antialiased bicubic in float32, cut off at -1 and 1, not rounded to whole grey levels, as Pillow resizes single
+    channels. The program that FID was first computed with took one pixel of several instead when it shrank a picture,
+    so that sharpness and JPEG's blocks counted more than content.
 
     Source: Parmar et al., "On Aliased Resizing and Surprising Subtleties in GAN Evaluation" (clean-fid).
     """
     if image.shape[-2:] == (size, size):
         return image
-    return F.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
+    return F.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
 class PictureFeatures:
