@@ -1,6 +1,7 @@
 """The weights of the networks: where they come from, how they are checked, where they lie.
 
-table.py          every entry: its sources, licence, digest
+entry.py          what is known of a file: its sources, licence, digest
+table.py          every entry
 cache.py          the folder: fetch, locate, load
 npm.py            a package of npm, got by npm itself
 package_index.py  where pip would get a package from, nothing of it being run
@@ -14,8 +15,9 @@ Importing this is cheap (no torch), so that the command line can list the table.
 """
 
 from mldm_plugin.perceptual.weights.cache import cache_folder, described, fetch, load_state_dict, locate
+from mldm_plugin.perceptual.weights.entry import Address, Addresses, Package, WeightFile
 from mldm_plugin.perceptual.weights.filling import fill
-from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, Address, Addresses, Package, WeightFile, weight_file
+from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, weight_file
 
 __all__ = [
     "WEIGHT_FILES",

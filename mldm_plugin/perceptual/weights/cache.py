@@ -14,14 +14,8 @@ from urllib.parse import urlsplit
 
 from mldm_plugin.errors import WeightsError, nearest
 from mldm_plugin.perceptual.weights import tensors
-from mldm_plugin.perceptual.weights.table import (
-    WEIGHT_FILES,
-    Address,
-    Package,
-    Source,
-    WeightFile,
-    weight_file,
-)
+from mldm_plugin.perceptual.weights.entry import Address, Package, Source, WeightFile
+from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor
