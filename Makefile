@@ -16,6 +16,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/mldm weights fetch vgg16 alexnet dlib_resnet mtcnn || echo "no weights: what needs them is skipped"
+	$(BIN)/mldm weights fetch mediapipe_palm mediapipe_hand mediapipe_person mediapipe_pose || echo "no weights of MediaPipe"
 	touch .venv/ready
 
 demo: setup

