@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mldm_plugin.errors import WeightsError
+from mldm_plugin.perceptual.frozen import Frozen
+from mldm_plugin.perceptual.weights import load_state_dict
 from mldm_plugin.perceptual.weights.tflite import GRAPH
 
 Options = Mapping[str, Any]
@@ -216,3 +219,13 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "RESHAPE": _reshape,
     "RESIZE_BILINEAR": _resize_bilinear,
 }
+
+
+@functools.cache
+def frozen_graph(name: str, outputs: tuple[int, ...]) -> Frozen:
+    """The pretrained network `name`, fetched on first use and kept for the process, with those of its outputs.
+
+    Raises:
+        WeightsError: weights that cannot be had.
+    """
+    return Frozen(TfliteGraph(load_state_dict(name), outputs))
