@@ -11,10 +11,12 @@ from mldm_plugin.evaluation.cases import Case, cases_of_file, cases_of_photograp
 
 def test_a_line_is_a_prompt_of_one_person_and_json_says_more(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text('a man\n\n{"text": "two women", "people": 2}\n{"text": "a street", "people": null}\n', "utf-8")
+    path.write_text(
+        'a man\n\n{"text": "two women", "people": 2, "hands": 3}\n{"text": "a street", "people": null}\n', "utf-8"
+    )
     assert cases_of_file(path, 9) == [
         Case("00000", "a man", 1),
-        Case("00002", "two women", 2),
+        Case("00002", "two women", 2, 3),
         Case("00003", "a street", None),
     ]
     assert len(cases_of_file(path, 2)) == 2

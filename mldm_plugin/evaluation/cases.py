@@ -23,6 +23,9 @@ SHIPPED = ("people",)  # sets of prompts in this package, prompts/NAME.jsonl
 COLUMNS = {"mask": "mask", "boxes": "face_boxes", "keypoints": "keypoints", "conditioning": "conditioning_image"}
 
 
+WRISTS, SEEN = (9, 10), 2  # of COCO's keypoints
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to draw.
@@ -31,12 +34,14 @@ class Case:
         key: its name in files and tables; the noise depends on it, so that the order of cases changes nothing.
         text: the prompt.
         people: how many people the picture should show, None where nobody knows.
+        hands: how many hands it should show at least, None where nobody knows.
         row: of the photograph that the caption belongs to, if there is one.
     """
 
     key: str
     text: str
     people: int | None = None
+    hands: int | None = None
     row: int | None = None
 
 
@@ -83,10 +88,13 @@ def open_photographs(folder: Path, resolution: int) -> Photographs:
 def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> list[Case]:
     """At most `number` captions, drawn by `seed`, in the order of the rows."""
     order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [
-        Case(f"{row:05d}", photographs.captions[row], people_in(photographs.look(row)), row)
-        for row in sorted(order[:number])
-    ]
+    return [case_of(photographs, row) for row in sorted(order[:number])]
+
+
+def case_of(photographs: Photographs, row: int) -> Case:
+    """What a photograph shows by its caption and annotation."""
+    example = photographs.look(row)
+    return Case(f"{row:05d}", photographs.captions[row], people_in(example), hands_in(example), row)
 
 
 def people_in(example: Example) -> int | None:
@@ -96,9 +104,16 @@ def people_in(example: Example) -> int | None:
     return None if example.face_boxes is None else len(example.face_boxes)
 
 
+def hands_in(example: Example) -> int | None:
+    """How many wrists are seen by a photograph's keypoints; None without any keypoints."""
+    if example.keypoints is None or not len(example.keypoints):
+        return None
+    return int((example.keypoints[:, WRISTS, 2] == SEEN).sum()) or None
+
+
 def cases_of_file(path: Path, number: int) -> list[Case]:
-    """The first `number` prompts of a file: a prompt a line, which shows one person, or JSON lines with `text` and
-    `people`.
+    """The first `number` prompts of a file: a prompt a line, which shows one person, or JSON lines with `text`,
+    `people` and `hands`.
 
     Raises:
         DataError: a file that cannot be read or has no prompts.
@@ -134,9 +149,8 @@ def _case(number: int, line: str, path: Path) -> Case:
         given = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number + 1}: {error}; expected a prompt, or JSON with `text`.") from error
-    text, people = given.get("text"), given.get("people", 1)
-    if not isinstance(text, str) or not text or not (people is None or isinstance(people, int)):
-        raise DataError(
-            f"{path}, line {number + 1}: expected `text`, a prompt, and `people`, a number; got {line[:80]}"
-        )
-    return Case(key, text, people)
+    text, numbers = given.get("text"), (given.get("people", 1), given.get("hands"))
+    if not isinstance(text, str) or not text or not all(n is None or isinstance(n, int) for n in numbers):
+        said = "expected `text`, a prompt, `people` and `hands`, numbers"
+        raise DataError(f"{path}, line {number + 1}: {said}; got {line[:80]}")
+    return Case(key, text, *numbers)

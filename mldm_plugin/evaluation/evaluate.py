@@ -207,7 +207,14 @@ class Evaluation:
 
     def pictures(self, model: Model, number: int, run: Run) -> list[tuple[Key, Callable[[], Picture]]]:
         """The pictures of a run by case and repetition, each read when it is asked for."""
-        return [(key, partial(_read, path, case)) for key, case, path in self.files(model, number, run)]
+        return [(key, partial(self.picture, path, case)) for key, case, path in self.files(model, number, run)]
+
+    def picture(self, path: Path, case: Case) -> Picture:
+        """A drawn picture beside the photograph that its prompt is the caption of, if there is one."""
+        photo = None
+        if self.photographs is not None and case.row is not None:
+            photo = partial(photograph, self.photographs, case.row)
+        return Picture(read_image(path), case, photo=photo)
 
     def files(self, model: Model, number: int, run: Run) -> list[tuple[Key, Case, Path]]:
         """The files of a run's pictures.
@@ -240,8 +247,7 @@ def _read(path: Path, case: Case) -> Picture:
 def photograph(photographs: Photographs, row: int) -> Picture:
     """A held-out photograph, with the faces of its annotation."""
     example = photographs.look(row)
-    case = Case(f"{row:05d}", photographs.captions[row], casing.people_in(example), row)
-    return Picture(example.pixel_values, case, known=example)
+    return Picture(example.pixel_values, casing.case_of(photographs, row), known=example)
 
 
 def real_pictures(photographs: Photographs) -> PictureList:

@@ -17,6 +17,8 @@ from torch import Tensor
 from mldm_plugin.data.batch import Example
 from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.perceptual.hands import Hand, find_hands
+from mldm_plugin.perceptual.pose import Pose, find_pose
 from mldm_plugin.prepare.faces.mtcnn import Mtcnn, load_network
 
 # MTCNN's smallest face is 20 pixels, so a small picture is enlarged, and a large one reduced as in `Mtcnn`.
@@ -45,13 +47,23 @@ class Picture:
         image: float (3, H, W) RGB in [-1, 1].
         case: what it was to show.
         known: its annotation, for a photograph.
-        photo: the photograph that the caption belongs to, for a picture that a model drew.
+        photo: makes the photograph that the caption belongs to, for a picture that a model drew.
     """
 
     def __init__(
-        self, image: Tensor, case: Case, *, known: Example | None = None, photo: Picture | None = None
+        self,
+        image: Tensor,
+        case: Case,
+        *,
+        known: Example | None = None,
+        photo: Callable[[], Picture] | None = None,
     ) -> None:
-        self.image, self.case, self.known, self.photo = image, case, known, photo
+        self.image, self.case, self.known, self._photo = image, case, known, photo
+
+    @cached_property
+    def photo(self) -> Picture | None:
+        """The photograph that the caption belongs to, if there is one."""
+        return None if self._photo is None else self._photo()
 
     @cached_property
     def faces(self) -> list[FoundFace]:
@@ -59,6 +71,32 @@ class Picture:
         if self.known is not None and self.known.face_boxes is not None:
             return [FoundFace(box, 1.0, torch.full((5, 2), torch.nan)) for box in self.known.face_boxes]
         return find_faces(self.image)
+
+    @cached_property
+    def poses(self) -> list[Pose]:
+        """The bodies that are found, the surest first."""
+        with torch.no_grad():
+            return find_pose(self.image)
+
+    @cached_property
+    def hands(self) -> list[Hand]:
+        """The hands that are found, the surest first."""
+        with torch.no_grad():
+            return find_hands(self.image, self.poses)
+
+    @cached_property
+    def people(self) -> list[Tensor]:
+        """A box (4,) of each person: those of a photograph's mask, else of the bodies that are found."""
+        if self.known is not None and self.known.person_mask is not None:
+            return [_around(self.known.person_mask[0] == k) for k in self.known.person_mask.unique() if k]
+        limit = torch.tensor([self.image.shape[2], self.image.shape[1]] * 2)
+        return [pose.box.clamp(min=0).minimum(limit) for pose in self.poses]
+
+
+def _around(mask: Tensor) -> Tensor:
+    """The box (4,) around the true pixels of a mask (H, W)."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).flatten().float()
 
 
 class PictureList(Sequence[Picture]):
