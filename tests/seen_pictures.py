@@ -15,6 +15,7 @@ def seen_picture(seed=0, size=(80, 96), faces=2, people=1):
         image=image,
         faces=[SimpleNamespace(box=box, score=0.9) for box in boxes],
         people=[torch.tensor([5.0 + 20 * k, 4.0, 45.0 + 20 * k, 78.0]) for k in range(people)],
+        features={},
     )
 
 

@@ -5,10 +5,12 @@ import torch
 from tiny_families import build
 
 from mldm_plugin.data.batch import Example
+from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.models import Run, load_pipeline
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS, OneStep
 from mldm_plugin.evaluation.predicting import Asker
 
+JUDGES = Judges("dlib_resnet", "alex")
 PHOTO = Example(
     pixel_values=torch.linspace(-1, 1, 3 * 64 * 64).view(3, 64, 64),
     person_mask=torch.zeros(1, 64, 64, dtype=torch.uint8).index_fill_(1, torch.arange(16, 48), 1),
@@ -81,7 +83,7 @@ def random_judges(monkeypatch):
 )
 def test_a_network_that_knows_the_answer_has_no_error_in_any_parametrisation(load, random_judges, family, options):
     pipeline = load(family, **options)
-    one_step = OneStep(pipeline.vae, pipeline.scheduler)
+    one_step = OneStep(pipeline.vae, pipeline.scheduler, JUDGES)
     right = list(one_step(Oracle(one_step, 1.0), PHOTO, "a man", "00000"))
     wrong = list(one_step(Oracle(one_step, 0.5), PHOTO, "a man", "00000"))
     assert len(right) == len(TIMESTEPS)
@@ -93,7 +95,7 @@ def test_a_network_that_knows_the_answer_has_no_error_in_any_parametrisation(loa
 
 def test_noise_is_of_the_photograph_and_t_alone(load, random_judges):
     pipeline, seen = load("sd"), []
-    one_step = OneStep(pipeline.vae, pipeline.scheduler)
+    one_step = OneStep(pipeline.vae, pipeline.scheduler, JUDGES)
 
     def note(noisy, t, caption, example):
         seen.append(noisy)
@@ -108,7 +110,7 @@ def test_noise_is_of_the_photograph_and_t_alone(load, random_judges):
 
 def test_without_mask_and_faces_the_whole_picture_is_looked_at(load, random_judges):
     pipeline = load("sd")
-    one_step = OneStep(pipeline.vae, pipeline.scheduler)
+    one_step = OneStep(pipeline.vae, pipeline.scheduler, JUDGES)
     found = next(iter(one_step(Asker(pipeline), Example(PHOTO.pixel_values), "a man", "00000")))
     assert found["one_step_error"] > 0
     assert found["one_step_lpips_outside"] > 0

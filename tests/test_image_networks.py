@@ -24,7 +24,7 @@ def as_seen(levels):
     return levels.float() / 127.5 - 1
 
 
-@pytest.mark.parametrize(("name", "size", "width"), [("vgg16", 224, 512), ("inception", 299, 2048), ("dlib", 150, 128)])
+@pytest.mark.parametrize(("name", "size", "width"), [("vgg16", 128, 512), ("inception", 299, 2048), ("dlib", 150, 128)])
 def test_random_networks_are_seeded_and_one_picture_is_blind_to_the_others(name, size, width):
     before = torch.get_rng_state()
     network, twin = (image_network(name, "random") for _ in range(2))

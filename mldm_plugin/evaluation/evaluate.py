@@ -16,6 +16,7 @@ from mldm_plugin.errors import DataError, MldmError, WeightsError
 from mldm_plugin.evaluation import cases as casing
 from mldm_plugin.evaluation.cases import Case, Photographs
 from mldm_plugin.evaluation.claims import claim, stamp
+from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
 from mldm_plugin.evaluation.measuring import Metrics, make_metrics, measure
 from mldm_plugin.evaluation.models import Model, Run, load_pipeline, parse_models, pictures_in, set_sampler
 from mldm_plugin.evaluation.notes import Key, Notes
@@ -91,6 +92,7 @@ class Evaluation:
         if asked.data is not None:
             self.photographs = casing.open_photographs(asked.data, asked.sampling.resolution or _side(self.models))
         self.cases = self.choose_cases()
+        self.judges = choose_judges(network for model in self.models for network in networks_of_losses(model))
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         self.share = (self.processes.rank, self.processes.number)
@@ -149,7 +151,9 @@ class Evaluation:
         asked, sampling = self.asked, self.asked.sampling
         how = {"run": asdict(run), "digest": run.digest(), "sampling": asdict(sampling), "precision": asked.precision}
         pictures = self.claim(self.folder("pictures", model, number), how)
-        once = self.claim(self.folder("one_step", model, number), {**how, "data": stamp(asked.data)})
+        once = self.claim(
+            self.folder("one_step", model, number), {**how, "data": stamp(asked.data), "judges": asdict(self.judges)}
+        )
         rows = []
         if self.photographs is not None and asked.photographs:
             chosen = casing.cases_of_photographs(self.photographs, asked.photographs, sampling.seed)
@@ -167,7 +171,7 @@ class Evaluation:
         pipeline.scheduler = own
         if self.photographs is not None and rows:
             try:
-                one_step = OneStep(pipeline.vae, own, device=pipeline.device)
+                one_step = OneStep(pipeline.vae, own, self.judges, pipeline.device)
             except WeightsError as error:  # the pictures are there, and the report says what is missing
                 self.missing["one_step"] = str(error)
                 return

@@ -21,6 +21,7 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents, stable_diffusion_snr
 from mldm_plugin.evaluation.cases import Photographs
+from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.perceptual.face_crops import crop_faces
 from mldm_plugin.perceptual.face_networks import FaceFeatures
@@ -58,27 +59,17 @@ class OneStep:
     Args:
         vae: of the pipelines.
         noise_scheduler: of the pipelines.
-        face_network: that judges faces.
-        lpips: the trunk that judges the rest.
+        judges: the networks that look.
         device: of the model.
 
     Raises:
         WeightsError: weights that cannot be had.
     """
 
-    def __init__(
-        self,
-        vae: Any,
-        noise_scheduler: Any,
-        *,
-        face_network: str = "dlib_resnet",
-        lpips: str = "vgg",
-        device: Any = "cpu",
-    ) -> None:
+    def __init__(self, vae: Any, noise_scheduler: Any, judges: Judges, device: Any = "cpu") -> None:
         self.schedule = NoiseSchedule.from_scheduler(noise_scheduler)
         self.decoder, self.device = LatentDecoder(vae), device
-        self.faces, self.lpips = FaceFeatures(face_network), LPIPSNetwork(lpips)  # type: ignore[arg-type]
-        self.networks = (*self.faces.networks, *self.lpips.networks)
+        self.faces, self.lpips = FaceFeatures(judges.face), LPIPSNetwork(judges.lpips)  # type: ignore[arg-type]
 
     def __call__(
         self, predict: Predict, example: Example, caption: str, name: str

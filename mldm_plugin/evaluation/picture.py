@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class Picture:
         photo: Callable[[], Picture] | None = None,
     ) -> None:
         self.image, self.case, self.known, self._photo = image, case, known, photo
+        self.features: dict[Any, Tensor] = {}
 
     @cached_property
     def photo(self) -> Picture | None:

@@ -9,13 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from mldm_plugin.evaluation import statistics
+from mldm_plugin.evaluation.judges import networks_of_losses
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.notes import Values, read_notes
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
 
 VERSION = 1
-TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # what the losses call them → what the weights are called
-LOSS_NETWORKS = {"masked_lpips": "vgg", "face": "vggface2_resnet50"}  # where a preset leaves the network out
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,10 @@ def _of_one_step(evaluation: Evaluation) -> Iterator[Measured]:
     for quantity in QUANTITIES:
         values = {model: _mean_over_t(of_model, rows, quantity.name) for model, of_model in notes.items()}
         if values and not all(np.isnan(array).all() for array in values.values()):
-            networks = ("vgg16",) if "lpips" in quantity.name else ("dlib_resnet",) if "face" in quantity.name else ()
+            judges = evaluation.judges
+            networks = (
+                (judges.trunk,) if "lpips" in quantity.name else (judges.face,) if "face" in quantity.name else ()
+            )
             yield _compared(quantity.name, quantity.title, "smaller", "one_step", networks, values)
 
 
@@ -213,7 +213,7 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
         named = [(one.name, one.differences[model.name].p) for one in measured if model.name in one.differences]
         for (name, _), p in zip(named, statistics.holm([p for _, p in named]), strict=True):
             corrected[name, model.name] = p
-    trained_on = {model.name: _networks_of_losses(model) for model in models}
+    trained_on = {model.name: networks_of_losses(model) for model in models}
     rows = []
     for one in measured:
         cases = max((int((~np.isnan(v).any(0)).sum()) for v in one.values.values()), default=0)
@@ -250,22 +250,6 @@ def _verdict(better: str, gap: Estimate, p: float) -> str:
     if math.isnan(gap.low) or gap.holds_zero or not p < 1 - statistics.LEVEL:
         return "not shown"
     return "better" if (gap.value < 0) == (better == "smaller") else "worse"
-
-
-def _networks_of_losses(model: Model) -> set[str]:
-    """The networks that the losses of a model's runs look with, by the preset in their folders."""
-    found = set()
-    for run in model.runs:
-        for folder in (Path(run.what), Path(run.what).parent):
-            path = folder / "preset.yaml"
-            if path.is_file():
-                losses = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("losses") or {}
-                for name, options in losses.items():
-                    network = (options or {}).get("network", LOSS_NETWORKS.get(name))
-                    if network and (options or {}).get("weight", 0):
-                        found.add(TRUNKS.get(network, network))
-                break
-    return found
 
 
 def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -25,11 +25,13 @@ class Picture(Protocol):
         image: (3, H, W) RGB in [-1, 1].
         faces: each with its `box`, pixel x0, y0, x1, y1.
         people: boxes (4,) in pixels.
+        features: what networks said of it, so that two metrics do not ask the same one twice.
     """
 
     image: Tensor
     faces: Sequence[Any]
     people: Sequence[Tensor]
+    features: dict[Any, Tensor]
 
 
 def resized(image: Tensor, size: int) -> Tensor:
@@ -65,6 +67,7 @@ class PictureFeatures:
         self, network: str, of: Of = "picture", weights: Weights = "pretrained", path: str | None = None
     ) -> None:
         self.network, self.of = image_network(network, weights, path), of
+        self._asked = (network, of, weights, path)
         if self.network.faces_only and of != "face":
             raise PresetError(f"{network} knows faces only, got of: {of}; take of: face, or another network.")
         self.networks = self.network.networks
@@ -73,6 +76,11 @@ class PictureFeatures:
     @torch.no_grad()
     def __call__(self, picture: Picture) -> Tensor:
         """(k, d) float32 on the CPU; k is 1 for a picture, else the number of people or faces, which may be 0."""
+        if self._asked not in picture.features:
+            picture.features[self._asked] = self._look(picture)
+        return picture.features[self._asked]
+
+    def _look(self, picture: Picture) -> Tensor:
         image = picture.image.float()
         if image.ndim != 3 or image.shape[0] != 3:
             raise DataError(f"expected a picture (3, H, W), got {tuple(image.shape)}: convert it to RGB.")

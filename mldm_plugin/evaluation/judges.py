@@ -1,0 +1,62 @@
+"""Who judges: networks that no loss of the compared runs looked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from mldm_plugin.evaluation.models import Model
+from mldm_plugin.perceptual.lpips_network import TRUNKS
+from mldm_plugin.perceptual.weights import locate
+
+LOSS_NETWORKS = {"masked_lpips": "vgg", "face": "vggface2_resnet50"}  # where a preset leaves the network out
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that look at one-step estimates.
+
+    Args:
+        face: of `FACE_NETWORKS`.
+        lpips: of `TRUNKS`.
+    """
+
+    face: str
+    lpips: str
+
+    @property
+    def trunk(self) -> str:
+        """The name of LPIPS' weights."""
+        return TRUNKS[self.lpips]
+
+
+def choose_judges(trained_on: Iterable[str]) -> Judges:
+    """The first of each kind that is on this machine and that no loss used; the first one where all were used."""
+    used = set(trained_on)
+    face = _first(("faceres", "dlib_resnet"), used, "dlib_resnet")
+    trunk = _first(("alexnet", "vgg16"), used, "alexnet")
+    return Judges(face, next(name for name, of in TRUNKS.items() if of == trunk))
+
+
+def _first(names: tuple[str, ...], used: set[str], otherwise: str) -> str:
+    here = [name for name in names if locate(name) is not None]
+    return next((name for name in here if name not in used), here[0] if here else otherwise)
+
+
+def networks_of_losses(model: Model) -> set[str]:
+    """The networks that the losses of a model's runs look with, by the preset in their folders."""
+    found = set()
+    for run in model.runs:
+        for folder in (Path(run.what), Path(run.what).parent):
+            path = folder / "preset.yaml"
+            if path.is_file():
+                losses = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("losses") or {}
+                for name, options in losses.items():
+                    network = (options or {}).get("network", LOSS_NETWORKS.get(name))
+                    if network and (options or {}).get("weight", 0):
+                        found.add(TRUNKS.get(network, network))
+                break
+    return found

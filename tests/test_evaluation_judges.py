@@ -1,0 +1,35 @@
+"""Judges are those that no loss of the compared runs looked with, as far as there are any."""
+
+import pytest
+
+from mldm_plugin.evaluation import judges
+from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
+from mldm_plugin.evaluation.models import Model, Run
+
+
+@pytest.mark.parametrize(
+    ("here", "used", "face", "lpips"),
+    [
+        (("faceres", "dlib_resnet", "alexnet", "vgg16"), (), "faceres", "alex"),
+        (("faceres", "dlib_resnet", "alexnet", "vgg16"), ("alexnet", "dlib_resnet"), "faceres", "vgg"),
+        (("dlib_resnet", "vgg16"), ("vggface2_resnet50",), "dlib_resnet", "vgg"),
+        (("dlib_resnet", "alexnet"), ("dlib_resnet", "alexnet"), "dlib_resnet", "alex"),
+        ((), (), "dlib_resnet", "alex"),
+    ],
+)
+def test_the_first_that_is_here_and_not_used(monkeypatch, here, used, face, lpips):
+    monkeypatch.setattr(judges, "locate", lambda name: name if name in here else None)
+    chosen = choose_judges(used)
+    assert (chosen.face, chosen.lpips) == (face, lpips)
+
+
+def test_what_a_run_was_trained_on_is_in_its_preset(tmp_path):
+    preset = "losses:\n  masked_lpips: {weight: 0.2, network: alex}\n  face: {weight: 0.5}\n  other: {weight: 1, network: x}\n"
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "preset.yaml").write_text(preset)
+    for what in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "pytorch_lora_weights.safetensors"):
+        found = networks_of_losses(Model("m", [Run(str(what), "lora", "base")]))
+        assert found == {"alexnet", "vggface2_resnet50", "x"}
+    (tmp_path / "preset.yaml").write_text("losses:\n  face: {weight: 0}\n")
+    assert networks_of_losses(Model("m", [Run(str(tmp_path), "lora", "base")])) == set()
+    assert networks_of_losses(Model("m", [Run("name/on-the-hub", "pipeline")])) == set()
