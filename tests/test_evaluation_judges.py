@@ -24,7 +24,8 @@ def test_the_first_that_is_here_and_not_used(monkeypatch, here, used, face, lpip
 
 
 def test_what_a_run_was_trained_on_is_in_its_preset(tmp_path):
-    preset = "losses:\n  masked_lpips: {weight: 0.2, network: alex}\n  face: {weight: 0.5}\n  other: {weight: 1, network: x}\n"
+    losses = ("masked_lpips: {weight: 0.2, network: alex}", "face: {weight: 0.5}", "other: {weight: 1, network: x}")
+    preset = "losses:\n" + "".join(f"  {loss}\n" for loss in losses)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "preset.yaml").write_text(preset)
     for what in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "pytorch_lora_weights.safetensors"):
