@@ -173,8 +173,8 @@ def _sign_flips(gaps: Array, seed: int) -> float:
         sums = np.abs(signs @ gaps)
         return float((sums >= abs(gaps.sum()) - 1e-12 * np.abs(gaps).sum()).mean())
     generator = np.random.default_rng(seed)
-    sums = [np.abs(generator.choice((-1.0, 1.0), (100, len(gaps))) @ gaps) for _ in range(DRAWS // 100)]
-    return (1 + int((np.concatenate(sums) >= abs(gaps.sum())).sum())) / (DRAWS + 1)
+    drawn = [np.abs(generator.choice((-1.0, 1.0), (100, len(gaps))) @ gaps) for _ in range(DRAWS // 100)]
+    return (1 + int((np.concatenate(drawn) >= abs(gaps.sum())).sum())) / (DRAWS + 1)
 
 
 def _bootstrap_means(values: Array, seed: int) -> Array:
