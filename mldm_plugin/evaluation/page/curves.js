@@ -6,7 +6,7 @@ function curves() {
   if (!R.curves || !R.curves.length) return null;
   const names = NAMES.filter((name) => R.curves.some((curve) => curve.models[name]));
   const lead = 'Held-out photographs are noised to t and cleaned in one step, every model with the same noise. '
-    + 'Bands are 95 % intervals over photographs; smaller is better. Hover, or focus a plot and use the arrow keys, to read values.';
+    + 'Bands are 95 % intervals over photographs; smaller is better, the side that is shaded. Hover, or focus a plot and use the arrow keys, to read values.';
   return section('curves', 'One step, over t', lead, legend(names), h('div', { class: 'curves' }, R.curves.map(curvePanel)));
 }
 
@@ -22,7 +22,9 @@ function linePlot(curve, lines, width, height, gaps) {
   const ends = reach([...names.flatMap((name) => endsOf(lines[name])), ...(gaps ? [0] : [])]);
   const x = linear(0, 1000, PLOT.left, width - PLOT.right), y = linear(...ends, height - PLOT.bottom, PLOT.top);
   const ruler = s('path', { class: 'ruler', visibility: 'hidden' });
+  const floor = height - PLOT.bottom;
   const plot = canvas(width, height, `${gaps ? `Difference to ${FIRST} in ` : ''}${curve.title} over t for ${listed(names)}`,
+    gaps && s('rect', { class: 'good', x: PLOT.left, y: y(0), width: width - PLOT.left - PLOT.right, height: Math.max(floor - y(0), 0) }),
     ticks(...ends, height > 150 ? 5 : 3).map(([value, text]) => [
       s('path', { class: 'grid', d: `M${PLOT.left} ${y(value)}H${width - PLOT.right}` }),
       s('text', { x: PLOT.left - 7, y: y(value) + 4, 'text-anchor': 'end' }, text)]),

@@ -9,7 +9,7 @@ const ROWS = [...(hasPhotographs ? [PHOTOGRAPH] : []), ...NAMES];
 
 const pictureOf = (row, key) =>
   (row === PHOTOGRAPH ? R.embedded.photographs : R.embedded.models[row] || {})[key] || null;
-const rowLabel = (row) => (row === PHOTOGRAPH ? h('span', { class: 'model photo' }, 'photograph') : modelLabel(row));
+const rowLabel = (row) => (row === PHOTOGRAPH ? h('span', { class: 'model' }, 'photo') : modelLabel(row));
 const wordsOf = (key) => (CASES.get(key) || {}).text || '';
 const altOf = (row, key) => `${row === PHOTOGRAPH ? 'The photograph' : `Picture by ${row}`} for: ${wordsOf(key) || key}`;
 const image = (picture, row, key) =>

@@ -34,7 +34,7 @@ function responsive(draw, attributes) {
   let width = 0;
   new ResizeObserver(([entry]) => {
     const now = Math.round(entry.contentRect.width);
-    if (now > 0 && now !== width) place.replaceChildren(draw((width = now)));
+    if (now > 0 && now !== width) requestAnimationFrame(() => place.replaceChildren(draw((width = now))));
   }).observe(place);
   return place;
 }

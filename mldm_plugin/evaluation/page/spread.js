@@ -17,8 +17,12 @@ function spreadPanel(metric) {
     name, estimate: differenceOf(metric, name),
     values: (metric.values[name] || []).map((value, i) => (known(value) && known(first[i]) ? value - first[i] : null)),
   }));
-  return h('figure', { class: 'panel' },
-    h('figcaption', null, h('b', null, `${metric.title} ${arrowOf(metric)}`), h('span', null, directionOf(metric))),
+  const caption = h('figcaption', null, h('b', null, `${metric.title} ${arrowOf(metric)}`), h('span', null, directionOf(metric)));
+  const all = lanes.flatMap((lane) => lane.values.filter(known));
+  if (all.every((value) => value === all[0])) {
+    return h('figure', { class: 'panel' }, caption, h('p', null, all.length ? `All ${all.length} values are ${number(all[0], metric.decimals)}.` : 'Nothing was measured.'));
+  }
+  return h('figure', { class: 'panel' }, caption,
     h('div', { class: 'halves' },
       h('div', null, responsive((width) => lanePlot(metric, lanes, width, false))),
       gaps.length ? h('div', null, responsive((width) => lanePlot(metric, gaps, width, true))) : null));
