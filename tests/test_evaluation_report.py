@@ -105,7 +105,7 @@ def test_pictures_are_small_and_faces_are_cut_from_the_large_ones(tmp_path):
     one = embed(results, tmp_path)["models"]["only"]["00000"]
     assert opened(one["src"]).size == (384, 192)
     assert one["boxes"] == [[0.5, 0.2, 0.9, 1.0], [0.0, 0.0, 0.1, 0.2]]
-    assert [opened(face).size for face in one["faces"]] == [(192, 192), (170, 170)]
+    assert [opened(face).size for face in one["faces"]] == [(192, 192), (130, 130)]
 
 
 def opened(src):
@@ -117,9 +117,9 @@ def opened(src):
 @pytest.mark.parametrize(
     ("box", "square"),
     [
-        ((40, 40, 60, 60), (33, 33, 67, 67)),
-        ((0, 0, 20, 20), (0, 0, 34, 34)),
-        ((90, 90, 100, 100), (83, 83, 100, 100)),
+        ((40, 40, 60, 60), (37, 37, 63, 63)),
+        ((0, 0, 20, 20), (0, 0, 26, 26)),
+        ((90, 90, 100, 100), (87, 87, 100, 100)),
         ((0, 0, 100, 100), (0, 0, 100, 100)),
         ((5, 5, 5, 5), (4, 4, 5, 5)),
     ],
@@ -143,6 +143,33 @@ def test_numbers_are_told_to_two_digits_of_their_intervals():
 
     assert [of(0.1), of(0.02), of(3.0), of(400.0), of(1e-9)] == [2, 3, 1, 0, 6]
     assert [of(0.0), of(None), of(0.0, value=0.0), of(None, value=None)] == [3, 3, 0, 0]
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
+def test_text_and_marks_stand_out(side):
+    found = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", report._asset("report.css"))
+    colours = {name: pair[side] for name, *pair in found}
+    for ground in ("paper", "card", "faint"):
+        for text in ("ink", "muted", "accent", "better", "worse", "alarm"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for ground in ("paper", "card"):
+        for k in range(8):
+            assert contrast(colours[f"m{k}"], colours[ground]) >= 3, (k, ground)
+    assert contrast(colours["alarm"], colours["alarm-paper"]) >= 4.5
+    assert contrast(colours["ink"], colours["alarm-paper"]) >= 4.5
+    assert contrast(colours["paper"], colours["better"]) >= 4.5
+    assert contrast(colours["paper"], colours["worse"]) >= 4.5
 
 
 # Where faces and photographs come from
@@ -284,7 +311,7 @@ def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
     results["missing"] = {"identity": "it needs pictures of --person"}
     dom = shown(results)
     said = words(dom)
-    assert "mldm is better than base in 3 of 4 metrics , worse in none" in said
+    assert "mldm is better than base in 3 of 4 metrics, worse in none" in said
     assert "in the other 1 no difference is shown" in said
     assert "1 of those 3 looks with a network that its own loss trained on." in said
     assert "3 models drew the same 5 prompts from the same noise" in said

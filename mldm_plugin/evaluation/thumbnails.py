@@ -17,7 +17,7 @@ SHOWN = 48  # cases of the gallery, evenly over all; chosen: what one scrolls th
 EXTREMES = 48  # further cases, the worst and best of each metric
 RANKS = 3  # of them in each direction of each metric and model
 SIDE, QUALITY = 384, 88  # of an embedded picture; chosen: a lightbox of four on a laptop's screen
-FACE_SIDE, FACES, MARGIN = 192, 3, 0.35  # of an enlarged face, how many of a picture, how much around the box
+FACE_SIDE, FACES, MARGIN = 192, 3, 0.15  # of an enlarged face, how many of a picture, how much around the box
 LARGEST = 24 << 20  # bytes of all pictures as text; chosen: a page that opens at once and goes through mail
 
 Row = dict[str, Any]

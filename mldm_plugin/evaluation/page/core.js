@@ -55,6 +55,7 @@ const unitOf = (metric) => (metric.kind === 'one_step' ? 'photographs' : 'prompt
 const arrowOf = (metric) => (metric.better === 'smaller' ? '↓' : '↑');
 const directionOf = (metric) => (metric.better === 'smaller' ? 'smaller is better' : 'larger is better');
 const trainedOn = (metric) => Object.entries(metric.trained_on || {});
+const ofRepetitions = () => (R.sampling.repetitions > 1 ? `, the mean of its ${R.sampling.repetitions} pictures` : '');
 const withCases = () => R.metrics.filter((metric) => metric.kind === 'picture' && Object.keys(metric.values).length);
 
 // Each model has a colour and a shape, so that neither has to say it alone.

@@ -13,7 +13,7 @@ function extremes() {
   metric.value = (metrics.find((one) => names.some((name) => verdictOf(one, name) !== 'not shown')) || metrics[0]).name;
   model.value = names[names.length - 1];
   draw();
-  const lead = OTHERS.length ? `The prompts in which a model differs most from ${FIRST}, for better and for worse.` : 'The prompts with the best and the worst values.';
+  const lead = OTHERS.length ? `The prompts in which a model differs most from ${FIRST}, for better and for worse${ofRepetitions() ? `; values are means over ${R.sampling.repetitions} pictures, of which the first is shown` : ''}.` : 'The prompts with the best and the worst values.';
   return section('extremes', 'Best and worst', lead,
     h('p', { class: 'choices' }, h('label', null, 'Metric ', metric), names.length > 1 && h('label', null, 'Model ', model)), place);
 }

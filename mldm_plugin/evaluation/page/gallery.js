@@ -9,7 +9,7 @@ function gallery() {
     h('thead', null, h('tr', null, h('td', { class: 'corner' }), keys.map(promptCell))),
     h('tbody', null, ROWS.map((row) => h('tr', null, h('th', { scope: 'row' }, rowLabel(row)),
       keys.map((key) => h('td', null, shot(row, key, keys), found && faceCell(row, key)))))));
-  const lead = `Every column is one prompt drawn from the same noise.${found ? ' Hover a picture to enlarge its faces' : ' Click a picture to enlarge it'}${found ? ', click it to see all models side by side' : ''}; arrow keys go on.${cut}`;
+  const lead = `Every column is one prompt drawn from the same noise${R.sampling.repetitions > 1 ? `, the first of its ${R.sampling.repetitions} pictures` : ''}.${found ? ' Hover a picture to enlarge its faces' : ' Click a picture to enlarge it'}${found ? ', click it to see all models side by side' : ''}; arrow keys go on.${cut}`;
   return section('gallery', 'Gallery', lead, found ? facesSwitch(table) : null,
     h('div', { class: 'scroll wide', tabindex: 0, role: 'region', 'aria-label': 'Pictures by model and prompt' }, table));
 }

@@ -3,13 +3,14 @@
 function head() {
   return h('header', { class: 'head', id: 'top' },
     h('p', { class: 'kicker' }, `mldm evaluate · ${day(R.made)}`),
-    h('h1', null, OTHERS.length ? [OTHERS.map(inHeading), h('small', null, ' against '), h('span', null, FIRST)] : FIRST),
+    h('h1', null, OTHERS.length ? [whoIsCompared(), h('small', null, ' against '), h('span', null, FIRST)] : FIRST),
     h('p', { class: 'abstract' }, whatWasCompared()),
     alerts(),
     OTHERS.length ? h('div', { class: 'verdicts' }, OTHERS.map(verdict)) :
       h('p', { class: 'lead' }, 'There is one model: its values stand alone, and nothing is better or worse.'));
 }
 
+const whoIsCompared = () => (OTHERS.length > 3 ? `${OTHERS.length} models` : OTHERS.map(inHeading));
 const inHeading = (name, i) => [i ? (i === OTHERS.length - 1 ? h('small', null, ' and ') : h('small', null, ', ')) : null, h('span', null, name)];
 
 const day = (made) => {
@@ -27,7 +28,7 @@ function sampler() {
 function whatWasCompared() {
   const prompts = counted(R.cases.length, 'prompt'), again = R.sampling.repetitions;
   const drawn = R.models.some((model) => model.runs.some((run) => run.kind !== 'pictures'));
-  const times = again > 1 ? `, ${again} times each` : '';
+  const times = again > 1 ? `, ${again} times each,` : '';
   const whose = NAMES.length === 1 ? 'One model' : `${NAMES.length} models`;
   const begin = drawn ? `${whose} drew ${NAMES.length > 1 ? 'the same ' : ''}${prompts}${times} from the same noise (${sampler()})` :
     `Pictures of ${prompts} by ${NAMES.length === 1 ? 'one model' : `${NAMES.length} models`} were measured`;

@@ -33,7 +33,7 @@ function shot(row, key, keys) {
   const button = h('button', { type: 'button', class: 'shot', 'aria-label': `Enlarge. ${altOf(row, key)}`,
     onclick: () => openCase(keys, keys.indexOf(key), button) }, image(picture, row, key), boxes(picture));
   button.style.aspectRatio = picture.ratio;
-  return picture.faces.length ? hint(button, () => [rowLabel(row), h('div', { class: 'crops' }, crops(picture, row, key))], { tap: false }) : button;
+  return picture.faces.length ? hint(button, () => [rowLabel(row), h('div', { class: 'crops' }, crops(picture, row, key))], { tap: false, beside: true }) : button;
 }
 
 function notEmbedded(row, key) {

@@ -1,11 +1,12 @@
 // How values are spread over prompts: a density, a dot for each prompt, the mean with its interval.
 
 const LANE = { height: 58, base: 34, left: 10, right: 10, axis: 24 };
+const CLOUD = 20; // values from which on a density says more than the dots
 
 function spread() {
   const metrics = withCases();
   if (!metrics.length) return null;
-  const lead = `Each dot is a prompt${OTHERS.length ? '; on the right, its difference between a model and ' : ''}${OTHERS.length ? FIRST : ''}. `
+  const lead = `Each dot is a prompt${ofRepetitions()}${OTHERS.length ? '; on the right, its difference between a model and ' : ''}${OTHERS.length ? FIRST : ''}. `
     + 'The mark is the mean with its 95 % interval. Hover a dot to read it, click it to see the pictures.';
   return section('spread', 'Distributions', lead, h('div', { class: 'spreads' }, metrics.map(spreadPanel)));
 }
@@ -67,12 +68,11 @@ const jitter = (i) => (i * 0.6180339887) % 1;
 /** A density by Gaussian kernels of Silverman's width. */
 function cloud(values, x, ends, base) {
   const n = values.length, sorted = [...values].sort((a, b) => a - b);
-  if (n < 5) return null;
+  if (n < CLOUD || !(sorted[n - 1] > sorted[0])) return null;
   const mean = values.reduce((sum, value) => sum + value, 0) / n;
   const deviation = Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1));
   const middle = (sorted[Math.floor(0.75 * (n - 1))] - sorted[Math.floor(0.25 * (n - 1))]) / 1.34;
   const width = Math.max(0.9 * (middle > 0 ? Math.min(deviation, middle) : deviation) * n ** -0.2, (ends[1] - ends[0]) / 150);
-  if (!(deviation > 0)) return null;
   const steps = Array.from({ length: 97 }, (_, i) => ends[0] + ((ends[1] - ends[0]) * i) / 96);
   const heights = steps.map((at) => values.reduce((sum, value) => sum + Math.exp(-0.5 * ((at - value) / width) ** 2), 0));
   const most = Math.max(...heights);

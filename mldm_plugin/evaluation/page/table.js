@@ -26,7 +26,7 @@ function rows(metric) {
 
 function titleCell(metric) {
   return h('th', { rowspan: NAMES.length, scope: 'rowgroup', class: 'title' },
-    h('span', { class: 'words' }, metric.title, ' ',
+    h('span', { class: 'words' }, metric.title, '\u00a0',
       h('abbr', { class: 'arrow', title: directionOf(metric) }, arrowOf(metric), h('span', { class: 'unseen' }, ` ${directionOf(metric)}`))),
     h('small', null, h('a', { href: `#means-${metric.name}`, title: 'what it means' }, metric.name),
       metric.cases ? ` · ${metric.cases} ${unitOf(metric)}` : null),
@@ -73,7 +73,8 @@ function verdictPill(metric, name) {
 }
 
 function noteOf(metric, gap) {
-  const effect = gap.words ? `${gap.words} effect` : '';
-  const needed = known(gap.needed) ? h('span', null, `would need about ${gap.needed.toLocaleString('en-GB')} ${unitOf(metric)}`) : null;
-  return [effect && h('span', null, effect), needed];
+  const needed = known(gap.needed) ? `needs about ${gap.needed.toLocaleString('en-GB')} ${unitOf(metric)}` : null;
+  const apart = gap.verdict === 'not shown' && hasInterval(gap) && (gap.low > 0 || gap.high < 0);
+  const doubt = apart ? `but p (Holm) is ${probability(gap.p_holm)}` : null;
+  return [gap.words && `${gap.words} effect`, needed, doubt].filter(Boolean).map((words) => h('span', null, words));
 }
