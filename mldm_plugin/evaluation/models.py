@@ -137,15 +137,16 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     logging.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
     logging.disable_progress_bar()
     try:
-        options = {"torch_dtype": dtype, "safety_checker": None}
-        pipeline = DiffusionPipeline.from_pretrained(run.base or run.what, **_accepted(run.base or run.what, options))
+        precision = {_dtype_argument(): dtype}
+        options = _accepted(run.base or run.what, {**precision, "safety_checker": None})
+        pipeline = DiffusionPipeline.from_pretrained(run.base or run.what, **options)
         if run.kind == "controlnet":
-            controlnet = ControlNetModel.from_pretrained(run.what, torch_dtype=dtype)
+            controlnet = ControlNetModel.from_pretrained(run.what, **precision)
             pipeline = AutoPipelineForText2Image.from_pipe(pipeline, controlnet=controlnet)
         elif run.kind == "lora":
             path = Path(run.what)
-            where, options = (str(path.parent), {"weight_name": path.name}) if path.is_file() else (run.what, {})
-            pipeline.load_lora_weights(where, **options)
+            where = (path.parent, path.name) if path.is_file() else (path, None)
+            pipeline.load_lora_weights(str(where[0]), weight_name=where[1])
             if not any(pipeline.get_list_adapters().values()):
                 raise MldmError(f"{run.what} fits nothing in {run.base}: it would change nothing.")
     except MldmError:
@@ -155,6 +156,13 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         raise MldmError(f"{run.what} does not load ({type(error).__name__}: {first_line[:300]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _dtype_argument() -> str:
+    """What diffusers calls the precision: `torch_dtype`, from 0.42 on `dtype`."""
+    from importlib.metadata import version
+
+    return "dtype" if tuple(map(int, version("diffusers").split(".")[:2])) >= (0, 42) else "torch_dtype"
 
 
 def _accepted(pipeline: str, options: dict[str, Any]) -> dict[str, Any]:

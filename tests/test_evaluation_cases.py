@@ -1,0 +1,79 @@
+"""Prompts from captions, files and names of pictures; what cannot be read is said in one line."""
+
+import json
+
+import pytest
+
+from mldm_plugin.errors import DataError
+from mldm_plugin.evaluation import cases
+from mldm_plugin.evaluation.cases import Case, cases_of_file, cases_of_photographs, cases_of_pictures, open_photographs
+
+
+def test_a_line_is_a_prompt_of_one_person_and_json_says_more(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text('a man\n\n{"text": "two women", "people": 2}\n{"text": "a street", "people": null}\n', "utf-8")
+    assert cases_of_file(path, 9) == [
+        Case("00000", "a man", 1),
+        Case("00002", "two women", 2),
+        Case("00003", "a street", None),
+    ]
+    assert len(cases_of_file(path, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no prompts"),
+        (b"\n \n", "holds no prompts"),
+        (b"\xff\xfe", "cannot be read"),
+        (b'{"text": "x"', "line 1: "),
+        (b'{"text": 3}', "line 1: expected `text`"),
+        (b'{"text": "x", "people": "two"}', "line 1: expected `text`"),
+    ],
+)
+def test_bad_files_of_prompts_are_refused_in_one_line(tmp_path, content, said):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as error:
+        cases_of_file(path, 9)
+    assert "\n" not in str(error.value)
+
+
+def test_the_set_that_ships_shows_people_in_many_ways():
+    path = cases.shipped_prompts("people")
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    found = cases_of_file(path, 1000)
+    assert len({case.text for case in found}) == len(found) == len(lines) >= 190
+    views = {line["view"] for line in lines}
+    assert views == {"portrait", "full body", "group", "hands", "far", "near", "action"}
+    assert all(sum(line["view"] == view for line in lines) >= 15 for view in views)
+    assert {case.people for case in found} == {1, 2, 3, 4, 5}
+
+
+def test_captions_of_photographs_with_the_people_of_their_masks(tiny_data):
+    photographs = open_photographs(tiny_data, 64)
+    found = cases_of_photographs(photographs, 3, seed=0)
+    assert [case.key for case in found] == sorted(f"{case.row:05d}" for case in found)
+    assert len(found) == 3
+    assert found == cases_of_photographs(photographs, 3, seed=0)
+    assert {c.row for c in found} <= {c.row for c in cases_of_photographs(photographs, 99, seed=0)}
+    assert all(case.text == photographs.captions[case.row] for case in found)
+    masked = photographs.look(found[0].row).person_mask
+    assert found[0].people == len(masked.unique()) - 1
+
+
+def test_photographs_of_a_split_that_nobody_trains_on(tiny_data, tmp_path, caplog):
+    import shutil
+
+    assert open_photographs(tiny_data, 64).split == "train"
+    assert "held out" in caplog.text
+    caplog.clear()
+    for split in ("train", "validation"):
+        shutil.copytree(tiny_data, tmp_path / "both" / split)
+    assert open_photographs(tmp_path / "both", 64).split == "validation"
+    assert not caplog.text
+
+
+def test_pictures_are_cases_by_their_names(tmp_path):
+    paths = [tmp_path / name for name in ("a-0.png", "a-1.png", "b.png", "c-x.png")]
+    assert [case.key for case in cases_of_pictures(paths)] == ["a", "b", "c-x"]

@@ -1,0 +1,141 @@
+"""What --model says: each kind of model by what lies there, and one line where nothing fits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models
+
+CPU = ("cpu", torch.float32)
+
+
+@pytest.fixture
+def lora(tmp_path, tiny_pipeline):
+    """A run folder of ours with a LoRA of the tiny pipeline."""
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path / "run"
+    layers = {}
+    for name in ("to_q", "to_v"):
+        place = f"mid_block.attentions.0.transformer_blocks.0.attn1.{name}"
+        layers |= {f"{place}.lora.down.weight": torch.ones(2, 16), f"{place}.lora.up.weight": torch.ones(16, 2)}
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    (folder / "arguments.json").write_text(json.dumps({"pretrained_model_name_or_path": str(tiny_pipeline)}))
+    return folder
+
+
+@pytest.fixture
+def controlnet(tmp_path, tiny_pipeline):
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).save_pretrained(tmp_path / "control")
+    return tmp_path / "control"
+
+
+def weights(pipeline):
+    return pipeline.unet.state_dict()
+
+
+def test_a_pipeline_a_lora_a_controlnet_and_pictures(tiny_pipeline, lora, controlnet, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "0.png")
+    given = [f"base={tiny_pipeline}", f"lora={lora}", f"file={lora}/pytorch_lora_weights.safetensors"]
+    given += [f"control={controlnet}", f"seen={tmp_path / 'pictures'}", "hub=runwayml/stable-diffusion-v1-5"]
+    models = parse_models(given, str(tiny_pipeline))
+    kinds = {model.name: model.runs[0].kind for model in models}
+    assert kinds == {
+        "base": "pipeline",
+        "lora": "lora",
+        "file": "lora",
+        "control": "controlnet",
+        "seen": "pictures",
+        "hub": "pipeline",
+    }
+
+
+def test_a_run_knows_its_base(lora, tiny_pipeline):
+    (model,) = parse_models([f"a={lora}"], None)
+    assert model.runs[0].base == str(tiny_pipeline)
+    checkpoint = lora / "checkpoint-3"
+    checkpoint.mkdir()
+    shutil.copy(lora / "pytorch_lora_weights.safetensors", checkpoint)
+    (model,) = parse_models([f"a={checkpoint}"], None)
+    assert model.runs[0].base == str(tiny_pipeline)
+
+
+def test_a_pattern_or_the_same_name_again_adds_seeds(lora):
+    for seed in (1, 2):
+        shutil.copytree(lora, lora.parent / f"run-s{seed}")
+    (model,) = parse_models([f"a={lora.parent}/run-s*", f"a={lora}"], None)
+    assert [run.what for run in model.runs] == [str(lora.parent / n) for n in ("run-s1", "run-s2", "run")]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sd", "expected NAME=WHAT"),
+        ("a b=x", "expected NAME=WHAT"),
+        ("../a=x", "expected NAME=WHAT"),
+        ("a=", "expected NAME=WHAT"),
+        ("a=runs/none-*", "nothing is called"),
+        ("a=./nothing", "neither a folder nor"),
+        ("a={empty}", "holds no pipeline"),
+        ("a={adapter}", "say with --base"),
+    ],
+)
+def test_what_fits_nothing_is_said_in_one_line(given, said, tmp_path, lora):
+    (tmp_path / "empty").mkdir()
+    (lora / "arguments.json").unlink()
+    with pytest.raises(MldmError, match=said) as error:
+        parse_models([given.format(empty=tmp_path / "empty", adapter=lora)], None)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_changes_what_is_drawn(tiny_pipeline, lora, controlnet):
+    noisy, t, text = torch.randn(1, 4, 8, 8), torch.tensor([9]), torch.randn(1, 77, 16)
+
+    def answer(run):
+        with torch.no_grad():
+            return load_pipeline(run, *CPU).unet(noisy, t, encoder_hidden_states=text).sample
+
+    base = answer(Run(str(tiny_pipeline), "pipeline"))
+    assert not torch.equal(answer(Run(str(lora), "lora", str(tiny_pipeline))), base)
+    file = lora / "pytorch_lora_weights.safetensors"
+    assert not torch.equal(answer(Run(str(file), "lora", str(tiny_pipeline))), base)
+    pipeline = load_pipeline(Run(str(controlnet), "controlnet", str(tiny_pipeline)), *CPU)
+    assert type(pipeline).__name__ == "StableDiffusionControlNetPipeline"
+
+
+def test_a_lora_that_fits_nothing_is_refused(tiny_pipeline, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"lora_te1_nothing.alpha": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(MldmError) as error:
+        load_pipeline(Run(str(tmp_path / "other.safetensors"), "lora", str(tiny_pipeline)), *CPU)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\xff" * 64])
+def test_damaged_weights_are_one_line(tiny_pipeline, tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(MldmError, match=r"bad.safetensors does not load") as error:
+        load_pipeline(Run(str(path), "lora", str(tiny_pipeline)), *CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_digest_is_of_the_contents(lora, tiny_pipeline):
+    run = Run(str(lora), "lora", str(tiny_pipeline))
+    before = run.digest()
+    assert before == run.digest() != Run(str(tiny_pipeline), "pipeline").digest()
+    (lora / "metrics.jsonl").write_text("{}")
+    assert run.digest() == before, "logs are not weights"
+    file = lora / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert run.digest() != before
+    assert Run("name/on-the-hub", "pipeline").digest() == ""

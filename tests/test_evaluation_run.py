@@ -1,0 +1,233 @@
+"""An evaluation from the command line to its files: stopped, spread over processes, with models that fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
+from mldm_plugin.plugins import load_plugins
+
+PLUGIN = str(Path(__file__).parent / "brightness.py")
+METRICS = ("brightness", "redness")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def asked(out, *models, **options):
+    given = {"number": 5, "photographs": 0, "metrics": METRICS, "sampling": Sampling(steps=2, resolution=64)}
+    return Asked(models, out, **{**given, **options})
+
+
+def run(*given, **options):
+    return evaluate(asked(*given, **options), load_plugins([PLUGIN]))
+
+
+def pictures(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+@pytest.fixture(scope="module")
+def other_pipeline(tiny_pipeline, tmp_path_factory):
+    """The tiny pipeline with a U-Net that answers otherwise."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("other") / "pipeline"
+    shutil.copytree(tiny_pipeline, folder)
+    file = next((folder / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    weights["conv_out.bias"] += torch.tensor([0.5, 0.1, -0.3, 0.2])
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory):
+    """The folder of a finished evaluation, and what it returned."""
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    models = (f"one={tiny_pipeline}", f"same={tiny_pipeline}", f"other={other_pipeline}")
+    return out, run(out, *models, data=tiny_data)
+
+
+def test_the_same_model_is_the_same_and_another_is_not(done):
+    out, results = done
+    drawn = {name: pictures(out / "pictures" / name) for name in ("one", "same", "other")}
+    assert list(drawn["one"]) == [f"{case['key']}-0.png" for case in results["cases"]]
+    assert all(np.array_equal(drawn["one"][n], drawn["same"][n]) for n in drawn["one"])
+    (brightness,) = (metric for metric in results["metrics"] if metric["name"] == "brightness")
+    same, other = (brightness["differences"][name] for name in ("same", "other"))
+    assert same["value"] == same["low"] == same["high"] == 0
+    assert same["verdict"] == "not shown"
+    gaps = [drawn["other"][n].mean() / 127.5 - drawn["one"][n].mean() / 127.5 for n in drawn["one"]]
+    assert other["value"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert len(set(brightness["values"]["other"])) == 5
+
+
+def test_sets_are_compared_with_all_photographs(done):
+    _, results = done
+    (redness,) = (metric for metric in results["metrics"] if metric["name"] == "redness")
+    assert redness["kind"] == "set"
+    assert redness["differences"]["same"]["value"] == 0
+    assert redness["models"]["one"]["value"] > 0
+    assert results["photographs"] == 7
+
+
+def test_the_files_of_a_finished_evaluation(done):
+    out, results = done
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(results))
+    lines = (out / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3
+    assert "| brightness ↑ |" in (out / "table.md").read_text()
+    prompts = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
+    assert prompts == results["cases"]
+
+
+def test_a_finished_evaluation_is_not_made_again(done, tiny_pipeline, other_pipeline, tiny_data):
+    out, results = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} | {
+        path: path.stat().st_mtime_ns for path in out.rglob("*.jsonl") if path.parent != out
+    }
+    models = (f"one={tiny_pipeline}", f"same={tiny_pipeline}", f"other={other_pipeline}")
+    again = run(out, *models, data=tiny_data)
+    assert again["metrics"] == results["metrics"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_model_that_was_trained_on_is_drawn_anew(tiny_pipeline, other_pipeline, tmp_path, caplog):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pipeline, folder)
+    data = {"prompts_from": "people", "number": 2, "metrics": ("brightness",)}
+    run(tmp_path / "out", f"m={folder}", **data)
+    before = pictures(tmp_path / "out" / "pictures" / "m")
+    shutil.rmtree(folder)
+    shutil.copytree(other_pipeline, folder)
+    results = run(tmp_path / "out", f"m={folder}", **data)
+    after = pictures(tmp_path / "out" / "pictures" / "m")
+    assert "made anew" in caplog.text
+    assert not any(np.array_equal(before[name], after[name]) for name in before)
+    assert results["metrics"][0]["models"]["m"]["value"] == pytest.approx(
+        np.mean([p.mean() / 127.5 - 1 for p in after.values()]), abs=1e-6
+    )
+
+
+def test_a_model_that_fails_is_reported_and_the_rest_goes_on(tiny_pipeline, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "model_index.json").write_text("{}")
+    data = {"prompts_from": "people", "number": 2}
+    models = (f"bad={tmp_path / 'bad'}", f"good={tiny_pipeline}")
+    results = run(tmp_path / "out", *models, **data, metrics=("brightness", "broken", "never", "pairs", "redness"))
+    assert [model["name"] for model in results["models"]] == ["good"]
+    assert "does not load" in results["failed"]["bad"]
+    assert [metric["name"] for metric in results["metrics"]] == ["brightness"]
+    assert "RuntimeError: no such thing" in results["missing"]["broken"]
+    assert results["missing"]["never"] == "nothing to measure: it asks for pictures of unicorns"
+    assert "--person" in results["missing"]["pairs"]
+    assert "--data" in results["missing"]["redness"]
+    with pytest.raises(MldmError, match="no model could be evaluated"):
+        run(tmp_path / "none", models[0], **data)
+
+
+def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
+    for name, shift, first in (("a", 0, 0), ("b", 20, 0), ("c", 20, 50)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGB", (16, 16), (20 * (i % 6) + shift,) * 3).save(tmp_path / name / f"{first + i}.png")
+    models = [f"{name}={tmp_path / name}" for name in "abc"]
+    (metric,) = run(tmp_path / "out", *models, metrics=("brightness",))["metrics"]
+    paired, unpaired = metric["differences"]["b"], metric["differences"]["c"]
+    assert paired["value"] == pytest.approx(unpaired["value"]) == pytest.approx(20 / 127.5)
+    assert paired["verdict"] == "better"
+    assert unpaired["high"] - unpaired["low"] > 0.3
+
+
+def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):
+    (tmp_path / "seen").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "seen" / "holiday.png")
+    with pytest.raises(DataError, match=r"named after a prompt, as 0000\d.png"):
+        run(tmp_path / "out", f"seen={tmp_path / 'seen'}", data=tiny_data)
+
+
+def test_training_seeds_are_runs_of_one_model(tiny_pipeline, other_pipeline, tmp_path):
+    models = (f"a={tiny_pipeline}", f"b={tiny_pipeline}", f"b={other_pipeline}")
+    results = run(tmp_path / "out", *models, prompts_from="people", number=4, metrics=("brightness",))
+    assert [len(model["runs"]) for model in results["models"]] == [1, 2]
+    assert {path.name for path in (tmp_path / "out" / "pictures").iterdir()} == {"a", "b-0", "b-1"}
+
+
+# Real processes
+
+
+def command(out, *flags):
+    arguments = ["--loss-plugin", PLUGIN, "--metrics", "brightness,redness", "--steps", "2", "--resolution", "64"]
+    return [*arguments, "--prompts", "6", "--repetitions", "2", "--photographs", "0", "--out", str(out), *flags]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def metrics_of(out):
+    return json.loads((out / "metrics.json").read_text())["metrics"]
+
+
+@pytest.fixture(scope="module")
+def from_one_process(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "out"
+    flags = ("--model", f"a={tiny_pipeline}", "--model", f"b={other_pipeline}", "--data", str(tiny_data))
+    arguments = [sys.executable, "-m", "mldm_plugin.cli", "evaluate", *command(out, *flags)]
+    found = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "| brightness ↑ |" in found.stdout
+    return out, flags
+
+
+def test_two_processes_draw_and_find_the_same(from_one_process, tmp_path):
+    one, flags = from_one_process
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "mldm_plugin.cli", "evaluate"]
+    found = subprocess.run(
+        [*launch, *command(tmp_path / "two", *flags)], env=environment(), capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    for name in ("a", "b"):
+        drawn, wanted = (pictures(out / "pictures" / name) for out in (tmp_path / "two", one))
+        assert list(drawn) == list(wanted)
+        assert all(np.array_equal(drawn[n], wanted[n]) for n in wanted)
+    assert metrics_of(tmp_path / "two") == metrics_of(one)
+
+
+def test_killed_anywhere_it_goes_on(from_one_process, tmp_path):
+    """Killed again and again, a little later each time, until it comes to its end: the same pictures and numbers."""
+    one, flags = from_one_process
+    arguments = [sys.executable, "-m", "mldm_plugin.cli", "evaluate", *command(tmp_path / "out", *flags)]
+    for kills in range(4):
+        process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted, started = 1 + 5 * kills, time.monotonic()
+        while process.poll() is None and len(list((tmp_path / "out").rglob("*.png"))) < wanted:
+            assert time.monotonic() - started < 120
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(arguments, env=environment(), capture_output=True).returncode == 0
+    for name in ("a", "b"):
+        drawn, wanted = (pictures(out / "pictures" / name) for out in (tmp_path / "out", one))
+        assert all(np.array_equal(drawn[n], wanted[n]) for n in wanted)
+    assert metrics_of(tmp_path / "out") == metrics_of(one)

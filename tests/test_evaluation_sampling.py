@@ -1,0 +1,117 @@
+"""The same noise for every model, whatever is drawn before, beside and by how many; what is drawn stays drawn."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_families import build
+
+from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.models import Run, load_pipeline, set_sampler
+from mldm_plugin.evaluation.sampling import Sampling, draw, noise_of, picture_name
+
+# diffusers hands tensors to numpy in some of its schedulers
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CASES = [Case(f"{i:05d}", text, 1) for i, text in enumerate(["a man", "a woman", "a child", "two people"])]
+FEW = Sampling(steps=2, guidance=2.0, resolution=64)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline):
+    pipeline = load_pipeline(Run(str(tiny_pipeline), "pipeline"), "cpu", torch.float32)
+    set_sampler(pipeline, "dpm++")
+    return pipeline
+
+
+def pixels(folder, cases=CASES, repetition=0):
+    return [np.asarray(Image.open(folder / picture_name(case, repetition))) for case in cases]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_noise_is_of_the_case_alone():
+    def drawn(*of):
+        return torch.randn(4, generator=noise_of(*of))
+
+    assert torch.equal(drawn(0, CASES[0], 0), drawn(0, Case("00000", "other words", 3, row=7), 0))
+    others = [drawn(0, CASES[1], 0), drawn(0, CASES[0], 1), drawn(1, CASES[0], 0)]
+    assert not any(torch.equal(drawn(0, CASES[0], 0), other) for other in others)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim", "EulerAncestralDiscreteScheduler"])
+def test_batch_order_and_share_change_nothing(pipeline, tmp_path, sampler):
+    """Also with a sampler that draws noise in every step."""
+    set_sampler(pipeline, sampler)
+    draw(pipeline, CASES, FEW, tmp_path / "one")
+    draw(pipeline, CASES, FEW, tmp_path / "four", batch=4)
+    draw(pipeline, CASES[::-1], FEW, tmp_path / "back", batch=3)
+    for rank in (1, 0):
+        draw(pipeline, CASES, FEW, tmp_path / "shared", share=(rank, 2))
+    one = pixels(tmp_path / "one")
+    assert all(same(one, pixels(tmp_path / other)) for other in ("four", "back", "shared"))
+    assert not same(one[:1], one[1:2])
+
+
+def test_what_is_drawn_is_not_drawn_again(pipeline, tmp_path):
+    draw(pipeline, CASES, FEW, tmp_path)
+    (tmp_path / picture_name(CASES[1], 0)).unlink()
+    kept = tmp_path / picture_name(CASES[0], 0)
+    Image.new("RGB", (64, 64)).save(kept)
+    draw(pipeline, CASES, FEW, tmp_path)
+    assert (tmp_path / picture_name(CASES[1], 0)).is_file()
+    assert not np.asarray(Image.open(kept)).any(), "a picture that was there was drawn again"
+
+
+def test_repetitions_are_of_other_noise(pipeline, tmp_path):
+    draw(pipeline, CASES[:1], Sampling(steps=2, repetitions=2, resolution=64), tmp_path)
+    assert not same(pixels(tmp_path, CASES[:1]), pixels(tmp_path, CASES[:1], 1))
+
+
+def test_the_global_generators_stay_where_they_are(pipeline, tmp_path):
+    before = torch.get_rng_state()
+    draw(pipeline, CASES[:1], FEW, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_every_family_by_what_its_folder_says(family, tmp_path):
+    """Its sampler, too: flow matching keeps its own."""
+    folder = build(family, tmp_path / family)
+    pipeline = load_pipeline(Run(str(folder), "pipeline"), "cpu", torch.float32)
+    own = type(pipeline.scheduler).__name__
+    sampler = set_sampler(pipeline, "ddim")
+    assert sampler == ("DDIMScheduler" if family in ("sd", "sdxl") else own)
+    draw(pipeline, CASES[:2], Sampling(steps=2, resolution=64), tmp_path / "1")
+    draw(pipeline, CASES[1::-1], Sampling(steps=2, resolution=64), tmp_path / "2")
+    assert same(pixels(tmp_path / "1", CASES[:2]), pixels(tmp_path / "2", CASES[:2]))
+
+
+def test_an_unknown_sampler_is_named_with_its_neighbour(pipeline):
+    with pytest.raises(MldmError, match="--sampler DDIMSheduler: .*DDIMScheduler"):
+        set_sampler(pipeline, "DDIMSheduler")
+
+
+class Hungry:
+    """A pipeline on a device with memory for two pictures."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, pipeline):
+        self.pipeline, self.tried = pipeline, []
+
+    def __call__(self, texts, **options):
+        self.tried.append(len(texts))
+        if len(texts) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return self.pipeline(texts, **options)
+
+
+def test_the_batch_shrinks_until_it_fits(pipeline, tmp_path):
+    hungry = Hungry(pipeline)
+    draw(hungry, CASES, FEW, tmp_path, batch=4)
+    assert hungry.tried == [4, 2, 2]
+    assert len(list(tmp_path.glob("*.png"))) == 4
