@@ -41,7 +41,10 @@ def test_a_report_is_written_with_its_table_and_figures(results, tmp_path):
     assert "<title>base · plain · mldm" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "\\toprule" in (tmp_path / "table.tex").read_text(encoding="utf-8")
     written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {f"{name}.{suffix}" for name in figures.FIGURES for suffix in ("png", "svg", "pdf")}
+    assert written == {f"{name}.{suffix}" for name in figures.FIGURES for suffix in ("png", "svg")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
+    write_figures(results, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
     with Image.open(tmp_path / "figures/gallery.png") as gallery:
         assert len(gallery.convert("RGB").getcolors(1 << 24)) > 10
 
@@ -252,6 +255,15 @@ def test_figures_are_drawn_of_nulls_and_odd_names(results, tmp_path):
     assert write_figures(results, tmp_path) == ["differences", "distributions", "gallery"]
     results |= {"metrics": [], "pictures": {}}
     assert write_figures(results, tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_figures_have_room_for_any_number_of_models(tmp_path, number):
+    pytest.importorskip("matplotlib")
+    results = make_results(tmp_path, models=EIGHT[:number], cases=1)
+    results["metrics"] = results["metrics"][:1]
+    results["curves"] = []
+    assert set(write_figures(results, tmp_path)) >= {"distributions", "gallery"}
 
 
 def test_without_matplotlib_the_rest_is_written(results, tmp_path, monkeypatch, caplog):

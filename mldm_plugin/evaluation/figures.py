@@ -1,7 +1,8 @@
-"""The figures of an evaluation for papers, as PNG, SVG and PDF."""
+"""The figures of an evaluation for papers, as PNG and SVG."""
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import textwrap
@@ -13,16 +14,17 @@ from typing import Any
 from PIL import Image
 
 from mldm_plugin.evaluation.thumbnails import gallery_cases
+from mldm_plugin.records.files import write_changed
 
 log = logging.getLogger(__name__)
 
-SUFFIXES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # undated
+SUFFIXES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}  # undated: the same results, the same file
 DPI = 300
 # The report's colours and marks: told apart by the colour-blind, and in grey by shape.
 COLOURS = ("#6a7080", "#0a6cb4", "#d0520c", "#0b8563", "#a3458f", "#946800", "#2a9bd6", "#5b3a29")
 MARKERS = ("o", "s", "D", "^", "v", ">", "<", "h")
 COLUMNS = 6  # prompts of the gallery's figure; chosen: the width of a page
-INCHES = 7.0  # width of a page's text
+INCHES, AROUND = 7.0, 0.6  # width of a page's text, height of legend and axis title
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -32,12 +34,11 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar in a prompt begins no formula
     "svg.fonttype": "none",
     "svg.hashsalt": "mldm",
-    "pdf.fonttype": 42,
 }
 
 
 def write_figures(results: dict[str, Any], out: Path) -> list[str]:
-    """Write figures/NAME.png, .svg and .pdf of what there is to draw; where matplotlib is absent, say so and go on.
+    """Write figures/NAME.png and .svg of what there is to draw; where matplotlib is absent, say so and go on.
 
     Returns:
         the names.
@@ -58,7 +59,9 @@ def write_figures(results: dict[str, Any], out: Path) -> list[str]:
             figure.draw_without_rendering()  # the layout is found once, not for each file
             figure.set_layout_engine("none")
             for suffix, metadata in SUFFIXES.items():
-                figure.savefig(folder / f"{name}.{suffix}", dpi=DPI, metadata=metadata)
+                stream = io.BytesIO()
+                figure.savefig(stream, format=suffix, dpi=DPI, metadata=metadata)
+                write_changed(folder / f"{name}.{suffix}", stream.getvalue())
             written.append(name)
     return written
 
@@ -69,7 +72,7 @@ def differences(results: dict[str, Any], out: Path) -> Any:
     metrics = [m for m in results["metrics"] if any(_there(m["differences"].get(name)) for name in names[1:])]
     if not metrics:
         return None
-    figure, grid = _figure(len(metrics), 1, 0.22 + 0.16 * len(names))
+    figure, grid = _figure(len(metrics), 1, 0.3 + 0.16 * len(names[1:]))
     for axes, metric in zip(grid[:, 0], metrics, strict=True):
         axes.axvline(0, color="#1a1c20", linewidth=0.6)
         for k, name in enumerate(names[1:], 1):
@@ -162,7 +165,7 @@ FIGURES: dict[str, Callable[[dict[str, Any], Path], Any]] = {
 def _figure(rows: int, columns: int, height: float, width: float = INCHES, **options: Any) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height * rows), layout="constrained")
+    figure = Figure((width, height * rows + AROUND), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

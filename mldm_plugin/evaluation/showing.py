@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from mldm_plugin.evaluation.measuring import FACES
 from mldm_plugin.evaluation.notes import Values, read_notes
+from mldm_plugin.records.files import write_changed
 
 if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
@@ -33,7 +35,9 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
         if case.row is not None and case.key in wanted:
             path = Path(FOLDER) / f"{case.key}.png"
             (evaluation.asked.out / FOLDER).mkdir(exist_ok=True)
-            to_pil_image((photographs.look(case.row).pixel_values + 1) / 2).save(evaluation.asked.out / path)
+            stream = io.BytesIO()
+            to_pil_image((photographs.look(case.row).pixel_values + 1) / 2).save(stream, "PNG")
+            write_changed(evaluation.asked.out / path, stream.getvalue())
             found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", [])}
     return found
 
