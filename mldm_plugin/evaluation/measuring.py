@@ -20,6 +20,8 @@ from mldm_plugin.plugins import Plugins
 
 log = logging.getLogger(__name__)
 
+FACES = "faces@boxes"  # among the values of a picture: (k, 4) pixels of the faces that its metrics looked at
+
 
 class PictureMetric(Protocol):
     """A number for each picture.
@@ -115,7 +117,10 @@ def measure(
     for key, make in tqdm(own, desc=title, disable=share[0] != 0 or not own, unit="picture"):
         picture = make()
         values = {name: _measured(name, picture, metrics) for name in notes.lacks(key, metrics.ready)}
-        notes.add(key, {name: value for name, value in values.items() if name in metrics.ready})
+        found = {name: value for name, value in values.items() if name in metrics.ready}
+        if "faces" in vars(picture):  # some metric asked for them
+            found[FACES] = np.array([face.box.tolist() for face in picture.faces]).reshape(-1, 4)
+        notes.add(key, found)
 
 
 def _measured(name: str, picture: Picture, metrics: Metrics) -> float | np.ndarray | None:

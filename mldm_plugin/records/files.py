@@ -15,3 +15,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def write_changed(path: Path, content: bytes) -> None:
+    """The same, but a file that already holds just this is left as it is, with its time."""
+    if not (path.is_file() and path.read_bytes() == content):
+        write_bytes(path, content)

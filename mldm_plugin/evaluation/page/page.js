@@ -1,0 +1,28 @@
+// The page, from top to bottom.
+
+function themeSwitch() {
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme || (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')) === 'dark';
+  const label = () => button.setAttribute('aria-label', dark() ? 'Light colours' : 'Dark colours');
+  const keep = (theme) => { try { localStorage.setItem('mldm-theme', theme); } catch { /* a file may have no storage */ } };
+  try { root.dataset.theme = localStorage.getItem('mldm-theme') || ''; } catch { root.dataset.theme = ''; }
+  const button = h('button', { type: 'button', class: 'round theme', onclick: () => {
+    root.dataset.theme = dark() ? 'light' : 'dark';
+    keep(root.dataset.theme);
+    label();
+  } }, '◐');
+  label();
+  return button;
+}
+
+function build() {
+  const sections = [summary(), gallery(), extremes(), curves(), spread(), method()].filter(Boolean);
+  document.getElementById('page').append(head(), ...sections,
+    h('footer', null, 'Tables and figures of this comparison lie beside this page: metrics.csv, table.md, table.tex, figures/.'));
+  document.getElementById('bar').append(h('a', { href: '#top', class: 'home' }, 'mldm evaluate'),
+    h('div', { class: 'links' }, sections.map((one) => h('a', { href: `#${one.id}` }, one.querySelector('h2').textContent))), themeSwitch());
+  document.documentElement.dataset.drawn = 'true';
+  if (location.hash) location.hash = location.hash; // what it names is there only now
+}
+
+build();

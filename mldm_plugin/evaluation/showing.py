@@ -1,0 +1,50 @@
+"""What the report shows besides numbers: the faces that were found, and the photographs of the cases."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchvision.transforms.functional import to_pil_image
+
+from mldm_plugin.evaluation.measuring import FACES
+from mldm_plugin.evaluation.notes import Values, read_notes
+from mldm_plugin.records.files import write_changed
+
+if TYPE_CHECKING:
+    from mldm_plugin.evaluation.evaluate import Evaluation
+
+FOLDER = "photographs"  # of the framed photographs of the cases
+
+
+def faces_of(evaluation: Evaluation) -> dict[str, dict[str, list[list[float]]]]:
+    """model → case → the boxes of the faces in its first picture of the first run, in pixels."""
+    return {model.name: _boxes(read_notes(evaluation.folder("measured", model, 0))) for model in evaluation.models}
+
+
+def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """case → the path of its photograph, framed as the models see it, and the boxes of its faces."""
+    photographs, found = evaluation.photographs, {}
+    if photographs is None:
+        return {}
+    boxes = _boxes(read_notes(evaluation.asked.out / "measured" / "photographs"))
+    wanted = set(keys)
+    for case in evaluation.cases:
+        if case.row is not None and case.key in wanted:
+            path = Path(FOLDER) / f"{case.key}.png"
+            (evaluation.asked.out / FOLDER).mkdir(exist_ok=True)
+            stream = io.BytesIO()
+            to_pil_image((photographs.look(case.row).pixel_values + 1) / 2).save(stream, "PNG")
+            write_changed(evaluation.asked.out / path, stream.getvalue())
+            found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", [])}
+    return found
+
+
+def _boxes(notes: Values) -> dict[str, list[list[float]]]:
+    first: dict[str, Any] = {}
+    for (case, _), values in sorted(notes.items(), reverse=True):
+        if FACES in values:
+            first[case] = values[FACES].tolist()
+    return first

@@ -1,0 +1,439 @@
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from evaluation_results import NASTY, difference, estimate, make_results
+from PIL import Image
+
+from mldm_plugin.evaluation import figures, report, showing, thumbnails
+from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.figures import write_figures
+from mldm_plugin.evaluation.latex import as_tex, escaped
+from mldm_plugin.evaluation.measuring import FACES, Metrics, measure
+from mldm_plugin.evaluation.notes import Notes, read_notes
+from mldm_plugin.evaluation.picture import FoundFace, Picture
+from mldm_plugin.evaluation.report import decimals, page, write_report
+from mldm_plugin.evaluation.thumbnails import around, embed, extreme_cases, gallery_cases, shown_cases
+
+EIGHT = tuple(f"model_{k}" for k in range(8))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return make_results(tmp_path)
+
+
+def data_of(html):
+    return json.loads(re.search(r'id="results">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_a_report_is_written_with_its_table_and_figures(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    write_report(results, tmp_path)
+    assert "<title>base · plain · mldm" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "\\toprule" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert written == {f"{name}.{suffix}" for name in figures.FIGURES for suffix in ("png", "svg")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
+    write_figures(results, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    with Image.open(tmp_path / "figures/gallery.png") as gallery:
+        assert len(gallery.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_the_page_needs_nothing_outside_itself(results, tmp_path):
+    html = page(results, embed(results, tmp_path))
+    without_names = html.replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in without_names.replace("http-equiv", "")
+    assert not re.search(r"(src|href)=[\"'](?!#)", html)
+    for kind, element in (("script", r"<script>(.*?)</script>"), ("style", r"<style>(.*?)</style>")):
+        content = re.search(element, html, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in html
+
+
+def test_nothing_in_a_prompt_ends_the_element_that_holds_it(results, tmp_path):
+    results["failed"] = {"broken": "</script><script>alert(2)</script>"}
+    html = page(results, embed(results, tmp_path))
+    assert html.count("<script") == html.count("</script>") == 2
+    assert "<img" not in html
+    assert data_of(html)["cases"][0]["text"] == NASTY
+    assert data_of(html)["failed"] == results["failed"]
+
+
+def test_a_page_of_half_a_surrogate_can_be_written(results, tmp_path):
+    results["cases"][0]["text"] = "\ud800"
+    page(results, embed(results, tmp_path)).encode("utf-8")
+
+
+def test_the_gallery_holds_48_prompts_evenly_over_all(tmp_path):
+    results = make_results(tmp_path, cases=100, size=(8, 8))
+    gallery = gallery_cases(results)
+    assert len(gallery) == len(set(gallery)) == thumbnails.SHOWN
+    assert gallery[0] == "00000"
+    assert gallery[-1] == "00097"
+    embedded = embed(results, tmp_path)
+    assert embedded["gallery"] == gallery
+    assert not embedded["spent"]
+    extremes = set(extreme_cases(results))
+    assert extremes <= set(shown_cases(results)) == embedded["models"]["mldm"].keys()
+
+
+def test_the_worst_and_best_of_each_metric_are_among_the_extremes(results):
+    results["metrics"] = results["metrics"][:1]
+    results["metrics"][0]["values"] = {"base": [0, 0, 0, 0, 0], "plain": [0, 9, None, -9, 1], "mldm": [5, 0, 0, 0, -1]}
+    assert extreme_cases(results)[:4] == ["00003", "00001", "00004", "00000"]
+
+
+def test_the_size_is_bounded_whatever_the_pictures_hold(tmp_path, monkeypatch):
+    results = make_results(tmp_path, cases=6, size=(400, 300), noise=True)
+    monkeypatch.setattr(thumbnails, "LARGEST", 1_500_000)
+    embedded = embed(results, tmp_path)
+    assert embedded["spent"]
+    assert 0 < len(embedded["gallery"]) < 6
+    assert len(page(results, embedded)) < 1_600_000
+
+
+def test_pictures_are_small_and_faces_are_cut_from_the_large_ones(tmp_path):
+    results = make_results(tmp_path, models=("only",), cases=1, size=(1000, 500))
+    results["faces"] = {"only": {"00000": [[0, 0, 100, 100], [500, 100, 900, 500]]}}
+    one = embed(results, tmp_path)["models"]["only"]["00000"]
+    assert opened(one["src"]).size == (384, 192)
+    assert one["boxes"] == [[0.5, 0.2, 0.9, 1.0], [0.0, 0.0, 0.1, 0.2]]
+    assert [opened(face).size for face in one["faces"]] == [(192, 192), (130, 130)]
+
+
+def opened(src):
+    import io
+
+    return Image.open(io.BytesIO(base64.b64decode(src)))
+
+
+@pytest.mark.parametrize(
+    ("box", "square"),
+    [
+        ((40, 40, 60, 60), (37, 37, 63, 63)),
+        ((0, 0, 20, 20), (0, 0, 26, 26)),
+        ((90, 90, 100, 100), (87, 87, 100, 100)),
+        ((0, 0, 100, 100), (0, 0, 100, 100)),
+        ((5, 5, 5, 5), (4, 4, 5, 5)),
+    ],
+)
+def test_the_square_around_a_face_lies_inside_the_picture(box, square):
+    assert around(box, (100, 100)) == square
+
+
+def test_a_picture_that_is_gone_is_left_out(results, tmp_path, caplog):
+    (tmp_path / results["pictures"]["plain"]["00002"]).unlink()
+    (tmp_path / results["pictures"]["plain"]["00003"]).write_bytes(b"no picture")
+    embedded = embed(results, tmp_path)
+    assert sorted(embedded["models"]["plain"]) == ["00000", "00001", "00004"]
+    assert "00002-0.png" in caplog.text
+
+
+def test_numbers_are_told_to_two_digits_of_their_intervals():
+    def of(*widths, value=0.5):
+        models = {str(k): estimate(value, width) for k, width in enumerate(widths)}
+        return decimals({"models": models, "differences": {}})
+
+    assert [of(0.1), of(0.02), of(3.0), of(400.0), of(1e-9)] == [2, 3, 1, 0, 6]
+    assert [of(0.0), of(None), of(0.0, value=0.0), of(None, value=None)] == [3, 3, 0, 0]
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
+def test_text_and_marks_stand_out(side):
+    found = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", report._asset("report.css"))
+    colours = {name: pair[side] for name, *pair in found}
+    for ground in ("paper", "card", "faint"):
+        for text in ("ink", "muted", "accent", "better", "worse", "alarm"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for ground in ("paper", "card"):
+        for k in range(8):
+            assert contrast(colours[f"m{k}"], colours[ground]) >= 3, (k, ground)
+    assert contrast(colours["alarm"], colours["alarm-paper"]) >= 4.5
+    assert contrast(colours["ink"], colours["alarm-paper"]) >= 4.5
+    assert contrast(colours["paper"], colours["better"]) >= 4.5
+    assert contrast(colours["paper"], colours["worse"]) >= 4.5
+
+
+# Where faces and photographs come from
+
+
+class Looks:
+    title, better, asks = "looks", "larger", "anything"
+
+    def __call__(self, picture):
+        return float(len(picture.faces))
+
+
+class LooksAway(Looks):
+    def __call__(self, picture):
+        return 1.0
+
+
+@pytest.mark.parametrize(("metric", "boxes"), [(Looks(), [[1, 2, 3, 4]]), (Looks(), []), (LooksAway(), None)])
+def test_the_faces_that_a_metric_looked_at_are_written_down(tmp_path, monkeypatch, metric, boxes):
+    found = [FoundFace(torch.tensor(box, dtype=torch.float32), 1.0, torch.zeros(5, 2)) for box in boxes or ()]
+    monkeypatch.setattr("mldm_plugin.evaluation.picture.find_faces", lambda image: found)
+    picture = Picture(torch.zeros(3, 8, 8), Case("00000", "a person", 1))
+    measure([(("00000", 0), lambda: picture)], Metrics({"looks": metric}), Notes(tmp_path))
+    known = read_notes(tmp_path)[("00000", 0)]
+    assert known["looks"] == (1.0 if boxes is None else len(boxes))
+    assert (known[FACES].tolist() if FACES in known else None) == boxes
+    of_model = SimpleNamespace(folder=lambda *asked: tmp_path, models=[SimpleNamespace(name="m")])
+    assert showing.faces_of(of_model) == {"m": {} if boxes is None else {"00000": boxes}}
+
+
+def test_photographs_of_the_shown_cases_are_kept_as_the_models_see_them(tmp_path):
+    Notes(tmp_path / "measured" / "photographs").add(("00007", 0), {FACES: np.array([[1.0, 2, 3, 4]])})
+    looked = []
+    photographs = SimpleNamespace(
+        look=lambda row: looked.append(row) or SimpleNamespace(pixel_values=torch.ones(3, 6, 8))
+    )
+    cases = [Case("a", "one", 1, 7), Case("b", "two", 1, 8), Case("c", "three", 1)]
+    evaluation = SimpleNamespace(photographs=photographs, cases=cases, asked=SimpleNamespace(out=tmp_path))
+    found = showing.photographs_of(evaluation, ["a", "c"])
+    assert found == {"a": {"path": "photographs/a.png", "faces": [[1, 2, 3, 4]]}}
+    assert looked == [7]
+    with Image.open(tmp_path / "photographs/a.png") as kept:
+        assert kept.size == (8, 6)
+        assert kept.getpixel((0, 0)) == (255, 255, 255)
+    evaluation.photographs = None
+    assert showing.photographs_of(evaluation, ["a"]) == {}
+
+
+# Tables and figures for papers
+
+
+def test_latex_prints_names_as_they_stand():
+    assert escaped("a_b & 5% #1 {x} ~ ^ \\ $") == (
+        r"a\_b \& 5\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
+    )
+    assert escaped("LPIPS of x̂₀, ε < 1") == r"LPIPS of $\hat{x}_0$, $\epsilon$ \textless{} 1"
+
+
+def test_the_table_is_bold_only_where_a_difference_is_shown(results):
+    results["metrics"] = results["metrics"][:1]
+    results["metrics"][0] |= {"title": "likeness_1", "better": "smaller"}
+    results["metrics"][0]["differences"] = {"plain": difference(0.05), "mldm": difference(-2e-5, 1e-5)}
+    table = as_tex(results).splitlines()
+    [row] = [line for line in table if line.startswith("likeness\\_1")]
+    assert r"likeness\_1 $\downarrow$ & " in row
+    assert r"$+0.05$ [$-0.05$, $+0.15$]" in row
+    assert r"$\mathbf{-2\cdot10^{-5}}$ [" in row
+    assert all(line.count("&") == 5 for line in table if line.endswith(r"\\"))
+
+
+def test_figures_are_drawn_of_nulls_and_odd_names(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    for metric in results["metrics"]:
+        metric["models"]["plain"] = estimate(None)
+        metric["differences"]["plain"] = difference(None)
+        metric["values"] = {name: [None] * 5 for name in metric["values"]}
+    results["curves"] = []
+    results["photographs_of_cases"] = {}
+    results["pictures"]["plain"] = {}
+    assert write_figures(results, tmp_path) == ["differences", "distributions", "gallery"]
+    results |= {"metrics": [], "pictures": {}}
+    assert write_figures(results, tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_figures_have_room_for_any_number_of_models(tmp_path, number):
+    pytest.importorskip("matplotlib")
+    results = make_results(tmp_path, models=EIGHT[:number], cases=1)
+    results["metrics"] = results["metrics"][:1]
+    results["curves"] = []
+    assert set(write_figures(results, tmp_path)) >= {"distributions", "gallery"}
+
+
+def test_without_matplotlib_the_rest_is_written(results, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    caplog.set_level("INFO", "mldm_plugin")
+    write_report(results, tmp_path)
+    assert "pip install 'mldm-plugin[demo]'" in caplog.text
+    assert not (tmp_path / "figures").exists()
+    assert (tmp_path / "report.html").is_file()
+
+
+# In a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+WATCH = "addEventListener('error', (event) => { document.documentElement.dataset.error = event.message; });\n"
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=6000"]
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """What a browser makes of results; `then` is a script that runs when the page is drawn."""
+
+    def show(results, then="", width=1400):
+        asset = report._asset
+        added = {
+            "core.js": lambda text: WATCH + text,
+            "page.js": lambda text: f"{text}\nsetTimeout(() => {{ {then} }}, 500);",
+        }
+        monkeypatch.setattr(report, "_asset", lambda name: added.get(name, str)(asset(name)))
+        (tmp_path / "page.html").write_text(page(results, embed(results, tmp_path)), encoding="utf-8")
+        monkeypatch.setattr(report, "_asset", asset)
+        flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000", "--dump-dom"]
+        url = (tmp_path / "page.html").as_uri()
+        run = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+        root, body = run.stdout[: run.stdout.index("<head")], run.stdout[run.stdout.index("<body") :]
+        assert 'data-drawn="true"' in root, root
+        assert "data-error" not in root, root
+        seen = re.sub(r"<script.*?</script>|base64,[^\"]*", "", body, flags=re.DOTALL)
+        assert not re.findall(r".{30}\b(?:NaN|undefined|Infinity|\[object)\b.{30}", seen)
+        return root + seen
+
+    return show
+
+
+def words(dom):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", dom))
+
+
+@browser
+def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
+    results["metrics"][0]["trained_on"] = {"dlib_resnet": ["mldm"]}
+    results["metrics"][1]["differences"]["mldm"] = difference(0.05)
+    results["failed"] = {"broken": "it does not load"}
+    results["missing"] = {"identity": "it needs pictures of --person"}
+    dom = shown(results)
+    said = words(dom)
+    assert "mldm is better than base in 3 of 4 metrics, worse in none" in said
+    assert "in the other 1 no difference is shown" in said
+    assert "1 of those 3 looks with a network that its own loss trained on." in said
+    assert "3 models drew the same 5 prompts from the same noise" in said
+    assert "The model broken failed and is left out: it does not load" in said
+    assert "identity : it needs pictures of --person" in said
+    assert dom.count('class="metric"') == 4
+    assert len(re.findall(r'<svg class="chart"', dom)) >= 4 * (3 + 2) + 2 + 2 * 2
+    gallery = dom[dom.index('id="gallery"') : dom.index('id="extremes"')]
+    assert len(re.findall(r"<button[^>]*class=\"shot\"", gallery)) == (3 + 1) * 5
+    for title in ("Summary", "Gallery", "Best and worst", "One step, over t", "Distributions", "How it was made"):
+        assert f">{title}</h2>" in dom
+    assert all('alt="' in image for image in re.findall(r"<img[^>]*>", dom))
+
+
+@browser
+def test_a_nasty_prompt_does_nothing_in_a_browser(results, shown):
+    dom = shown(results, then="document.querySelector('.gallery .shot').click()")
+    assert 'src="x"' not in dom
+    assert "<img src=x" not in dom
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in dom
+
+
+def one_model(out):
+    return make_results(out, models=("only",))
+
+
+def eight_models(out):
+    return make_results(out, models=EIGHT, cases=3)
+
+
+def without_photographs(out):
+    results = make_results(out)
+    return results | {"photographs": None, "photographs_of_cases": {}}
+
+
+def without_one_step(out):
+    results = make_results(out)
+    metrics = [metric for metric in results["metrics"] if metric["kind"] != "one_step"]
+    return results | {"curves": [], "metrics": metrics}
+
+
+def nulls(out):
+    results = make_results(out)
+    for metric in results["metrics"]:
+        metric["models"]["base"] = estimate(None)
+        metric["models"]["mldm"] = estimate(0.5, None)
+        metric["differences"] = {"plain": difference(None), "mldm": difference(0.2, None)}
+        metric["values"] = {name: [None, *values[1:]] for name, values in metric["values"].items()}
+    for lines in results["curves"][0]["models"].values():
+        lines[1] = estimate(None)
+    results["pictures"]["plain"].pop("00001")
+    results["faces"] = {}
+    return results
+
+
+def nothing_varies(out):
+    results = make_results(out)
+    for metric in results["metrics"]:
+        metric["values"] = {name: [1.0] * len(values) for name, values in metric["values"].items()}
+        metric["models"] = {name: estimate(1.0, 0.0) for name in metric["models"]}
+        metric["differences"] = {name: difference(0.0, 0.0) for name in metric["differences"]}
+    return results
+
+
+def hardly_anything(out):
+    results = make_results(out, cases=1)
+    return results | {"metrics": [], "curves": [], "pictures": {}, "faces": {}, "photographs_of_cases": {}}
+
+
+ODD = [one_model, eight_models, without_photographs, without_one_step, nulls, nothing_varies, hardly_anything]
+
+
+@browser
+@pytest.mark.parametrize("make", ODD)
+def test_odd_results_are_shown(make, shown, tmp_path):
+    results = make(tmp_path)
+    wide = "document.documentElement.dataset.wide = String(document.documentElement.scrollWidth > innerWidth + 1);"
+    dom = shown(results, then=wide, width=500)
+    assert 'data-wide="false"' in dom
+    assert ('id="curves"' in dom) == bool(results["curves"])
+    assert (">photo</span>" in dom) == bool(results["photographs_of_cases"])
+    for model in results["models"]:
+        assert f">{model['name']}</span>" in dom
+
+
+@browser
+def test_the_lightbox_goes_on_by_arrow_keys(results, shown):
+    then = """
+      const box = document.getElementById('lightbox');
+      const key = (name) => box.dispatchEvent(new KeyboardEvent('keydown', { key: name }));
+      document.querySelectorAll('.gallery tbody tr')[1].querySelectorAll('.shot')[1].click();
+      key('ArrowRight'); key('ArrowRight'); key('ArrowLeft');
+    """
+    dom = shown(results, then=then)
+    lightbox = dom[dom.index('id="lightbox"') : dom.index("</dialog>")]
+    assert "a person, number 2" in lightbox
+    assert "3 of 5" in lightbox
+    assert len(re.findall("<figure", lightbox)) == 4
+    assert len(re.findall(r'class="face"', lightbox)) == 4
+    assert re.search(r'<dialog[^>]* open=""', dom)
+
+
+@browser
+def test_the_selected_metric_tells_best_from_worst(results, shown):
+    results["metrics"][1]["values"] = {"base": [1, 1, 1, 1, 1], "plain": [0, 0, 0, 0, 0], "mldm": [1, 3, 1, 0, 2]}
+    then = """
+      const [metric, model] = document.querySelectorAll('#extremes select');
+      metric.value = 'sharp'; metric.dispatchEvent(new Event('change'));
+    """
+    dom = shown(results, then=then)
+    best, worst = dom[dom.index('class="column better"') :].split('class="column worse"')
+    assert re.findall(r'class="number">([+−][\d.]+)</b>', best) == ["+2.000", "+1.000"]
+    assert re.findall(r'class="number">([+−][\d.]+)</b>', worst) == ["−1.000"]
