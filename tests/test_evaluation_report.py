@@ -209,7 +209,7 @@ def test_photographs_of_the_shown_cases_are_kept_as_the_models_see_them(tmp_path
     photographs = SimpleNamespace(
         look=lambda row: looked.append(row) or SimpleNamespace(pixel_values=torch.ones(3, 6, 8))
     )
-    cases = [Case("a", "one", 1, 7), Case("b", "two", 1, 8), Case("c", "three", 1)]
+    cases = [Case("a", "one", 1, row=7), Case("b", "two", 1, row=8), Case("c", "three", 1)]
     evaluation = SimpleNamespace(photographs=photographs, cases=cases, asked=SimpleNamespace(out=tmp_path))
     found = showing.photographs_of(evaluation, ["a", "c"])
     assert found == {"a": {"path": "photographs/a.png", "faces": [[1, 2, 3, 4]]}}
