@@ -72,6 +72,14 @@ def test_the_same_model_is_the_same_and_another_is_not(done):
     assert len(set(brightness["values"]["other"])) == 5
 
 
+def test_what_a_reader_must_know_is_said(done):
+    """Two metrics of five prompts: the least p is 1/16, and no difference can be shown."""
+    _, results = done
+    said = dict(results["warnings"])
+    assert "a model trained on these" in said["The photographs may not be held out from training."]
+    assert "0.062; of 2 metrics one must be below 0.025. Draw 7" in said["Too few prompts to show any difference."]
+
+
 def test_sets_are_compared_with_all_photographs(done):
     _, results = done
     (redness,) = (metric for metric in results["metrics"] if metric["name"] == "redness")

@@ -100,6 +100,8 @@ def evaluate(
     results = run(asked, load_plugins(names), "mldm " + " ".join(sys.argv[1:]))
     if results:
         click.echo(as_markdown(results))
+        for strong, why in results["warnings"]:
+            click.echo(f"mind: {strong} {why}")
         for name, why in results["missing"].items():
             click.echo(f"not measured: {name}: {why}")
         click.echo(f"Look at {out / 'report.html'}")

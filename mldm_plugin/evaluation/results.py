@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mldm_plugin.evaluation import statistics
+from mldm_plugin.evaluation.cautions import warnings_of
 from mldm_plugin.evaluation.judges import networks_of_losses
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
@@ -70,6 +71,7 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
         "photographs": None if evaluation.photographs is None else len(evaluation.photographs),
         "metrics": _rows(measured, evaluation.models),
         "missing": metrics.missing,
+        "warnings": warnings_of(evaluation, metrics, measured),
         "curves": _curves(evaluation),
         "pictures": _pictures(evaluation),
         "faces": faces_of(evaluation),

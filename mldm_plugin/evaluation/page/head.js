@@ -68,6 +68,7 @@ function alerts() {
     return [`${capital(listed(titles))} ${one ? 'is no independent judge' : 'are no independent judges'}.`,
       ` ${one ? 'It looks' : 'They look'} with ${network}, the network that the loss of ${listed(models)} trained on: a gain there may be the loss learnt by heart.`];
   });
+  for (const [strong, reason] of R.warnings) found.push([strong, ` ${reason}`]);
   for (const [name, reason] of Object.entries(R.failed)) found.push([`The model ${name} failed`, ` and is left out: ${reason}`]);
   const missing = Object.entries(R.missing);
   return [found.length ? h('div', { class: 'alert', role: 'note', 'aria-label': 'Warnings' },

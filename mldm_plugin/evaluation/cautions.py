@@ -1,0 +1,46 @@
+"""What a reader of a report must know before believing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mldm_plugin.data.load import HELD_OUT
+from mldm_plugin.evaluation.statistics import LEVEL
+
+if TYPE_CHECKING:
+    from mldm_plugin.evaluation.evaluate import Evaluation
+    from mldm_plugin.evaluation.measuring import Metrics
+    from mldm_plugin.evaluation.results import Measured
+
+
+def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Each a sentence to be printed strong, and what explains it."""
+    found = []
+    photographs = evaluation.photographs
+    if photographs is not None and photographs.split not in HELD_OUT:
+        reason = "The data set has no split 'validation' or 'test'; a model trained on these looks better than it is."
+        found.append(("The photographs may not be held out from training.", reason))
+    if any(one.differences for one in measured):
+        found += _too_few(evaluation, len(measured))
+    pictures = len(evaluation.cases) * evaluation.asked.sampling.repetitions
+    for name in metrics.of_sets:
+        metric = metrics.ready[name]
+        if pictures < (least := getattr(metric, "least", 0)):
+            reason = f"It wants {least} of them, there are {pictures}: compare it only with values of the same number."
+            found.append((f"{metric.title}: few pictures.", reason))
+    return found
+
+
+def _too_few(evaluation: Evaluation, tests: int) -> list[tuple[str, str]]:
+    """Where even the clearest difference could not be shown: all 2ⁿ flips of signs, and Holm's correction."""
+    cases, enough = len(evaluation.cases), math.ceil(1 + np.log2(tests / (1 - LEVEL)))
+    if cases >= enough:
+        return []
+    least, wanted = min(2.0 ** (1 - cases), 1), (1 - LEVEL) / tests
+    reason = f"Their smallest p-value is {least:.2g}; of {tests} metrics one must be below {wanted:.2g}. Draw {enough}"
+    reason += " or more, better a hundred."
+    return [("Too few prompts to show any difference.", reason)]
