@@ -4,11 +4,18 @@ import torch
 import transformers
 
 
-def save_clip(folder):
+def save_clip(folder, words=40):
     """A whole CLIP of 28 px with embeddings of 24 numbers, as the published file is one; its folder."""
     both = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
-        text_config={**both, "vocab_size": 40, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1},
+        text_config={
+            **both,
+            "projection_dim": 24,
+            "vocab_size": words,
+            "max_position_embeddings": 8,
+            "bos_token_id": words - 2,
+            "eos_token_id": words - 1,
+        },
         vision_config={**both, "image_size": 28, "patch_size": 14, "projection_dim": 24},
         projection_dim=24,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,20 @@ VISION_TRANSFORMERS = {
     "clip": VisionTransformer("openai/clip-vit-large-patch14-336", "CLIPVisionModelWithProjection", "MIT"),
     "dinov2": VisionTransformer("facebook/dinov2-large", "Dinov2Model", "Apache-2.0"),
 }
+CLIP_TEXT = replace(VISION_TRANSFORMERS["clip"], model="CLIPTextModelWithProjection")
+
+
+def load_clip_text(path: str | None = None) -> tuple[Any, Any, str]:
+    """CLIP's text half, its tokenizer and it in a few words; arguments and errors as for `load_vision_transformer`."""
+    network, words = _load("clip", CLIP_TEXT, path)
+    from transformers import AutoTokenizer
+
+    place = path or CLIP_TEXT.repository
+    try:
+        return network, AutoTokenizer.from_pretrained(place, local_files_only=True), words
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"{place} has no tokenizer of CLIP: {reason}") from None
 
 
 def load_vision_transformer(name: str, path: str | None = None) -> tuple[Any, str]:
@@ -45,7 +59,10 @@ def load_vision_transformer(name: str, path: str | None = None) -> tuple[Any, st
     Raises:
         WeightsError: transformers is not installed, or there is no such network on this machine.
     """
-    known = VISION_TRANSFORMERS[name]
+    return _load(name, VISION_TRANSFORMERS[name], path)
+
+
+def _load(name: str, known: VisionTransformer, path: str | None) -> tuple[Any, str]:
     try:
         import transformers
     except ImportError:
