@@ -102,6 +102,7 @@ def evaluate(
         click.echo(as_markdown(results))
         for strong, why in results["warnings"]:
             click.echo(f"mind: {strong} {why}")
-        for name, why in results["missing"].items():
-            click.echo(f"not measured: {name}: {why}")
+        for why in dict.fromkeys(results["missing"].values()):
+            names_of = ", ".join(name for name, reason in results["missing"].items() if reason == why)
+            click.echo(f"not measured: {names_of}: {why}")
         click.echo(f"Look at {out / 'report.html'}")

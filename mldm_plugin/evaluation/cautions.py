@@ -27,11 +27,10 @@ def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Mea
     if any(one.differences for one in measured):
         found += _too_few(evaluation, len(measured))
     pictures = len(evaluation.cases) * evaluation.asked.sampling.repetitions
-    for name in metrics.of_sets:
-        metric = metrics.ready[name]
-        if pictures < (least := getattr(metric, "least", 0)):
-            reason = f"It wants {least} of them, there are {pictures}: compare it only with values of the same number."
-            found.append((f"{metric.title}: few pictures.", reason))
+    wanted = {metrics.ready[name].title: getattr(metrics.ready[name], "least", 0) for name in metrics.of_sets}
+    if few := [f"{title} ({least})" for title, least in wanted.items() if pictures < least]:
+        reason = f"There are {pictures}; wanted are, for {', '.join(few)}. Compare only values of the same number."
+        found.append(("Few pictures for distances of sets.", reason))
     return found
 
 

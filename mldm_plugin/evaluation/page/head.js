@@ -70,13 +70,18 @@ function alerts() {
   });
   for (const [strong, reason] of R.warnings) found.push([strong, ` ${reason}`]);
   for (const [name, reason] of Object.entries(R.failed)) found.push([`The model ${name} failed`, ` and is left out: ${reason}`]);
-  const missing = Object.entries(R.missing);
   return [found.length ? h('div', { class: 'alert', role: 'note', 'aria-label': 'Warnings' },
     h('p', { class: 'alert-title' }, h('span', { 'aria-hidden': 'true' }, '⚠ '), found.length > 1 ? `${found.length} warnings` : 'Warning'),
-    h('ul', null, found.map(([strong, text]) => h('li', null, h('b', null, strong), text)))) : null,
-  missing.length ? h('div', { class: 'alert mild', role: 'note' },
-    h('p', { class: 'alert-title' }, `${counted(missing.length, 'metric')} not measured`),
-    h('ul', null, missing.map(([name, reason]) => h('li', null, h('b', null, name), `: ${reason}`)))) : null];
+    h('ul', null, found.map(([strong, text]) => h('li', null, h('b', null, strong), text)))) : null, notMeasured()];
+}
+
+/** Folded: which metrics are missing, those of one reason together. */
+function notMeasured() {
+  const names = Object.keys(R.missing), reasons = new Map();
+  for (const name of names) reasons.set(R.missing[name], [...(reasons.get(R.missing[name]) ?? []), name]);
+  return names.length ? h('details', { class: 'alert mild' },
+    h('summary', { class: 'alert-title' }, `${counted(names.length, 'metric')} not measured: ${listed(names)}`),
+    h('ul', null, [...reasons].map(([reason, some]) => h('li', null, h('b', null, listed(some)), `: ${reason}`)))) : null;
 }
 
 /** network → the models whose losses trained on it, the titles of the metrics that look with it. */
