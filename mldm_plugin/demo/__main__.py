@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mldm_plugin.demo.photos import HELD_OUT, LEARNT, NAMES, SHOWN, Photo, photos_of, write_image_folder
+from mldm_plugin.demo.photos import HELD_OUT, LEARNT, NAMES, SHOWN, photos_of, write_image_folder
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.records.files import write_text
 
-STEPS = 200
+STEPS = 120
 # What both trainings have in common; docs/demo.md says what was tried on another person.
 FLAGS = {
     "--resolution": 128,
@@ -33,7 +34,16 @@ FLAGS = {
     "--panel_steps": 100,
 }
 SWITCHES = ("--random_flip", "--center_crop", "--cache_latents")
-WEIGHTS = ("alexnet", "dlib_resnet", "vgg16", "mtcnn")  # of the losses and of the judges
+WEIGHTS = ("alexnet", "dlib_resnet", "vgg16", "mtcnn")  # of the losses, of LPIPS as a judge, of the finder of faces
+JUDGE = "faceres"  # of faces; no loss offers it
+NOISES, GUIDANCE, SAMPLER_STEPS = 2, 3.0, 20  # of each prompt's pictures
+# What the table shows of the report: a name, and the column's title.
+COLUMNS = {
+    "identity": "likeness ↑",
+    "one_step_face": "distance of faces ↓",
+    "one_step_lpips_person": "LPIPS on people ↓",
+    "one_step_error": "error of ε ↓",
+}
 MARK = "demo.json"  # in a folder of the demo's: what was asked for
 MASKED_LDM = ("--loss-plugin", "mldm", "--preset", "demo")
 
@@ -43,13 +53,13 @@ class Training:
     """One of the trainings.
 
     Args:
-        title: in the table and in the pictures.
+        name: in the table, in the report and of its folder.
         folder: of the run.
         steps: its length.
         losses: flags that say what is optimised besides the plain loss.
     """
 
-    title: str
+    name: str
     folder: Path
     steps: int
     losses: tuple[str, ...] = ()
@@ -61,13 +71,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps, at least 2 (default: {STEPS})")
     parser.add_argument("--person", choices=sorted(NAMES), default=SHOWN, help=f"of openpeople (default: {SHOWN})")
-    count = len(HELD_OUT)
-    parser.add_argument("--photos", type=int, choices=range(1, count + 1), default=count, help="to compare with")
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error("--steps: at least 2, for the time between two steps is measured")
     try:
-        run(arguments.out, arguments.person, arguments.steps, arguments.photos)
+        run(arguments.out, arguments.person, arguments.steps)
     except MldmError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -77,33 +85,45 @@ def main() -> int:
     return 0
 
 
-def run(out: Path, person: str, steps: int, count: int) -> None:
+def run(out: Path, person: str, steps: int) -> None:
     """Prepare, train, compare. An interrupted demo goes on where it was; a finished one starts anew.
 
     Raises:
         MldmError: weights or photographs that cannot be had, a folder that holds something else, a stop.
     """
+    judge = fetch_weights()
+    make_room(out, {"person": person, "steps": steps})
+    say(f"1. {len(LEARNT)} photographs of somebody the model has never seen, and who does not exist; masks, face boxes")
+    data = out / "data"
+    learnt = write_image_folder(data / "train", photos_of(person, LEARNT))
+    write_image_folder(data / "validation", photos_of(person, HELD_OUT))
+    say(f"   {learnt}; {len(HELD_OUT)} more are kept back to compare with, {data / 'validation'}")
+    say("2. Training a LoRA with the plain loss")
+    plain = Training("plain", out / "plain", steps)
+    train(plain, data)
+    say("3. The same from the same seed, on the same batches, with Masked LDM")
+    masked = Training("masked_ldm", out / "masked_ldm", steps, MASKED_LDM)
+    train(masked, data)
+    longer = round(steps * seconds_a_step(masked.folder) / seconds_a_step(plain.folder))
+    say(f"4. The plain loss again, for as long as Masked LDM took: {longer} steps")
+    plain_longer = Training("plain_same_time", out / "plain_same_time", longer)
+    train(plain_longer, data)
+    say("5. Each draws the person from the same noise, and estimates the photographs that were kept back")
+    compare(out, data, [masked, plain, plain_longer], judge)
+
+
+def fetch_weights() -> str:
+    """Get the networks, and say which metric judges likeness: that of the judge, or without it that of the loss."""
     from mldm_plugin.perceptual.weights import fetch
 
     for name in WEIGHTS:
         fetch(name)
-    make_room(out, {"person": person, "steps": steps})
-    say(f"1. {len(LEARNT)} photographs of somebody the model has never seen, and who does not exist; masks, face boxes")
-    data = write_image_folder(out / "data", photos_of(person, LEARNT))
-    held_out = photos_of(person, HELD_OUT[:count])
-    say(f"   {data}; {count} more are kept back to compare with")
-    say("2. Training a LoRA with the plain loss")
-    plain = Training("plain loss", out / "plain", steps)
-    train(plain, data)
-    say("3. The same from the same seed, on the same batches, with Masked LDM")
-    masked = Training("Masked LDM", out / "masked_ldm", steps, MASKED_LDM)
-    train(masked, data)
-    longer = round(steps * seconds_a_step(masked.folder) / seconds_a_step(plain.folder))
-    say(f"4. The plain loss again, for as long as Masked LDM took: {longer} steps")
-    plain_longer = Training("plain loss, same time", out / "plain_longer", longer)
-    train(plain_longer, data)
-    say("5. Each draws the person from the same noise, and restores photographs that it has not seen")
-    compare(out, held_out, [plain, plain_longer, masked])
+    try:
+        fetch(JUDGE)
+    except MldmError as error:
+        say(f"   Faces will be judged by the network that Masked LDM trains on, for another cannot be had: {error}")
+        return "identity_dlib"
+    return "identity"
 
 
 def train(training: Training, data: Path) -> None:
@@ -148,46 +168,62 @@ def seconds_a_step(folder: Path) -> float:
     return seconds / steps
 
 
-def compare(out: Path, photos: Sequence[Photo], trainings: Sequence[Training]) -> None:
-    """Two pictures and a table; the last training is compared with each other."""
-    import torch
+def compare(out: Path, data: Path, trainings: Sequence[Training], judge: str) -> None:
+    """What `mldm evaluate` says of the trainings, the first against each other one."""
+    from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
+    from mldm_plugin.plugins import load_plugins
 
-    from mldm_plugin.demo.compare import MEASURES, Judge, Painter, everywhere, faces_side_by_side, interval
-    from mldm_plugin.records.panels import save_panel
-
-    painter, judge = Painter(PIPELINE, photos), Judge(photos)
-    drawn = {training.title: painter(training.folder) for training in trainings}
-    found = {title: judge(pictures) for title, pictures in drawn.items()}
-    n = len(photos)
-    save_panel(faces_side_by_side(photos, {title: one.new[:n] for title, one in drawn.items()}), out / "new.png")
-    restored = {title: one.restored[:n] for title, one in drawn.items()}
-    save_panel(faces_side_by_side(photos, restored), out / "restored.png")
-
-    say(f"\n   {'':<22}{'steps':>6}{'minutes':>9}{'faces found':>14}" + "".join(f"{m:>22}" for m in MEASURES.values()))
-    seen = everywhere(found.values())  # pictures in which every training shows a face
-    rows: dict[str, Any] = {}
-    for training in trainings:
-        minutes = training.steps * seconds_a_step(training.folder) / 60
-        values = found[training.title]
-        means = {name: float(v[seen].mean()) if seen.any() else None for name, v in values.items()}
-        faces = int(values["identity"].isfinite().sum())
-        figures = "".join(f"{'–' if m is None else format(m, '.3f'):>22}" for m in means.values())
-        say(f"   {training.title:<22}{training.steps:>6}{minutes:>9.1f}{f'{faces} of {len(seen)}':>14}{figures}")
-        rows[training.title] = {"steps": training.steps, "minutes": minutes, "faces": faces, **means}
-    last = found[trainings[-1].title]
-    for training in trainings[:-1]:
-        pairs = ((name, last[name], found[training.title][name]) for name in MEASURES)
-        gaps = {name: interval(a.where(seen, torch.nan), b, n) for name, a, b in pairs}
-        rows[training.title]["interval"] = gaps
-        text = "".join(f"{'–' if gap is None else '{:+.3f} to {:+.3f}'.format(*gap):>22}" for gap in gaps.values())
-        say(f"   {'Masked LDM − ' + training.title:<51}{text}")
-    say("   Smaller is better. Identity is judged by the network that Masked LDM trains on, LPIPS by VGG16, which it")
-    say("   does not. Ranges: 95 % of the mean difference over photographs; they know nothing of another seed.")
+    logging.getLogger("mldm_plugin").setLevel(logging.ERROR)
+    asked = Asked(
+        [f"{training.name}={training.folder}" for training in trainings],
+        out / "report",
+        data=data,
+        number=len(HELD_OUT),
+        photographs=len(HELD_OUT),
+        person=data / "train",
+        metrics=[judge],
+        sampling=Sampling(steps=SAMPLER_STEPS, guidance=GUIDANCE, repetitions=NOISES),
+    )
+    results = evaluate(asked, load_plugins())
+    rows = {training.name: row_of(training, results) for training in trainings}
+    print_table(rows, judge)
     write_text(out / "results.json", json.dumps(rows, indent=2) + "\n")
     say("\nLook at:")
-    for name in ("new.png", "restored.png", "masked_ldm/panels", "results.json"):
+    for name in ("report/report.html", "report/figures/gallery.png", "masked_ldm/panels"):
         if (out / name).exists():
             say(f"   {out / name}")
+
+
+def row_of(training: Training, results: dict[str, Any]) -> dict[str, Any]:
+    """A training's length and what was measured, each with its difference to the first training."""
+    minutes = training.steps * seconds_a_step(training.folder) / 60
+    row: dict[str, Any] = {"steps": training.steps, "minutes": round(minutes, 2)}
+    for metric in results["metrics"]:
+        gap = metric["differences"].get(training.name)
+        row[metric["name"]] = {"value": metric["models"][training.name]["value"], "difference": gap}
+    return row
+
+
+def print_table(rows: dict[str, dict[str, Any]], judge: str) -> None:
+    """The trainings, then the first of them against each other: the 95 % interval and the verdict."""
+    columns = {judge if name == "identity" else name: title for name, title in COLUMNS.items()}
+    say(f"\n   {'':<28}{'steps':>6}{'minutes':>9}" + "".join(f"{title:>22}" for title in columns.values()))
+    for name, row in rows.items():
+        values = "".join(f"{row[column]['value']:>22.3f}" for column in columns)
+        say(f"   {name:<28}{row['steps']:>6}{row['minutes']:>9.1f}{values}")
+    first = next(iter(rows))
+    for name, row in rows.items():
+        if name != first:
+            said = "".join(f"{_turned(row[column]['difference']):>22}" for column in columns)
+            say(f"   {f'{first} − {name}':<43}{said}")
+    say(
+        "   The same noise for all; 95 % intervals over the photographs; they know nothing of another seed."
+    )
+
+
+def _turned(gap: dict[str, Any]) -> str:
+    """The interval of the first training against one, from that of the one against the first."""
+    return "–" if gap["low"] is None else f"{-gap['high']:+.3f} to {-gap['low']:+.3f}"
 
 
 def make_room(out: Path, asked: dict[str, Any]) -> None:
