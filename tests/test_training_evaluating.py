@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from run_trainer import CONTROLNET, LORA, command, launch, records, same_weights
 
 import mldm_plugin.evaluation.one_step as one_step_module
+import mldm_plugin.evaluation.results as results_module
 import mldm_plugin.training.evaluating as evaluating_module
+from mldm_plugin.cli import main as cli
 from mldm_plugin.evaluation.one_step import QUANTITIES
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
@@ -49,6 +52,7 @@ def random_networks():
         patch.setattr(one_step_module, "LPIPSNetwork", lambda name: trunk)
         patch.setattr(one_step_module, "TIMESTEPS", AT)
         patch.setattr(evaluating_module, "TIMESTEPS", AT)
+        patch.setattr(results_module, "TIMESTEPS", AT)
         yield
 
 
@@ -127,6 +131,28 @@ def test_a_resumed_run_goes_on(finished, asked, tmp_path):
     assert found_in(run) == found_in(whole)
     assert records(run) == records(whole)
     assert same_weights(run, whole)
+
+
+def test_mldm_evaluate_ranks_the_checkpoints_by_the_same_numbers(controlnet_run, lora_run, held_out, tmp_path):
+    """By a pipeline in float32, whatever the trainer's own path and precision are; the photographs are the run's."""
+    for run, close in ((controlnet_run[2], 1e-4), (lora_run[2], 0.2)):
+        out = tmp_path / run.parent.name
+        flags = ["--checkpoints", str(run), "--photographs", "2", "--out", str(out)]
+        result = CliRunner().invoke(cli, ["evaluate", *flags])
+        assert result.exit_code == 0, result.output
+        results = json.loads((out / "metrics.json").read_text())
+        assert [model["name"] for model in results["models"]] == ["final", "step-2"]
+        assert {row["name"] for row in results["metrics"]} == set(NAMES)
+        assert not results["cases"]
+        for row in results["metrics"]:
+            for model, step in (("final", "3"), ("step-2", "2")):
+                while_training = found_in(run)["steps"][step]["values"][row["name"]]
+                assert row["values"][model] == pytest.approx(while_training, rel=close), (run, row["name"])
+    means = {m: statistics.mean(filter(None, v)) for m, v in row["values"].items()}
+    assert row["name"] == "one_step_face"
+    assert f"by face distance of x̂₀, best first: {min(means, key=means.get)} " in result.output
+    no_run = CliRunner().invoke(cli, ["evaluate", "--checkpoints", str(held_out), "--out", str(tmp_path / "x")])
+    assert "has no checkpoint-N with a LoRA" in no_run.output
 
 
 def test_two_processes_share_the_photographs(controlnet_run, asked, tiny_pipeline, tiny_data, tmp_path):
