@@ -17,9 +17,11 @@ import mldm_plugin.evaluation.one_step as one_step_module
 import mldm_plugin.evaluation.results as results_module
 import mldm_plugin.training.evaluating as evaluating_module
 from mldm_plugin.cli import main as cli
+from mldm_plugin.evaluation.judges import choose_judges, networks_in
 from mldm_plugin.evaluation.one_step import QUANTITIES
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
+from mldm_plugin.preset import load_preset
 from mldm_plugin.training.evaluating import evaluating
 from mldm_plugin.training.evaluation_file import EvaluationFile
 
@@ -33,7 +35,7 @@ import mldm_plugin.evaluation.one_step as module
 from mldm_plugin import hookimpl
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
-module.FaceFeatures = lambda name: FaceFeatures(name, "random")
+module.FaceFeatures = lambda name: FaceFeatures("dlib_resnet", "random")
 module.LPIPSNetwork = lambda name: LPIPSNetwork("alex", "random")
 module.TIMESTEPS = (100, 600)
 
@@ -153,6 +155,13 @@ def test_mldm_evaluate_ranks_the_checkpoints_by_the_same_numbers(controlnet_run,
     assert f"by face distance of x̂₀, best first: {min(means, key=means.get)} " in result.output
     no_run = CliRunner().invoke(cli, ["evaluate", "--checkpoints", str(held_out), "--out", str(tmp_path / "x")])
     assert "has no checkpoint-N with a LoRA" in no_run.output
+
+
+def test_networks_of_the_runs_losses_do_not_judge(controlnet_run):
+    """Of a preset as the trainers have it; those of a run's folder are read from the same text."""
+    assert networks_in(load_preset("mldm-open").dump()) == {"vgg16", "dlib_resnet"}
+    assert networks_in(load_preset("mldm-open", ["losses.face.weight=0"]).dump()) == {"vgg16"}
+    assert set(found_in(controlnet_run[2])["networks"]) == {choose_judges(()).face, choose_judges(()).trunk}
 
 
 def test_two_processes_share_the_photographs(controlnet_run, asked, tiny_pipeline, tiny_data, tmp_path):

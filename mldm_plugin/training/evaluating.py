@@ -19,7 +19,9 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.data.load import HELD_OUT, is_one_split
 from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Photographs, cases_of_photographs, open_photographs
+from mldm_plugin.evaluation.judges import choose_judges, networks_in
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS, OneStep
+from mldm_plugin.preset import Preset
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
 from mldm_plugin.training.evaluation_file import EvaluationFile
@@ -40,6 +42,7 @@ class Evaluating:
     Args:
         trainer: with its networks loaded.
         accelerator: of the run.
+        preset: whose networks do not judge, where others are on this machine; None without a plugin.
 
     Raises:
         DataError: no photographs, or photographs that are trained on.
@@ -49,12 +52,13 @@ class Evaluating:
         file: what was found; written by the first process.
     """
 
-    def __init__(self, trainer: Trainer, accelerator: Accelerator) -> None:
+    def __init__(self, trainer: Trainer, accelerator: Accelerator, preset: Preset | None) -> None:
         self._trainer, self._accelerator = trainer, accelerator
         flags = trainer.flags
         photographs = _open(trainer, accelerator)
         with together(accelerator), generators.untouched():
-            self._look = OneStep(trainer.vae, trainer.noise_scheduler, device=accelerator.device)
+            judges = choose_judges(() if preset is None else networks_in(preset.dump()))
+            self._look = OneStep(trainer.vae, trainer.noise_scheduler, judges, accelerator.device)
             chosen = cases_of_photographs(photographs, flags.evaluate_photographs, seed=0)
             rows = [case.row for case in chosen if case.row is not None]
             own = rows[accelerator.process_index :: accelerator.num_processes]
@@ -67,7 +71,7 @@ class Evaluating:
             "photographs": rows,
             "resolution": flags.resolution,
             "timesteps": TIMESTEPS,
-            "networks": [words.split()[0] for words in self._look.networks],
+            "networks": [judges.face, judges.trunk],
         }
         self.file = EvaluationFile(Path(flags.output_dir), about)
 

@@ -110,7 +110,7 @@ class Run:
         prepared = accelerator.prepare(trainer.trained, optimizer, loader, scheduler)
         self.model, self.optimizer, loader, self.lr_scheduler = prepared
         self.objective = Objective.of(preset, plugins, training_set.columns, trainer, accelerator)
-        self.evaluating = Evaluating(trainer, accelerator) if flags.evaluate_steps else None
+        self.evaluating = Evaluating(trainer, accelerator, preset) if flags.evaluate_steps else None
         trainer.move_frozen()
         if self.evaluating is not None:
             self.evaluating.read_captions()
