@@ -18,6 +18,7 @@ import mldm_plugin.evaluation.results as results_module
 import mldm_plugin.training.evaluating as evaluating_module
 from mldm_plugin.cli import main as cli
 from mldm_plugin.evaluation.judges import choose_judges, networks_in
+from mldm_plugin.evaluation.models import Run
 from mldm_plugin.evaluation.one_step import QUANTITIES
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
@@ -155,6 +156,15 @@ def test_mldm_evaluate_ranks_the_checkpoints_by_the_same_numbers(controlnet_run,
     assert f"by face distance of x̂₀, best first: {min(means, key=means.get)} " in result.output
     no_run = CliRunner().invoke(cli, ["evaluate", "--checkpoints", str(held_out), "--out", str(tmp_path / "x")])
     assert "has no checkpoint-N with a LoRA" in no_run.output
+
+
+def test_a_digest_of_a_checkpoint_is_of_its_weights(lora_run, tmp_path):
+    """So that what was measured of it is not taken for what a later run writes in its place."""
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(lora_run[2] / "checkpoint-2", checkpoint)
+    before = Run(str(checkpoint), "lora").digest()
+    shutil.copy(lora_run[2] / "pytorch_lora_weights.safetensors", checkpoint)
+    assert Run(str(checkpoint), "lora").digest() != before
 
 
 def test_networks_of_the_runs_losses_do_not_judge(controlnet_run):
