@@ -76,13 +76,18 @@ def test_two_processes_agree_although_their_gates_differ(run_attached):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d")
     launcher += ("--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin")
     gates = ["--set", "losses.masked_lpips.max_timestep=500", "--set", "losses.face.max_timestep=500"]
-    run = run_attached(COLUMNS, "--center_crop", "--max_train_steps", "4", *gates, launcher=launcher)
+    flags = ["--center_crop", "--max_train_steps", "4", "--mldm-curve-steps", "1", *gates]
+    run = run_attached(COLUMNS, *flags, launcher=launcher)
     assert run.process.returncode == 0, run.process.stderr
     assert run.process.stderr.count("Start-up proof") == 1
     one, other = (load_file(run.folder / f"weights-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(one[k], other[k]) for k in one if k.startswith("unet"))
     assert [r["step"] for r in run.records] == [1, 2, 3, 4]
     assert sorted({r["masked_lpips/gated"] for r in run.records}) != [4]  # of two images in each process
+    curves = [[v for name, v in r.items() if name.startswith("masked_lpips/t")] for r in run.records]
+    alone = [(seen[0], r["masked_lpips"]) for seen, r in zip(curves, run.records, strict=True) if len(seen) == 1]
+    assert alone  # all gated images of both processes in one range: its mean is theirs
+    assert all(curve == pytest.approx(mean) for curve, mean in alone)
 
 
 def test_as_a_user_starts_it(run_attached):

@@ -1,5 +1,6 @@
 """Steps of an attached script, after those in which everything is checked: what is still looked at, and how often."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -30,9 +31,10 @@ class Accelerator:
 class Script:
     """A loop that calls backward on a loss of its own form."""
 
-    def __init__(self, folder, preset):
+    def __init__(self, folder, preset, **options):
         (folder / "preset.yaml").write_text("checks: {picture: warn}\n" + preset, encoding="utf-8")
-        settings = Settings(("mldm",), str(folder / "preset.yaml"), panel_steps=0, output_dir=str(folder / "out"))
+        self.out = folder / "out"
+        settings = Settings(("mldm",), str(folder / "preset.yaml"), panel_steps=0, output_dir=str(self.out), **options)
         self.attachment = Attachment(settings)
         self.more = {"vae": tiny_vae(), "noise_scheduler": ddpm(), "accelerator": Accelerator(), "global_step": 0}
 
@@ -69,3 +71,15 @@ def test_how_often_a_step_waits(tmp_path, timesteps, waits):
     with Waits() as seen:
         script.step(timesteps)
     assert len(seen.seen) == waits, seen.seen
+
+
+def test_curves_by_range_of_t_come_every_so_many_steps_and_average_to_the_plain_loss(tmp_path):
+    script = Script(tmp_path, LOSSES, curve_steps=2)
+    for timesteps in (OPEN, CLOSED, OPEN, (50, 900)):
+        script.step(timesteps)
+    records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    curves = [{k: v for k, v in r.items() if "/t" in k} for r in records]
+    assert [sorted(c) for c in curves] == [[], ["ldm/t0-99", "ldm/t700-999", "masked_lpips/t0-99"]] * 2
+    mean = (records[0]["ldm"] + records[1]["ldm"]) / 2
+    assert (curves[1]["ldm/t0-99"] + curves[1]["ldm/t700-999"]) / 2 == pytest.approx(mean)
+    assert curves[1]["masked_lpips/t0-99"] == pytest.approx(records[0]["masked_lpips"])

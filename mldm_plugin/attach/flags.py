@@ -25,6 +25,7 @@ class Settings:
     face_boxes_column: str = "face_boxes"
     output_dir: str | None = None
     panel_steps: int = PANEL_STEPS
+    curve_steps: int = 0
     by_frame: bool = False
 
 
@@ -72,6 +73,13 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "Write a panel picture in the first step and every N optimizer steps; 0: none "
         f"(default: {PANEL_STEPS}).",
+    },
+    "--mldm-curve-steps": {
+        "dest": "curve_steps",
+        "type": int,
+        "metavar": "N",
+        "help": "Every N optimizer steps log the mean of the plain loss and of each loss over the images since, by "
+        "range of t; 0: not (default: 0).",
     },
     "--mldm-by-frame": {
         "dest": "by_frame",
@@ -138,8 +146,9 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
             f"--loss-plugin {' '.join(plugins)} comes without --preset: name the preset that gives its losses a "
             "weight, or copy one with `mldm presets copy`."
         )
-    if given.get("panel_steps", 0) < 0:
-        raise MldmError(f"--mldm-panel-steps is {given['panel_steps']}, expected at least 0.")
+    for name in ("panel_steps", "curve_steps"):
+        if given.get(name, 0) < 0:
+            raise MldmError(f"--mldm-{name.replace('_', '-')} is {given[name]}, expected at least 0.")
     return {
         **given,
         "loss_plugin": plugins or ("mldm",),

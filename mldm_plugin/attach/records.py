@@ -7,6 +7,7 @@ from pathlib import Path
 from mldm_plugin.announce import announce
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
+from mldm_plugin.engine.curves import Curves
 from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
@@ -25,10 +26,11 @@ class Records:
     trackers, under `mldm/`.
     """
 
-    def __init__(self, folder: Path | None, panel_steps: int, step: int) -> None:
+    def __init__(self, folder: Path | None, panel_steps: int, curve_steps: int, step: int) -> None:
         self._file = MetricsFile(folder) if folder is not None else None
         self._folder = folder
-        self._panel_steps = panel_steps
+        self._panel_steps, self._curve_steps = panel_steps, curve_steps
+        self._curves: Curves | None = None
         self._meter: StepMeter | None = None
         self._step = step
         self._drawn = False
@@ -40,7 +42,7 @@ class Records:
         step = int(known or 0)
         accelerator = scope.get("accelerator")
         if accelerator is not None and not accelerator.is_main_process:
-            return cls(None, 0, step)
+            return cls(None, 0, settings.curve_steps, step)
         folder = Path(settings.output_dir or Path(scope.option("output_dir") or ".") / "mldm")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "preset.yaml", preset.dump())
@@ -53,7 +55,7 @@ class Records:
             )
         if known is not None:
             MetricsFile(folder).truncate(step)
-        return cls(folder, panel_steps, step)
+        return cls(folder, panel_steps, settings.curve_steps, step)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch; with the last of an optimizer step its line is written."""
@@ -65,7 +67,10 @@ class Records:
             )
         if self._meter is None:
             self._meter = StepMeter(report.terms)
+            self._curves = Curves(report.terms, stack.plain) if self._curve_steps else None
         self._meter.add(report.numbers())
+        if self._curves is not None:
+            self._curves.add(step, report)
         due = self._panel_steps and (self._step + 1) % self._panel_steps == 0 and accelerator.sync_gradients
         if self._panel_steps and (due or not self._drawn):
             self._draw(stack, step, report)
@@ -73,6 +78,8 @@ class Records:
             return
         numbers, _ = self._meter.mean(accelerator, ())
         self._step += 1
+        if self._curves is not None and self._step % self._curve_steps == 0:
+            numbers |= self._curves.mean(accelerator)
         lr_scheduler = scope.get("lr_scheduler")
         if lr_scheduler is not None:
             numbers["lr"] = lr_scheduler.get_last_lr()[0]

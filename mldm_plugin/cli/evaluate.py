@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mldm_plugin.cli import options
+from mldm_plugin.errors import MldmError
 
+PROMPTS = 200
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -17,10 +20,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
     "--model",
     "models",
     multiple=True,
-    required=True,
     metavar="NAME=WHAT",
     help="A pipeline (folder or Hub name), a LoRA or ControlNet (run folder, .safetensors), or a folder of "
     "pictures. Repeat it; the first is compared with. The same NAME again, or *, adds training seeds.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="RUN",
+    help="Each checkpoint of a run and its final weights as models, step-N and final, and which is the best. Only "
+    "photographs are looked at in one step, unless --prompts is given.",
 )
 @click.option("--base", help="The pipeline that adapters go with (default: the one that a run was started from).")
 @click.option(
@@ -34,7 +43,10 @@ PRECISIONS = ("float32", "bfloat16", "float16")
     help="Prompts, one a line or JSON lines (default: captions of --data, else the set `people`).",
 )
 @click.option(
-    "--prompts", "number", default=200, show_default=True, type=click.IntRange(1), help="How many prompts at most."
+    "--prompts",
+    "number",
+    type=click.IntRange(0),
+    help=f"How many prompts at most; 0 draws nothing (default: {PROMPTS}; with --checkpoints 0).",
 )
 @click.option("--repetitions", default=1, show_default=True, type=click.IntRange(1), help="Pictures of each prompt.")
 @click.option(
@@ -70,6 +82,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 @options.loss_plugin
 def evaluate(
     models: tuple[str, ...],
+    checkpoints: Path | None,
     out: Path,
     names: tuple[str, ...],
     metrics: str,
@@ -79,8 +92,7 @@ def evaluate(
     guidance: float | None,
     repetitions: int,
     seed: int,
-    resolution: int | None,
-    **given: object,
+    **given: Any,
 ) -> None:
     """Compare the people that models draw, on the same noise: OUT/report.html, metrics.json, metrics.csv, table.md.
 
@@ -89,20 +101,47 @@ def evaluate(
     """
     import torch
 
+    from mldm_plugin.evaluation.checkpoints import ranking
     from mldm_plugin.evaluation.evaluate import Asked, Sampling
     from mldm_plugin.evaluation.evaluate import evaluate as run
-    from mldm_plugin.evaluation.results import as_markdown
     from mldm_plugin.plugins import load_plugins
 
-    sampling = Sampling(sampler, steps, guidance, repetitions, seed, resolution)
+    of_run = _complete(given, checkpoints)
+    sampling = Sampling(sampler, steps, guidance, repetitions, seed, given.pop("resolution"))
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
-    asked = Asked(models, out, metrics=wanted, sampling=sampling, precision=getattr(torch, precision), **given)  # type: ignore[arg-type]
+    how: Any = {"metrics": wanted, "sampling": sampling, "precision": getattr(torch, precision)}
+    asked = Asked([*models, *of_run], out, **how, **given)
     results = run(asked, load_plugins(names), "mldm " + " ".join(sys.argv[1:]))
     if results:
-        click.echo(as_markdown(results))
-        for strong, why in results["warnings"]:
-            click.echo(f"mind: {strong} {why}")
-        for why in dict.fromkeys(results["missing"].values()):
-            names_of = ", ".join(name for name, reason in results["missing"].items() if reason == why)
-            click.echo(f"not measured: {names_of}: {why}")
+        _tell(results)
+        if of_run:
+            click.echo(ranking(results, of_run))
         click.echo(f"Look at {out / 'report.html'}")
+
+
+def _tell(results: dict[str, Any]) -> None:
+    """The table, and what must be known beside it."""
+    from mldm_plugin.evaluation.results import as_markdown
+
+    click.echo(as_markdown(results))
+    for strong, why in results["warnings"]:
+        click.echo(f"mind: {strong} {why}")
+    for why in dict.fromkeys(results["missing"].values()):
+        names_of = ", ".join(name for name, reason in results["missing"].items() if reason == why)
+        click.echo(f"not measured: {names_of}: {why}")
+
+
+def _complete(given: dict[str, Any], run: Path | None) -> list[str]:
+    """The models of --checkpoints; what was not given is taken from that run, or has its default."""
+    from mldm_plugin.evaluation.checkpoints import models_of_run, settings_of_run
+
+    if given["number"] is None:
+        given["number"] = PROMPTS if run is None else 0
+    if run is None:
+        return []
+    models = models_of_run(run)
+    for name, value in settings_of_run(run).items():
+        given[name] = given[name] or value
+    if given["data"] is None:
+        raise MldmError("--checkpoints needs photographs that are held out: give --data.")
+    return models

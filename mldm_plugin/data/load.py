@@ -43,13 +43,13 @@ def open_rows(
     return rows
 
 
-def open_held_out(folder: str) -> tuple[datasets.Dataset, str]:
+def open_held_out(folder: str, cache: str | None = None) -> tuple[datasets.Dataset, str]:
     """The rows of a folder's split `validation`, else `test`, else whichever it has, and the name of that split.
 
     Raises:
         DataError: it cannot be opened.
     """
-    splits = _open_splits(None, None, folder, None, False)
+    splits = _open_splits(None, None, folder, cache, False)
     split = next((name for name in HELD_OUT if name in splits), next(iter(splits)))
     return splits[split], split
 
@@ -58,7 +58,7 @@ def _open_splits(name: str | None, config: str | None, folder: str | None, cache
     try:
         if name is not None:
             return load_dataset(name, config, cache_dir=cache, data_dir=folder)
-        if every_file and not _holds_parquet(folder):
+        if folder is not None and every_file and is_one_split(folder):
             return load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
         return load_dataset(folder, cache_dir=cache)
     except Exception as error:
@@ -69,8 +69,9 @@ def _open_splits(name: str | None, config: str | None, folder: str | None, cache
         ) from error
 
 
-def _holds_parquet(folder: str | None) -> bool:
-    return folder is not None and any(Path(folder).rglob("*.parquet"))
+def is_one_split(folder: str) -> bool:
+    """Whether `open_rows` with `every_file` takes every picture of a folder, those of its `validation/` too."""
+    return not any(Path(folder).rglob("*.parquet"))
 
 
 def check_rows(training_set: TrainingSet, indices: Iterable[int]) -> list[str]:

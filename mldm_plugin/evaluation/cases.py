@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -63,22 +63,30 @@ class Photographs:
         return len(self.captions)
 
 
-def open_photographs(folder: Path, resolution: int) -> Photographs:
+def open_photographs(
+    folder: Path, resolution: int, *, columns: Mapping[str, str] | None = None, cache: str | None = None
+) -> Photographs:
     """The validation or test split of an image folder, or all of it where it has none, which is warned of.
+
+    Args:
+        folder: with a metadata.jsonl, or parquet files.
+        resolution: side of the framed pictures.
+        columns: names of columns, by those of `Columns`; the others have the names that docs/data.md gives them.
+        cache: folder of `datasets`.
 
     Raises:
         DataError: a folder that cannot be read, or without captions.
     """
-    rows, split = open_held_out(str(folder))
+    rows, split = open_held_out(str(folder), cache)
     if split not in HELD_OUT:
         log.warning(f"{folder} has no split 'validation' or 'test': are its pictures held out from every training?")
     present = rows.column_names
-    if "text" not in present:
-        raise DataError(f"{folder} has no column 'text', expected captions in metadata.jsonl (docs/data.md).")
-    there: Any = {name: column if column in present else None for name, column in COLUMNS.items()}
-    columns = Columns(**there)
-    photographs = TrainingSet(rows, columns, resolution=resolution)
-    captions = [text[0] if isinstance(text, list) and text else text for text in rows["text"]]
+    named: Any = {"picture": "image", "caption": "text", **COLUMNS, **(columns or {})}
+    if (caption := named["caption"]) not in present:
+        raise DataError(f"{folder} has no column {caption!r}, expected captions in metadata.jsonl (docs/data.md).")
+    there: Any = {name: one if one in present or name not in COLUMNS else None for name, one in named.items()}
+    photographs = TrainingSet(rows, Columns(**there), resolution=resolution)
+    captions = [text[0] if isinstance(text, list) and text else text for text in rows[caption]]
     for number, text in enumerate(captions):
         if not isinstance(text, str):
             raise DataError(f"row {number} of {folder}: the caption is {text!r}, expected a text.")

@@ -114,9 +114,10 @@ class Evaluation:
         self.models = [model for model in self.models if model.name not in self.failed]
         if not self.models:
             raise MldmError("no model could be evaluated. " + " ".join(self.failed.values()))
-        metrics = self.make_metrics()
+        metrics = self.make_metrics() if self.cases else Metrics()
         metrics.missing |= self.missing
-        self.measure(metrics)
+        if self.cases:  # else only photographs are looked at, in one step
+            self.measure(metrics)
         self.processes.wait()
         results = {} if self.processes.rank else write_results(self, metrics, command)
         self.processes.wait()

@@ -48,15 +48,22 @@ def _first(names: tuple[str, ...], used: set[str], otherwise: str) -> str:
 
 def networks_of_losses(model: Model) -> set[str]:
     """The networks that the losses of a model's runs look with, by the preset in their folders."""
-    found = set()
+    found: set[str] = set()
     for run in model.runs:
-        for folder in (Path(run.what), Path(run.what).parent):
+        for folder in (Path(run.what), *Path(run.what).parents[:2]):  # RUN/checkpoint-N/controlnet
             path = folder / "preset.yaml"
             if path.is_file():
-                losses = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("losses") or {}
-                for name, options in losses.items():
-                    network = (options or {}).get("network", LOSS_NETWORKS.get(name))
-                    if network and (options or {}).get("weight", 0):
-                        found.add(TRUNKS.get(network, network))
+                found |= networks_in(path.read_text(encoding="utf-8"))
                 break
     return found
+
+
+def networks_in(preset: str) -> set[str]:
+    """The networks that the losses of a preset, as YAML, look with."""
+    losses = (yaml.safe_load(preset) or {}).get("losses") or {}
+    networks = {
+        (options or {}).get("network", LOSS_NETWORKS.get(name))
+        for name, options in losses.items()
+        if (options or {}).get("weight", 0)
+    }
+    return {TRUNKS.get(network, network) for network in networks if network}

@@ -16,6 +16,7 @@ from mldm_plugin.errors import MldmError, nearest
 Kind = Literal["pipeline", "lora", "controlnet", "pictures"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
+LORA = "pytorch_lora_weights.safetensors"
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
 
 
@@ -81,7 +82,7 @@ def _run(what: str, base: str | None) -> Run:
         return Run(what, "pipeline")  # a name on the Hub
     if (path / "model_index.json").is_file():
         return Run(what, "pipeline")
-    if (path / "pytorch_lora_weights.safetensors").is_file():
+    if (path / LORA).is_file():
         return Run(what, "lora", _base_of(path, base, what))
     if _class_of(path) == "ControlNetModel":
         return Run(what, "controlnet", _base_of(path, base, what))
@@ -98,6 +99,11 @@ def pictures_in(run: Run) -> list[Path]:
     return sorted(file for file in Path(run.what).iterdir() if file.suffix.lower() in PICTURES)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA or a ControlNet."""
+    return (folder / LORA).is_file() or _class_of(folder) == "ControlNetModel"
+
+
 def _class_of(folder: Path) -> str | None:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
@@ -109,7 +115,7 @@ def _base_of(folder: Path, base: str | None, what: str) -> str:
     """The base that was given, or the one that a run of ours was started from."""
     if base is not None:
         return base
-    for place in (folder, folder.parent):  # a checkpoint lies inside its run
+    for place in (folder, folder.parent, folder.parent.parent):  # RUN/checkpoint-N/controlnet lies inside its run
         try:
             return json.loads((place / "arguments.json").read_text(encoding="utf-8"))["pretrained_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +127,9 @@ def _files_that_count(folder: Path, kind: Kind) -> list[Path]:
     suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
     inside = folder.iterdir() if kind in ("pictures", "lora") else folder.rglob("*")
     return sorted(
-        file for file in inside if file.suffix in suffixes and file.is_file() and "checkpoint-" not in str(file)
+        file
+        for file in inside
+        if file.suffix in suffixes and file.is_file() and "checkpoint-" not in str(file.relative_to(folder))
     )
 
 

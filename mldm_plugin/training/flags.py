@@ -161,6 +161,15 @@ class TrainerFlags(DiffusersFlags):
     panel_steps: NonNegativeInt | None = None
     """Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin 500 by default."""
 
+    evaluate_steps: PositiveInt | None = None
+    """Before the first step, every so many optimizer steps and at the end, look through the network at photographs that
+    it is not trained on, and say which step is the best (docs/evaluation_in_training.md)."""
+    evaluate_data_dir: str | None = None
+    """Folder with those photographs, laid out as --train_data_dir: its split validation or test, or all of it. By
+    default the split validation or test of --train_data_dir."""
+    evaluate_photographs: PositiveInt = 16
+    """How many of them are looked at."""
+
     @classmethod
     def ours(cls) -> list[str]:
         """The flags that diffusers' script does not have."""
@@ -191,6 +200,8 @@ class TrainerFlags(DiffusersFlags):
             yield "--cache_latents cannot hold colours that are drawn in each pass: leave out --color_jitter."
         if self.latents_cache_dir is not None and not self.cache_latents:
             yield "--latents_cache_dir is for --cache_latents; give both, or neither."
+        if self.evaluate_data_dir is not None and self.evaluate_steps is None:
+            yield "--evaluate_data_dir is for --evaluate_steps; give both, or neither."
 
     @model_validator(mode="after")
     def _complete(self) -> TrainerFlags:
@@ -313,7 +324,7 @@ class LoraFlags(TrainerFlags):
         yield from super().faults()
         if self.cache_latents and not self.center_crop:
             yield f"{NO_RANDOM_CROPS}: add --center_crop."
-        if self.loss_plugin or self.cache_latents:
+        if self.loss_plugin or self.cache_latents or self.evaluate_steps:
             yield from self._resolution_faults()
         if self.prediction_type not in (None, "epsilon", "v_prediction"):
             yield f"--prediction_type is {self.prediction_type!r}, expected epsilon or v_prediction."

@@ -26,6 +26,7 @@ from mldm_plugin.training.agreement import ReportedElsewhereError, together
 from mldm_plugin.training.batches import Batches, make_dataloader
 from mldm_plugin.training.caching import cache_latents
 from mldm_plugin.training.checkpoints import Checkpoints
+from mldm_plugin.training.evaluating import Evaluating
 from mldm_plugin.training.flags import TrainerFlags
 from mldm_plugin.training.objective import Objective
 from mldm_plugin.training.run_folder import RunFolder
@@ -109,7 +110,10 @@ class Run:
         prepared = accelerator.prepare(trainer.trained, optimizer, loader, scheduler)
         self.model, self.optimizer, loader, self.lr_scheduler = prepared
         self.objective = Objective.of(preset, plugins, training_set.columns, trainer, accelerator)
+        self.evaluating = Evaluating(trainer, accelerator, preset) if flags.evaluate_steps else None
         trainer.move_frozen()
+        if self.evaluating is not None:
+            self.evaluating.read_captions()
         self.objective.prove(training_set, trainer, accelerator)
         if flags.cache_latents:
             cache_latents(training_set, trainer, accelerator, self.objective)
@@ -127,6 +131,8 @@ class Run:
         stopped = False
         quiet = not accelerator.is_local_main_process
         with StopRequest() as stop, tqdm(total=self.steps, initial=self.step, desc="steps", disable=quiet) as bar:
+            if self.step == 0 and (before := self.evaluate()):
+                accelerator.log(before, step=0)
             while self.step < self.steps and not stopped:
                 epoch = self.batches.epoch
                 for batch in self.batches.one_pass():
@@ -160,6 +166,8 @@ class Run:
         failure = self.objective.failure
         raised = [stop.received is not None, failure is not None, isinstance(failure, NonFiniteLossError)]
         numbers, (stopped, failed, nonfinite) = self.meter.mean(accelerator, raised)
+        if not failed:
+            numbers |= self.evaluate(at_end=self.step >= self.steps and not stopped)
         if not failed or nonfinite:
             self.log(numbers, bar)
         if not failed:
@@ -169,6 +177,8 @@ class Run:
                 self.sample()
         if stopped or nonfinite or (not failed and self.step % flags.checkpointing_steps == 0):
             self.checkpoints.save(self.step, self.batches.state())
+            if self.evaluating is not None and accelerator.is_main_process:
+                self.evaluating.file.write()  # which checkpoints there are has changed
         if failed:
             with together(accelerator):
                 if failure is not None:
@@ -189,7 +199,13 @@ class Run:
         shown = {k: v for k, v in record.items() if v is not None and k != "step"}
         self.accelerator.log(shown, step=self.step)
         bar.update(1)
-        bar.set_postfix(shown)
+        bar.set_postfix({k: v for k, v in shown.items() if not k.startswith("evaluate/")})
+
+    def evaluate(self, *, at_end: bool = False) -> dict[str, float | None]:
+        """What photographs that are held out say of the network as it is, if it is time to ask."""
+        if self.evaluating is None or (self.step % (self.flags.evaluate_steps or 1) and not at_end):
+            return {}
+        return self.evaluating(self.step)
 
     def sample(self, *, final: bool = False) -> list[Sampled]:
         """Validation pictures, if any are asked for; at the end of a run by the weights that were stored."""
@@ -207,6 +223,8 @@ class Run:
             sampled = self.sample(final=True)
             if self.repository is not None:
                 hub.upload(self.trainer.what, self.flags, self.repository, sampled)
+        if self.evaluating is not None and self.accelerator.is_main_process and not stopped:
+            self.accelerator.print(self.evaluating.file.conclusion())
         self.accelerator.end_training()
 
     def claim_folder(self, kind: type[Trainer], preset: Preset | None) -> RunFolder:
@@ -254,6 +272,8 @@ class Run:
             return
         record.write()
         self.metrics.truncate(self.step)
+        if self.evaluating is not None:
+            self.evaluating.file.take_up(self.step)
         single = {k: v for k, v in flags.model_dump().items() if not isinstance(v, list) and k != "hub_token"}
         options = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
         self.accelerator.init_trackers(self.trainer.project, config=single, init_kwargs=options)

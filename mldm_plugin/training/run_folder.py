@@ -17,6 +17,7 @@ from mldm_plugin.training.trainer import Trainer
 
 ARGUMENTS = "arguments.json"
 PRESET = "preset.yaml"
+EVALUATION = "evaluation.json"
 
 # Flags that may change when a run is resumed: they alter no number of the steps that both runs have in common.
 FREE_ON_RESUME = frozenset(
@@ -25,12 +26,16 @@ FREE_ON_RESUME = frozenset(
         *("checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing", "set_grads_to_none"),
         *("validation_prompt", "validation_image", "validation_steps", "num_validation_images", "panel_steps"),
         *("validation_epochs", "local_rank", "latents_cache_dir"),
+        *("evaluate_steps", "evaluate_data_dir", "evaluate_photographs"),
         *("report_to", "tracker_project_name", "push_to_hub", "hub_model_id", "hub_token"),
     }
 )
 LENGTH = frozenset({"max_train_steps", "num_train_epochs"})  # free too, while the learning rate is constant
 CONSTANT = ("constant", "constant_with_warmup")
-PLACES = ("pretrained_model_name_or_path", "controlnet_model_name_or_path", "tokenizer_name", "train_data_dir")
+PLACES = (
+    *("pretrained_model_name_or_path", "controlnet_model_name_or_path", "tokenizer_name"),
+    *("train_data_dir", "evaluate_data_dir"),
+)
 
 
 class RunFolder:
@@ -75,8 +80,8 @@ class RunFolder:
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. Resume it with its own, or "
                 "choose another --output_dir."
             )
-        if not (self.path / ARGUMENTS).exists() and (self.path / PRESET).exists():
-            trained.append(PRESET)  # not ours, or not from a run that we know; never overwritten
+        if not (self.path / ARGUMENTS).exists():  # not ours, or not from a run that we know; never overwritten
+            trained += [name for name in (PRESET, EVALUATION) if (self.path / name).exists()]
         if not resuming and trained:
             way_on = ", or continue that run with --resume_from_checkpoint latest"
             if trained[0] == weights.name:  # nothing to resume, and whoever trained them wants them kept

@@ -86,10 +86,9 @@ class LoraTrainer(Trainer):
         noise = draw_noise(latents, self.flags.noise_offset)
         timesteps = draw_timesteps(latents)
         noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-        text = self.text_of(batch)
         predicts_noise = scheduler.config.prediction_type == "epsilon"
         target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
-        model_pred = model(noisy_latents, timesteps, text, return_dict=False)[0]
+        model_pred = self.predict(model, batch, noisy_latents, timesteps)
 
         weights = min_snr_weights(scheduler, timesteps, self.flags.snr_gamma)
         if weights is None:
@@ -108,6 +107,10 @@ class LoraTrainer(Trainer):
             base_loss=plain,
             **annotation_of(batch),
         )
+
+    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The output of the U-Net `model`."""
+        return model(noisy_latents, timesteps, self.text_of(batch), return_dict=False)[0]
 
     def save(self, folder: Path) -> None:
         """As a pipeline's `load_lora_weights` reads it, in float32."""

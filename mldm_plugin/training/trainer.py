@@ -109,6 +109,11 @@ class Trainer(ABC):
         diffusers' script. `draw_timesteps` gives t of each of some latents (N, …), (N,)."""
 
     @abstractmethod
+    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """What `model`, or the U-Net that it steers, answers to z_t (N, C, h, w) at t (N,), with the captions and hints
+        of a batch."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what is trained into a folder, in the format of diffusers' script."""
 
