@@ -61,6 +61,8 @@ def test_the_demo_trains_three_times_and_compares(trainer_here, tmp_path, monkey
     assert f"{same_time['steps']} steps" in told
     assert "held out" not in told + logged, "the photographs are a split of their own"
     assert (out / "report" / "report.html").stat().st_size > 50_000
+    places = {command[command.index("--train_data_dir") + 1] for command in trainer_here}
+    assert places == {str(out / "data" / "train")}, "this trainer reads every picture below its folder"
     seen = {path.name for path in (out / "data" / "train").glob("*.png")}
     assert not seen & {path.name for path in (out / "data" / "validation").glob("*.png")}
     (out / "results.json").unlink()  # as if it had been killed while it compared

@@ -100,14 +100,14 @@ def run(out: Path, person: str, steps: int) -> None:
     say(f"   {learnt}; {len(HELD_OUT)} more are kept back to compare with, {data / 'validation'}")
     say("2. Training a LoRA with the plain loss")
     plain = Training("plain", out / "plain", steps)
-    train(plain, data)
+    train(plain, learnt)
     say("3. The same from the same seed, on the same batches, with Masked LDM")
     masked = Training("masked_ldm", out / "masked_ldm", steps, MASKED_LDM)
-    train(masked, data)
+    train(masked, learnt)
     longer = round(steps * seconds_a_step(masked.folder) / seconds_a_step(plain.folder))
     say(f"4. The plain loss again, for as long as Masked LDM took: {longer} steps")
     plain_longer = Training("plain_same_time", out / "plain_same_time", longer)
-    train(plain_longer, data)
+    train(plain_longer, learnt)
     say("5. Each draws the person from the same noise, and estimates the photographs that were kept back")
     compare(out, data, [masked, plain, plain_longer], judge)
 
@@ -216,9 +216,7 @@ def print_table(rows: dict[str, dict[str, Any]], judge: str) -> None:
         if name != first:
             said = "".join(f"{_turned(row[column]['difference']):>22}" for column in columns)
             say(f"   {f'{first} − {name}':<43}{said}")
-    say(
-        "   The same noise for all; 95 % intervals over the photographs; they know nothing of another seed."
-    )
+    say("   The same noise for all; 95 % intervals over the photographs; they know nothing of another seed.")
 
 
 def _turned(gap: dict[str, Any]) -> str:
