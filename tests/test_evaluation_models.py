@@ -19,10 +19,11 @@ def lora(tmp_path, tiny_pipeline):
     from diffusers import StableDiffusionPipeline
 
     folder = tmp_path / "run"
-    layers = {}
+    layers, generator = {}, torch.Generator().manual_seed(0)
     for name in ("to_q", "to_v"):
         place = f"mid_block.attentions.0.transformer_blocks.0.attn1.{name}"
-        layers |= {f"{place}.lora.down.weight": torch.ones(2, 16), f"{place}.lora.up.weight": torch.ones(16, 2)}
+        for part, shape in (("down", (2, 16)), ("up", (16, 2))):
+            layers[f"{place}.lora.{part}.weight"] = torch.randn(shape, generator=generator)
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     (folder / "arguments.json").write_text(json.dumps({"pretrained_model_name_or_path": str(tiny_pipeline)}))
     return folder
@@ -97,7 +98,9 @@ def test_what_fits_nothing_is_said_in_one_line(given, said, tmp_path, lora):
 
 
 def test_an_adapter_changes_what_is_drawn(tiny_pipeline, lora, controlnet):
-    noisy, t, text = torch.randn(1, 4, 8, 8), torch.tensor([9]), torch.randn(1, 77, 16)
+    generator = torch.Generator().manual_seed(1)
+    noisy, text = (torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 77, 16)))
+    t = torch.tensor([9])
 
     def answer(run):
         with torch.no_grad():
