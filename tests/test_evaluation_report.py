@@ -17,7 +17,7 @@ from mldm_plugin.evaluation import figures, report, showing, thumbnails
 from mldm_plugin.evaluation.cases import Case
 from mldm_plugin.evaluation.figures import write_figures
 from mldm_plugin.evaluation.latex import as_tex, escaped
-from mldm_plugin.evaluation.measuring import FACES, Metrics, measure
+from mldm_plugin.evaluation.measuring import BOXES, Metrics, measure
 from mldm_plugin.evaluation.notes import Notes, read_notes
 from mldm_plugin.evaluation.picture import FoundFace, Picture
 from mldm_plugin.evaluation.report import decimals, page, write_report
@@ -105,10 +105,12 @@ def test_the_size_is_bounded_whatever_the_pictures_hold(tmp_path, monkeypatch):
 def test_pictures_are_small_and_faces_are_cut_from_the_large_ones(tmp_path):
     results = make_results(tmp_path, models=("only",), cases=1, size=(1000, 500))
     results["faces"] = {"only": {"00000": [[0, 0, 100, 100], [500, 100, 900, 500]]}}
+    results["hands"] = {"only": {"00000": [[200, 200, 240, 240]]}}
     one = embed(results, tmp_path)["models"]["only"]["00000"]
     assert opened(one["src"]).size == (384, 192)
-    assert one["boxes"] == [[0.5, 0.2, 0.9, 1.0], [0.0, 0.0, 0.1, 0.2]]
-    assert [opened(face).size for face in one["faces"]] == [(192, 192), (130, 130)]
+    assert one["boxes"] == [[0.5, 0.2, 0.9, 1.0], [0.0, 0.0, 0.1, 0.2], [0.2, 0.4, 0.24, 0.48]]
+    assert [opened(cut).size for cut in one["cuts"]] == [(192, 192), (130, 130), (52, 52)]
+    assert one["faces"] == 2, "then come the hands"
 
 
 def opened(src):
@@ -198,13 +200,13 @@ def test_the_faces_that_a_metric_looked_at_are_written_down(tmp_path, monkeypatc
     measure([(("00000", 0), lambda: picture)], Metrics({"looks": metric}), Notes(tmp_path))
     known = read_notes(tmp_path)[("00000", 0)]
     assert known["looks"] == (1.0 if boxes is None else len(boxes))
-    assert (known[FACES].tolist() if FACES in known else None) == boxes
+    assert (known[BOXES["faces"]].tolist() if BOXES["faces"] in known else None) == boxes
     of_model = SimpleNamespace(folder=lambda *asked: tmp_path, models=[SimpleNamespace(name="m")])
-    assert showing.faces_of(of_model) == {"m": {} if boxes is None else {"00000": boxes}}
+    assert showing.boxes_of(of_model, "faces") == {"m": {} if boxes is None else {"00000": boxes}}
 
 
 def test_photographs_of_the_shown_cases_are_kept_as_the_models_see_them(tmp_path):
-    Notes(tmp_path / "measured" / "photographs").add(("00007", 0), {FACES: np.array([[1.0, 2, 3, 4]])})
+    Notes(tmp_path / "measured" / "photographs").add(("00007", 0), {BOXES["faces"]: np.array([[1.0, 2, 3, 4]])})
     looked = []
     photographs = SimpleNamespace(
         look=lambda row: looked.append(row) or SimpleNamespace(pixel_values=torch.ones(3, 6, 8))

@@ -20,7 +20,8 @@ from mldm_plugin.plugins import Plugins
 
 log = logging.getLogger(__name__)
 
-FACES = "faces@boxes"  # among the values of a picture: (k, 4) pixels of the faces that its metrics looked at
+# Among the values of a picture: (k, 4) pixels of the faces and the hands that its metrics looked at.
+BOXES = {"faces": "faces@boxes", "hands": "hands@boxes"}
 
 
 class PictureMetric(Protocol):
@@ -118,8 +119,8 @@ def measure(
         picture = make()
         values = {name: _measured(name, picture, metrics) for name in notes.lacks(key, metrics.ready)}
         found = {name: value for name, value in values.items() if name in metrics.ready}
-        if "faces" in vars(picture):  # some metric asked for them
-            found[FACES] = np.array([face.box.tolist() for face in picture.faces]).reshape(-1, 4)
+        for kind in vars(picture).keys() & BOXES:  # some metric asked for them
+            found[BOXES[kind]] = np.array([one.box.tolist() for one in getattr(picture, kind)]).reshape(-1, 4)
         notes.add(key, found)
 
 

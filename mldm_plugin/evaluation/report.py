@@ -69,7 +69,7 @@ def page(results: dict[str, Any], embedded: dict[str, Any]) -> str:
 def for_page(results: dict[str, Any], embedded: dict[str, Any]) -> dict[str, Any]:
     """What the page's script reads: the results with their digits cut, and the pictures."""
     metrics = [{**metric, "decimals": decimals(metric)} for metric in results["metrics"]]
-    return {**_short({**results, "metrics": metrics, "faces": None}), "embedded": embedded}
+    return {**_short({**results, "metrics": metrics, "faces": None, "hands": None}), "embedded": embedded}
 
 
 def decimals(metric: dict[str, Any]) -> int:

@@ -55,7 +55,7 @@ class Measured:
 def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
     """Compare the models by all that was measured; write metrics.json, metrics.csv, table.md and the report."""
     from mldm_plugin.evaluation.report import write_report
-    from mldm_plugin.evaluation.showing import faces_of, photographs_of
+    from mldm_plugin.evaluation.showing import boxes_of, photographs_of
     from mldm_plugin.evaluation.thumbnails import shown_cases
 
     measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation)]
@@ -74,7 +74,8 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
         "warnings": warnings_of(evaluation, metrics, measured),
         "curves": _curves(evaluation),
         "pictures": _pictures(evaluation),
-        "faces": faces_of(evaluation),
+        "faces": boxes_of(evaluation, "faces"),
+        "hands": boxes_of(evaluation, "hands"),
     }
     results = _plain(results)
     results["photographs_of_cases"] = photographs_of(evaluation, shown_cases(results))

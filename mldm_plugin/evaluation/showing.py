@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchvision.transforms.functional import to_pil_image
 
-from mldm_plugin.evaluation.measuring import FACES
+from mldm_plugin.evaluation.measuring import BOXES
 from mldm_plugin.evaluation.notes import Values, read_notes
 from mldm_plugin.records.files import write_changed
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 FOLDER = "photographs"  # of the framed photographs of the cases
 
 
-def faces_of(evaluation: Evaluation) -> dict[str, dict[str, list[list[float]]]]:
-    """model → case → the boxes of the faces in its first picture of the first run, in pixels."""
-    return {model.name: _boxes(read_notes(evaluation.folder("measured", model, 0))) for model in evaluation.models}
+def boxes_of(evaluation: Evaluation, kind: str) -> dict[str, dict[str, list[list[float]]]]:
+    """model → case → the boxes of the `faces` or `hands` in its first picture of the first run, in pixels."""
+    notes = {model.name: read_notes(evaluation.folder("measured", model, 0)) for model in evaluation.models}
+    return {model: _boxes(of_model, BOXES[kind]) for model, of_model in notes.items()}
 
 
 def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -29,7 +30,7 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
     photographs, found = evaluation.photographs, {}
     if photographs is None:
         return {}
-    boxes = _boxes(read_notes(evaluation.asked.out / "measured" / "photographs"))
+    boxes = _boxes(read_notes(evaluation.asked.out / "measured" / "photographs"), BOXES["faces"])
     wanted = set(keys)
     for case in evaluation.cases:
         if case.row is not None and case.key in wanted:
@@ -42,9 +43,9 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
     return found
 
 
-def _boxes(notes: Values) -> dict[str, list[list[float]]]:
+def _boxes(notes: Values, name: str) -> dict[str, list[list[float]]]:
     first: dict[str, Any] = {}
     for (case, _), values in sorted(notes.items(), reverse=True):
-        if FACES in values:
-            first[case] = values[FACES].tolist()
+        if name in values:
+            first[case] = values[name].tolist()
     return first

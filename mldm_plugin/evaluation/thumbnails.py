@@ -17,9 +17,11 @@ SHOWN = 48  # cases of the gallery, evenly over all; chosen: what one scrolls th
 EXTREMES = 48  # further cases, the worst and best of each metric
 RANKS = 3  # of them in each direction of each metric and model
 SIDE, QUALITY = 384, 88  # of an embedded picture; chosen: a lightbox of four on a laptop's screen
-FACE_SIDE, FACES, MARGIN = 192, 3, 0.15  # of an enlarged face, how many of a picture, how much around the box
+# Of an enlarged face or hand, how many of each of a picture, how much around the box.
+CUT_SIDE, CUTS, MARGIN = 192, 3, 0.15
 LARGEST = 24 << 20  # bytes of all pictures as text; chosen: a page that opens at once and goes through mail
 
+Boxes = Sequence[Sequence[float]]
 Row = dict[str, Any]
 
 
@@ -78,10 +80,10 @@ def embed(results: dict[str, Any], out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"gallery": [], "models": {m["name"]: {} for m in results["models"]}, "photographs": {}}
     size, spent = 0, False
     for key in keys:
-        row = {name: _embedded(path, boxes, out) for name, path, boxes in _of_models(results, key)}
+        row = {name: _embedded(path, faces, hands, out) for name, path, faces, hands in _of_models(results, key)}
         photo = photographs.get(key)
-        photo = photo and _embedded(photo["path"], photo.get("faces") or [], out)
-        size += sum(len(src) for one in (*row.values(), photo) if one for src in (one["src"], *one["faces"]))
+        photo = photo and _embedded(photo["path"], photo.get("faces") or [], [], out)
+        size += sum(len(src) for one in (*row.values(), photo) if one for src in (one["src"], *one["cuts"]))
         if size > LARGEST:
             spent = True
             break
@@ -96,14 +98,16 @@ def embed(results: dict[str, Any], out: Path) -> dict[str, Any]:
     return found
 
 
-def _of_models(results: dict[str, Any], key: str) -> Iterator[tuple[str, str, list[list[float]]]]:
+def _of_models(results: dict[str, Any], key: str) -> Iterator[tuple[str, str, Boxes, Boxes]]:
     for name, paths in results["pictures"].items():
         if key in paths:
-            yield name, paths[key], ((results.get("faces") or {}).get(name) or {}).get(key) or []
+            faces, hands = (((results.get(k) or {}).get(name) or {}).get(key) or [] for k in ("faces", "hands"))
+            yield name, paths[key], faces, hands
 
 
-def _embedded(path: str, boxes: Sequence[Sequence[float]], out: Path) -> Row | None:
-    """A picture, small, the boxes of its faces in parts of its sides, and its largest faces, enlarged."""
+def _embedded(path: str, faces: Boxes, hands: Boxes, out: Path) -> Row | None:
+    """A picture, small, the boxes of its largest faces and hands in parts of its sides, and these enlarged, the faces
+    first."""
     try:
         with Image.open(out / path) as opened:
             picture = opened.convert("RGB")
@@ -112,14 +116,18 @@ def _embedded(path: str, boxes: Sequence[Sequence[float]], out: Path) -> Row | N
         return None
     width, height = picture.size
     sides = (width, height, width, height)
-    largest = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[:FACES]
-    crops = [picture.crop(around(box, picture.size)) for box in largest]
+    largest = [*_largest(faces), *_largest(hands)]
     return {
         "src": _jpeg(picture, SIDE),
         "ratio": round(width / height, 4),
         "boxes": [[round(x / side, 4) for x, side in zip(box, sides, strict=True)] for box in largest],
-        "faces": [_jpeg(crop, FACE_SIDE) for crop in crops],
+        "faces": min(len(faces), CUTS),
+        "cuts": [_jpeg(picture.crop(around(box, picture.size)), CUT_SIDE) for box in largest],
     }
+
+
+def _largest(boxes: Boxes) -> Boxes:
+    return sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[:CUTS]
 
 
 def around(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:

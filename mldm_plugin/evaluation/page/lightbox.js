@@ -1,4 +1,4 @@
-// One prompt, all models side by side, faces enlarged beneath.
+// One prompt, all models side by side, faces and hands enlarged beneath.
 
 const PHOTOGRAPH = ''; // no model is called nothing
 const DATA = 'data:image/jpeg;base64,';
@@ -14,8 +14,8 @@ const wordsOf = (key) => (CASES.get(key) || {}).text || '';
 const altOf = (row, key) => `${row === PHOTOGRAPH ? 'The photograph' : `Picture by ${row}`} for: ${wordsOf(key) || key}`;
 const image = (picture, row, key) =>
   h('img', { src: DATA + picture.src, alt: altOf(row, key), loading: 'lazy', decoding: 'async' });
-const crops = (picture, row, key) => picture.faces.map((face, i) =>
-  h('img', { src: DATA + face, alt: `Face ${i + 1} enlarged. ${altOf(row, key)}`, class: 'face' }));
+const crops = (picture, row, key) => picture.cuts.map((cut, i) =>
+  h('img', { src: DATA + cut, alt: `${i < picture.faces ? 'Face' : 'Hand'} enlarged. ${altOf(row, key)}`, class: 'face' }));
 
 function boxes(picture) {
   return picture.boxes.map((box) => {
@@ -26,14 +26,14 @@ function boxes(picture) {
   });
 }
 
-/** A picture that enlarges its faces on hover and opens the lightbox; `keys` is where the arrow keys go. */
+/** A picture that enlarges its faces and hands on hover and opens the lightbox; `keys` is where the arrow keys go. */
 function shot(row, key, keys) {
   const picture = pictureOf(row, key);
   if (!picture) return h('span', { class: 'shot none' }, notEmbedded(row, key));
   const button = h('button', { type: 'button', class: 'shot', 'aria-label': `Enlarge. ${altOf(row, key)}`,
     onclick: () => openCase(keys, keys.indexOf(key), button) }, image(picture, row, key), boxes(picture));
   button.style.aspectRatio = picture.ratio;
-  return picture.faces.length ? hint(button, () => [rowLabel(row), h('div', { class: 'crops' }, crops(picture, row, key))], { tap: false, beside: true }) : button;
+  return picture.cuts.length ? hint(button, () => [rowLabel(row), h('div', { class: 'crops' }, crops(picture, row, key))], { tap: false, beside: true }) : button;
 }
 
 function notEmbedded(row, key) {
@@ -64,7 +64,7 @@ function litFigure(row, key) {
   const picture = pictureOf(row, key);
   return h('figure', null, h('figcaption', null, rowLabel(row)),
     picture ? h('span', { class: 'framed' }, image(picture, row, key), boxes(picture)) : h('span', { class: 'shot none' }, notEmbedded(row, key)),
-    picture && picture.faces.length ? h('div', { class: 'crops' }, crops(picture, row, key)) : null);
+    picture && picture.cuts.length ? h('div', { class: 'crops' }, crops(picture, row, key)) : null);
 }
 
 function litValues(key) {
