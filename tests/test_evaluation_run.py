@@ -127,6 +127,19 @@ def test_a_model_that_was_trained_on_is_drawn_anew(tiny_pipeline, other_pipeline
     )
 
 
+def test_another_prompt_under_the_same_number_is_drawn_anew_and_others_stay(tiny_pipeline, tmp_path):
+    prompts, models = tmp_path / "prompts.txt", (f"m={tiny_pipeline}",)
+    prompts.write_text("a man\na woman\n")
+    first = run(tmp_path / "out", *models, prompts_from=str(prompts), metrics=("brightness",))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "pictures").rglob("*.png")}
+    prompts.write_text("a man\na child\n")
+    again = run(tmp_path / "out", *models, prompts_from=str(prompts), metrics=("brightness",))
+    values = [results["metrics"][0]["values"]["m"] for results in (first, again)]
+    assert values[0][0] == values[1][0]
+    assert values[0][1] != values[1][1]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_a_model_that_fails_is_reported_and_the_rest_goes_on(tiny_pipeline, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "model_index.json").write_text("{}")
@@ -160,7 +173,7 @@ def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
 def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):
     (tmp_path / "seen").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "seen" / "holiday.png")
-    with pytest.raises(DataError, match=r"named after a prompt, as 0000\d.png"):
+    with pytest.raises(DataError, match=r"named after a prompt, as 0000\d_\w+.png"):
         run(tmp_path / "out", f"seen={tmp_path / 'seen'}", data=tiny_data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,8 @@ class Case:
     """One thing to draw.
 
     Args:
-        key: its name in files and tables; the noise depends on it, so that the order of cases changes nothing.
+        key: its name in files and tables, of its number and its text: another text under the same number is another
+            case. The noise depends on it, so that what else is drawn changes nothing.
         text: the prompt.
         people: how many people the picture should show, None where nobody knows.
         hands: how many hands it should show at least, None where nobody knows.
@@ -43,6 +45,15 @@ class Case:
     people: int | None = None
     hands: int | None = None
     row: int | None = None
+
+
+def key_of(number: int, text: str) -> str:
+    """The name of a case.
+
+    >>> key_of(7, "a man")
+    '00007_87e45d'
+    """
+    return f"{number:05d}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> li
 def case_of(photographs: Photographs, row: int) -> Case:
     """What a photograph shows by its caption and annotation."""
     example = photographs.look(row)
-    return Case(f"{row:05d}", photographs.captions[row], people_in(example), hands_in(example), row)
+    text = photographs.captions[row]
+    return Case(key_of(row, text), text, people_in(example), hands_in(example), row)
 
 
 def people_in(example: Example) -> int | None:
@@ -150,9 +162,8 @@ def shipped_prompts(name: str) -> Path:
 
 
 def _case(number: int, line: str, path: Path) -> Case:
-    key = f"{number:05d}"
     if not line.startswith("{"):
-        return Case(key, line, 1)
+        return Case(key_of(number, line), line, 1)
     try:
         given = json.loads(line)
     except json.JSONDecodeError as error:
@@ -161,4 +172,4 @@ def _case(number: int, line: str, path: Path) -> Case:
     if not isinstance(text, str) or not text or not all(n is None or isinstance(n, int) for n in numbers):
         said = "expected `text`, a prompt, `people` and `hands`, numbers"
         raise DataError(f"{path}, line {number + 1}: {said}; got {line[:80]}")
-    return Case(key, text, *numbers)
+    return Case(key_of(number, text), text, *numbers)
