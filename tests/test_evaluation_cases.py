@@ -22,9 +22,9 @@ def test_a_line_is_a_prompt_of_one_person_and_json_says_more(tmp_path):
         'a man\n\n{"text": "two women", "people": 2, "hands": 3}\n{"text": "a street", "people": null}\n', "utf-8"
     )
     assert cases_of_file(path, 9) == [
-        Case(key_of(0, "a man"), "a man", 1),
-        Case(key_of(2, "two women"), "two women", 2, 3),
-        Case(key_of(3, "a street"), "a street", None),
+        Case(key_of(0, "a man", 1, None), "a man", 1),
+        Case(key_of(2, "two women", 2, 3), "two women", 2, 3),
+        Case(key_of(3, "a street", None, None), "a street", None),
     ]
     assert len(cases_of_file(path, 2)) == 2
 
@@ -62,7 +62,7 @@ def test_the_set_that_ships_shows_people_in_many_ways():
 def test_captions_of_photographs_with_the_people_of_their_masks(tiny_data):
     photographs = open_photographs(tiny_data, 64)
     found = cases_of_photographs(photographs, 3, seed=0)
-    assert [case.key for case in found] == [key_of(case.row, case.text) for case in found]
+    assert [case.key for case in found] == [key_of(case.row, case.text, case.people, case.hands) for case in found]
     assert len(found) == 3
     assert found == cases_of_photographs(photographs, 3, seed=0)
     assert {c.row for c in found} <= {c.row for c in cases_of_photographs(photographs, 99, seed=0)}

@@ -114,6 +114,26 @@ def test_an_adapter_changes_what_is_drawn(tiny_pipeline, lora, controlnet):
     assert type(pipeline).__name__ == "StableDiffusionControlNetPipeline"
 
 
+def test_a_lora_that_fits_in_part_is_refused(tiny_pipeline, lora):
+    from safetensors.torch import load_file, save_file
+
+    file = lora / "pytorch_lora_weights.safetensors"
+    known = load_file(file)
+    foreign = {name.replace("mid_block", "middle"): value for name, value in known.items()}
+    save_file({**known, **foreign}, file)
+    with pytest.raises(MldmError, match="4 of its 8 tensors"):
+        load_pipeline(Run(str(lora), "lora", str(tiny_pipeline)), *CPU)
+
+
+def test_a_base_that_was_trained_on_changes_the_digest(lora, tiny_pipeline, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_pipeline, base)
+    before = Run(str(lora), "lora", str(base)).digest
+    file = next((base / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert Run(str(lora), "lora", str(base)).digest != before
+
+
 def test_a_lora_that_fits_nothing_is_refused(tiny_pipeline, tmp_path):
     from safetensors.torch import save_file
 
@@ -133,12 +153,14 @@ def test_damaged_weights_are_one_line(tiny_pipeline, tmp_path, content):
 
 
 def test_a_digest_is_of_the_contents(lora, tiny_pipeline):
-    run = Run(str(lora), "lora", str(tiny_pipeline))
-    before = run.digest()
-    assert before == run.digest() != Run(str(tiny_pipeline), "pipeline").digest()
+    def digest():
+        return Run(str(lora), "lora", str(tiny_pipeline)).digest
+
+    before = digest()
+    assert before == digest() != Run(str(tiny_pipeline), "pipeline").digest
     (lora / "metrics.jsonl").write_text("{}")
-    assert run.digest() == before, "logs are not weights"
+    assert digest() == before, "logs are not weights"
     file = lora / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert run.digest() != before
-    assert Run("name/on-the-hub", "pipeline").digest() == ""
+    assert digest() != before
+    assert Run("name/on-the-hub", "pipeline").digest == ""

@@ -1,10 +1,13 @@
 """A pipeline asked for one prediction answers what its network answers, for every family."""
 
+import warnings
+
 import pytest
 import torch
 from tiny_families import build
 
 from mldm_plugin.data.batch import Example
+from mldm_plugin.errors import CheckError
 from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.models import Run, load_pipeline
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS, OneStep
@@ -79,7 +82,8 @@ def random_judges(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("family", "options"), [("sd", {}), ("sd", {"prediction_type": "v_prediction"}), ("sd3", {}), ("flux", {})]
+    ("family", "options"),
+    [("sd", {}), ("sd", {"prediction_type": "v_prediction"}), ("sdxl", {}), ("sd3", {}), ("flux", {})],
 )
 def test_a_network_that_knows_the_answer_has_no_error_in_any_parametrisation(load, random_judges, family, options):
     pipeline = load(family, **options)
@@ -115,3 +119,30 @@ def test_without_mask_and_faces_the_whole_picture_is_looked_at(load, random_judg
     assert found["one_step_error"] > 0
     assert found["one_step_lpips_outside"] > 0
     assert found["one_step_face"] is found["one_step_lpips_person"] is found["one_step_error_person"] is None
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler"])
+def test_a_network_is_asked_at_the_timesteps_that_it_was_trained_at(load, random_judges, name):
+    """SDXL ships with Euler's sampler, whose own steps are σ."""
+    import diffusers
+
+    pipeline, seen = load("sdxl"), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # diffusers hands tensors to numpy
+        sampler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    one_step = OneStep(pipeline.vae, sampler, JUDGES)
+
+    def note(noisy, t, caption, example):
+        seen.append((t, float(noisy.std())))
+        return torch.zeros_like(noisy)
+
+    list(one_step(note, PHOTO, "a man", "00000"))
+    assert [t for t, _ in seen] == list(TIMESTEPS)
+    assert max(spread for _, spread in seen) < 2
+
+
+def test_edm_is_refused_not_guessed(load):
+    import diffusers
+
+    with pytest.raises(CheckError, match="EDMEulerScheduler"):
+        OneStep(load("sd").vae, diffusers.EDMEulerScheduler(), JUDGES)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.errors import DataError, MldmError, PluginError
 from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
 from mldm_plugin.plugins import load_plugins
 
@@ -60,7 +60,7 @@ def done(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory):
 
 def test_the_same_model_is_the_same_and_another_is_not(done):
     out, results = done
-    drawn = {name: pictures(out / "pictures" / name) for name in ("one", "same", "other")}
+    drawn = {name: pictures(out / "pictures" / name / "0") for name in ("one", "same", "other")}
     assert list(drawn["one"]) == [f"{case['key']}-0.png" for case in results["cases"]]
     assert all(np.array_equal(drawn["one"][n], drawn["same"][n]) for n in drawn["one"])
     (brightness,) = (metric for metric in results["metrics"] if metric["name"] == "brightness")
@@ -115,11 +115,11 @@ def test_a_model_that_was_trained_on_is_drawn_anew(tiny_pipeline, other_pipeline
     shutil.copytree(tiny_pipeline, folder)
     data = {"prompts_from": "people", "number": 2, "metrics": ("brightness",)}
     run(tmp_path / "out", f"m={folder}", **data)
-    before = pictures(tmp_path / "out" / "pictures" / "m")
+    before = pictures(tmp_path / "out" / "pictures" / "m" / "0")
     shutil.rmtree(folder)
     shutil.copytree(other_pipeline, folder)
     results = run(tmp_path / "out", f"m={folder}", **data)
-    after = pictures(tmp_path / "out" / "pictures" / "m")
+    after = pictures(tmp_path / "out" / "pictures" / "m" / "0")
     assert "made anew" in caplog.text
     assert not any(np.array_equal(before[name], after[name]) for name in before)
     assert results["metrics"][0]["models"]["m"]["value"] == pytest.approx(
@@ -157,6 +157,79 @@ def test_a_model_that_fails_is_reported_and_the_rest_goes_on(tiny_pipeline, tmp_
         run(tmp_path / "none", models[0], **data)
 
 
+def test_what_cannot_be_is_said_before_anything_is_drawn(tiny_pipeline, tiny_data, tmp_path):
+    model, out = f"m={tiny_pipeline}", tmp_path / "out"
+    with pytest.raises(PluginError, match="brigthness.*brightness"):
+        run(out, model, metrics=("brigthness",))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        run(out, model, person=tmp_path / "empty")
+    with pytest.raises(DataError, match="lies in --data"):
+        run(tiny_data / "out", model, data=tiny_data)
+    with pytest.raises(MldmError, match="not photographs"):
+        run(out, f"photographs={tiny_pipeline}")
+    assert not out.exists()
+
+
+def test_one_step_is_compared_with_the_first_model_or_with_none(tiny_pipeline, tiny_data, tmp_path, monkeypatch):
+    from mldm_plugin.evaluation import one_step
+
+    faces, lpips = one_step.FaceFeatures, one_step.LPIPSNetwork
+    monkeypatch.setattr(one_step, "FaceFeatures", lambda name: faces("dlib_resnet", "random"))
+    monkeypatch.setattr(one_step, "LPIPSNetwork", lambda name: lpips(name, "random"))
+    data = {"data": tiny_data, "number": 2, "photographs": 2, "metrics": ("brightness",)}
+    first = run(tmp_path / "out", f"a={tiny_pipeline}", **data)
+    (tmp_path / "seen").mkdir()
+    for case in first["cases"]:
+        Image.new("RGB", (64, 64)).save(tmp_path / "seen" / f"{case['key']}.png")
+    models = (f"seen={tmp_path / 'seen'}", f"a={tiny_pipeline}", f"b={tiny_pipeline}")
+    results = run(tmp_path / "out", *models, **data)
+    (error,) = (metric for metric in results["metrics"] if metric["name"] == "one_step_error")
+    assert set(error["models"]) == {"a", "b"}
+    assert error["differences"] == {}
+    assert all(curve["differences"] == {} for curve in results["curves"])
+
+
+def test_a_metric_that_gives_no_number_is_left_out_and_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (i * 100,) * 3).save(tmp_path / "a" / f"{i}.png")
+    plugin = tmp_path / "odd.py"
+    text = (Path(__file__).parent / "brightness.py").read_text()
+    plugin.write_text(text.replace("return float(picture.image.mean())", "return float('nan')"))
+    results = evaluate(asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",)), load_plugins([str(plugin)]))
+    assert "it gave nan" in results["missing"]["brightness"]
+    plugin.write_text(text.replace('better = "larger"', 'better = "lower"'))
+    results = evaluate(asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",)), load_plugins([str(plugin)]))
+    assert "expected 'smaller' or 'larger'" in results["missing"]["brightness"]
+
+
+def test_an_edited_metric_is_measured_again(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "a" / "0.png")
+    plugin, text = tmp_path / "odd.py", (Path(__file__).parent / "brightness.py").read_text()
+    found = []
+    for word in ("picture.image.mean()", "picture.image.mean() + 100"):
+        plugin.write_text(text.replace("picture.image.mean()", word, 1))
+        plugins = load_plugins([str(plugin)])
+        results = evaluate(asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",)), plugins)
+        found.append(results["metrics"][0]["models"]["a"]["value"])
+    assert found == [-1, 99]
+
+
+def test_an_unreadable_picture_takes_its_model_and_no_other(tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (16, 16), (i * 100,) * 3).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "bad" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "good" / "._0.png").write_bytes(b"of another system")
+    models = [f"{name}={tmp_path / name}" for name in ("good", "bad")]
+    results = run(tmp_path / "out", *models, metrics=("brightness",))
+    assert [model["name"] for model in results["models"]] == ["good"]
+    assert "1.png cannot be read as a picture" in results["failed"]["bad"]
+
+
 def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
     for name, shift, first in (("a", 0, 0), ("b", 20, 0), ("c", 20, 50)):
         (tmp_path / name).mkdir()
@@ -173,7 +246,7 @@ def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
 def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):
     (tmp_path / "seen").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "seen" / "holiday.png")
-    with pytest.raises(DataError, match=r"named after a prompt, as 0000\d_\w+.png"):
+    with pytest.raises(MldmError, match=r"named after a prompt, as 0000\d_\w+.png"):
         run(tmp_path / "out", f"seen={tmp_path / 'seen'}", data=tiny_data)
 
 
@@ -181,7 +254,8 @@ def test_training_seeds_are_runs_of_one_model(tiny_pipeline, other_pipeline, tmp
     models = (f"a={tiny_pipeline}", f"b={tiny_pipeline}", f"b={other_pipeline}")
     results = run(tmp_path / "out", *models, prompts_from="people", number=4, metrics=("brightness",))
     assert [len(model["runs"]) for model in results["models"]] == [1, 2]
-    assert {path.name for path in (tmp_path / "out" / "pictures").iterdir()} == {"a", "b-0", "b-1"}
+    drawn = {str(path.relative_to(tmp_path / "out" / "pictures")) for path in (tmp_path / "out").glob("pictures/*/*")}
+    assert drawn == {"a/0", "b/0", "b/1"}
 
 
 # Real processes
@@ -229,10 +303,12 @@ def test_two_processes_draw_and_find_the_same(from_one_process, tmp_path):
     )
     assert found.returncode == 0, found.stderr
     for name in ("a", "b"):
-        drawn, wanted = (pictures(out / "pictures" / name) for out in (tmp_path / "two", one))
+        drawn, wanted = (pictures(out / "pictures" / name / "0") for out in (tmp_path / "two", one))
         assert list(drawn) == list(wanted)
         assert all(np.array_equal(drawn[n], wanted[n]) for n in wanted)
     assert metrics_of(tmp_path / "two") == metrics_of(one)
+    ranks = {path.name for path in (tmp_path / "two" / "measured" / "a" / "0").glob("*.jsonl")}
+    assert ranks == {"000.jsonl", "001.jsonl"}, "both processes had their share"
 
 
 def test_killed_anywhere_it_goes_on(from_one_process, tmp_path):
@@ -249,6 +325,6 @@ def test_killed_anywhere_it_goes_on(from_one_process, tmp_path):
         process.wait()
     assert subprocess.run(arguments, env=environment(), capture_output=True).returncode == 0
     for name in ("a", "b"):
-        drawn, wanted = (pictures(out / "pictures" / name) for out in (tmp_path / "out", one))
+        drawn, wanted = (pictures(out / "pictures" / name / "0") for out in (tmp_path / "out", one))
         assert all(np.array_equal(drawn[n], wanted[n]) for n in wanted)
     assert metrics_of(tmp_path / "out") == metrics_of(one)

@@ -149,6 +149,7 @@ def test_the_number_of_cases_needed_is_that_of_the_textbook(effect):
     estimate = Estimate(effect, 0, 0, error=1 / 50**0.5)
     assert needed(estimate, 50) == math.ceil(round((1.959964 + 0.841621) ** 2 / effect**2, 6))
     assert needed(Estimate(0, 0, 0, error=1), 50) is None
+    assert needed(estimate, 50, tests=20) > needed(estimate, 50)
 
 
 def test_effects_in_words():
@@ -159,3 +160,27 @@ def test_the_same_values_give_the_same_interval():
     values = np.random.default_rng(7).normal(0, 1, (1, 30))
     assert mean(values) == mean(values.copy())
     assert statistics.DRAWS >= 10_000
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_nothing(bad):
+    """Neither in one leave-out of the jackknife nor in one training seed."""
+    found = set_difference(lambda run, cases: bad if 3 not in cases else 1.0, None, (1, 0), 20)
+    assert math.isnan(found.p)
+    assert found.holds_zero
+    seeds = paired_difference(np.array([[1.0, 2, 3], [bad, 2, 3]]), np.zeros((2, 3)))
+    assert seeds.holds_zero
+
+
+def test_no_spread_in_two_sets_shows_nothing():
+    found = unpaired_difference(row(1, 1), row(2, 2))
+    assert found.value == -1
+    assert math.isnan(found.p)
+    assert found.holds_zero
+
+
+def test_flips_of_many_cases_know_equal_sums():
+    """Four gaps of 170 are tenths and the others 0: of all flips one in eight is as far from 0."""
+    gaps = np.zeros((1, 170))
+    gaps[0, :4] = (0.1, 0.2, 0.3, 0.4)
+    assert paired_difference(gaps, np.zeros((1, 170))).p == pytest.approx(0.125, abs=0.02)

@@ -50,7 +50,7 @@ class FaceSharpness:
         if not picture.case.people or self.usual is None:
             return None
         value = self._detail(picture)
-        return NOT_FOUND if value is None else abs(float(torch.tensor(value / self.usual).log2()))
+        return NOT_FOUND if value is None else min(abs(float(torch.tensor(value / self.usual).log2())), NOT_FOUND)
 
     def _detail(self, picture: Any) -> float | None:
         if not picture.faces:

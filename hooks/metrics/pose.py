@@ -86,13 +86,18 @@ class PoseOKS(_OfPoses):
         known = None if photo is None else photo.known.keypoints
         if known is None or not len(known) or not bool((known[..., 2] > 0).any()):
             return None
-        known = known[(known[..., 2] > 0).any(-1)]
+        known = known[(known[..., 2] > 0).any(-1)] * ratio_of(picture.image, photo.image)
         if not picture.poses:
             return 0.0
         found = torch.stack([as_coco(pose) for pose in picture.poses])
         likeness = oks(found[:, None], known[None], area_of(known)[None].expand(len(found), -1))
         rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
         return float(likeness[rows, columns].sum()) / len(known)
+
+
+def ratio_of(picture: Tensor, photo: Tensor) -> Tensor:
+    """(3,) factors of x, y and v that bring keypoints of a photograph (3, H, W) into a picture of another size."""
+    return torch.tensor([picture.shape[2] / photo.shape[2], picture.shape[1] / photo.shape[1], 1.0])
 
 
 def area_of(known: Tensor) -> Tensor:

@@ -124,6 +124,8 @@ def _tell(results: dict[str, Any]) -> None:
     from mldm_plugin.evaluation.results import as_markdown
 
     click.echo(as_markdown(results))
+    for name, why in results["failed"].items():
+        click.echo(f"failed: {name}: {why}")
     for strong, why in results["warnings"]:
         click.echo(f"mind: {strong} {why}")
     for why in dict.fromkeys(results["missing"].values()):

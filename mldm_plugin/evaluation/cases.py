@@ -47,13 +47,14 @@ class Case:
     row: int | None = None
 
 
-def key_of(number: int, text: str) -> str:
-    """The name of a case.
+def key_of(number: int, text: str, *asked: int | None) -> str:
+    """The name of a case, of its number, its text and how many people and hands it asks for.
 
     >>> key_of(7, "a man")
     '00007_87e45d'
     """
-    return f"{number:05d}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    words = f"{text} {asked}".encode("utf-8", "replace")
+    return f"{number:05d}_{hashlib.sha256(words).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> li
 def case_of(photographs: Photographs, row: int) -> Case:
     """What a photograph shows by its caption and annotation."""
     example = photographs.look(row)
-    text = photographs.captions[row]
-    return Case(key_of(row, text), text, people_in(example), hands_in(example), row)
+    text, asked = photographs.captions[row], (people_in(example), hands_in(example))
+    return Case(key_of(row, text, *asked), text, *asked, row)
 
 
 def people_in(example: Example) -> int | None:
@@ -139,7 +140,7 @@ def cases_of_file(path: Path, number: int) -> list[Case]:
         DataError: a file that cannot be read or has no prompts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the prompts {path} cannot be read ({type(error).__name__}), expected text in UTF-8."
@@ -163,13 +164,13 @@ def shipped_prompts(name: str) -> Path:
 
 def _case(number: int, line: str, path: Path) -> Case:
     if not line.startswith("{"):
-        return Case(key_of(number, line), line, 1)
+        return Case(key_of(number, line, 1, None), line, 1)
     try:
         given = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number + 1}: {error}; expected a prompt, or JSON with `text`.") from error
     text, numbers = given.get("text"), (given.get("people", 1), given.get("hands"))
-    if not isinstance(text, str) or not text or not all(n is None or isinstance(n, int) for n in numbers):
+    if not isinstance(text, str) or not text or not all(n is None or (type(n) is int and n >= 0) for n in numbers):
         said = "expected `text`, a prompt, `people` and `hands`, numbers"
         raise DataError(f"{path}, line {number + 1}: {said}; got {line[:80]}")
-    return Case(key_of(number, text), text, *numbers)
+    return Case(key_of(number, text, *numbers), text, *numbers)

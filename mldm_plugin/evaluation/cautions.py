@@ -24,6 +24,7 @@ def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Mea
     if photographs is not None and photographs.split not in HELD_OUT:
         reason = "The data set has no split 'validation' or 'test'; a model trained on these looks better than it is."
         found.append(("The photographs may not be held out from training.", reason))
+    found += _other_cases(measured) + _hints(evaluation)
     if any(one.differences for one in measured):
         found += _too_few(evaluation, len(measured))
     pictures = len(evaluation.cases) * evaluation.asked.sampling.repetitions
@@ -32,6 +33,39 @@ def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Mea
         reason = f"There are {pictures}; wanted are, for {', '.join(few)}. Compare only values of the same number."
         found.append(("Few pictures for distances of sets.", reason))
     return found
+
+
+def _other_cases(measured: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Models that were measured on fewer cases than others."""
+    fewer: dict[str, tuple[int, int]] = {}
+    for one in measured:
+        counts = {model: int((~np.isnan(array).any(0)).sum()) for model, array in one.values.items()}
+        most = max(counts.values(), default=0)
+        fewer |= {model: (count, most) for model, count in counts.items() if count < most}
+    return [
+        (
+            f"{model} was measured on fewer cases.",
+            f"{count} of {most}: its mean is not of the same ones as the others'.",
+        )
+        for model, (count, most) in fewer.items()
+    ]
+
+
+def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """ControlNets that were shown nothing."""
+    photographs = evaluation.photographs
+    seen = photographs is not None and any(case.row is not None for case in evaluation.cases)
+    if seen and photographs is not None:
+        seen = photographs.look(0).conditioning_pixel_values is not None
+    blind = [model.name for model in evaluation.models if any(run.kind == "controlnet" for run in model.runs)]
+    if seen or not blind:
+        return []
+    return [
+        (
+            f"{', '.join(blind)} drew from black hints.",
+            "The prompts come without hints: give --data with a column of them.",
+        )
+    ]
 
 
 def _too_few(evaluation: Evaluation, tests: int) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ def claim(folder: Path, how: dict[str, Any]) -> Path:
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == how:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    files = [file for file in folder.iterdir() if file.is_file() and file != mark]
+    files = [file for file in folder.iterdir() if file.is_file() and MARK not in file.name]
     if files and not mark.is_file():
         raise DataError(f"{folder} holds something that no evaluation made; choose another --out.")
     if files:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mldm_plugin.errors import DataError, MldmError, WeightsError
+from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation import cases as casing
 from mldm_plugin.evaluation.cases import Case, Photographs
 from mldm_plugin.evaluation.claims import claim, stamp
@@ -88,40 +88,57 @@ class Evaluation:
         self.models = parse_models(asked.models, asked.base)
         if not self.models:
             raise MldmError("nothing to evaluate: give --model NAME=WHAT at least once.")
+        for name in asked.metrics:
+            plugins.metrics[name]  # a name that nobody registered is found before hours of drawing
+        _refuse_inside(asked)
+        self.resolution = asked.sampling.resolution or _side(self.models)
+        self.rows: list[str] = []  # of the photographs that are looked at in one step
+        self.given = {name: _pictures_or_none(getattr(asked, name)) for name in ("person", "train_data")}
         self.photographs: Photographs | None = None
         if asked.data is not None:
-            self.photographs = casing.open_photographs(asked.data, asked.sampling.resolution or _side(self.models))
+            self.photographs = casing.open_photographs(asked.data, self.resolution)
         self.cases = self.choose_cases()
         self.judges = choose_judges(network for model in self.models for network in networks_of_losses(model))
         self.failed: dict[str, str] = {}
         self.missing: dict[str, str] = {}
+        self.cautions: list[tuple[str, str]] = []
         self.share = (self.processes.rank, self.processes.number)
 
     def run(self, command: str) -> dict[str, Any]:
         """All of it, in order."""
-        with self.processes.first_alone():
-            if self.processes.rank == 0:
-                self.asked.out.mkdir(parents=True, exist_ok=True)
-                lines = [json.dumps(asdict(case)) + "\n" for case in self.cases]
-                write_text(self.asked.out / "prompts.jsonl", "".join(lines))
-        for model in self.models:
-            try:
-                for number, run in enumerate(model.runs):
-                    self.draw(model, number, run)
-            except MldmError as error:  # the others go on, and the report says what is missing
-                log.error(f"{model.name}: {error}")
-                self.failed[model.name] = str(error)
-        self.models = [model for model in self.models if model.name not in self.failed]
-        if not self.models:
-            raise MldmError("no model could be evaluated. " + " ".join(self.failed.values()))
+        self.processes.first(self.begin)
+        self.each_run(self.draw)
         metrics = self.make_metrics() if self.cases else Metrics()
         metrics.missing |= self.missing
         if self.cases:  # else only photographs are looked at, in one step
-            self.measure(metrics)
-        self.processes.wait()
-        results = {} if self.processes.rank else write_results(self, metrics, command)
-        self.processes.wait()
-        return results
+            self.measure_photographs(metrics)
+            self.each_run(partial(self.measure, metrics))
+        for missing in self.processes.gather(metrics.missing):  # what failed in one process is whole in none
+            metrics.drop(missing)
+        return {} if self.processes.rank else write_results(self, metrics, command)
+
+    def begin(self) -> None:
+        """Make the folder, with the prompts and their keys, after which pictures made elsewhere can be named."""
+        self.asked.out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(asdict(case)) + "\n" for case in self.cases]
+        write_text(self.asked.out / "prompts.jsonl", "".join(lines))
+
+    def each_run(self, work: Callable[[Model, int, Run], None]) -> None:
+        """Do something for every run; a model that fails leaves, and the report says why.
+
+        Raises:
+            MldmError: none is left.
+        """
+        for model in self.models:
+            for number, run in enumerate(model.runs):
+                error = self.processes.together(partial(work, model, number, run))
+                if error is not None:
+                    log.error(f"{model.name}: {error}")
+                    self.failed[model.name] = error
+                    break
+        self.models = [model for model in self.models if model.name not in self.failed]
+        if not self.models:
+            raise MldmError("no model could be evaluated. " + " ".join(self.failed.values()))
 
     def choose_cases(self) -> list[Case]:
         """From a file, the captions of photographs, the names of pictures, or the set that ships."""
@@ -138,30 +155,37 @@ class Evaluation:
 
     def folder(self, kind: str, model: Model, number: int) -> Path:
         """Where pictures or measurements of a run lie."""
-        return self.asked.out / kind / (model.name if len(model.runs) == 1 else f"{model.name}-{number}")
+        return self.asked.out / kind / model.name / str(number)
 
     def claim(self, folder: Path, how: dict[str, Any]) -> Path:
         """`claims.claim`, by one process for all."""
-        with self.processes.first_alone():
-            return claim(folder, how) if self.processes.rank == 0 else folder
+        self.processes.first(partial(claim, folder, how))
+        return folder
+
+    def how(self, run: Run) -> dict[str, Any]:
+        """All that pictures of a run depend on, besides their cases."""
+        hints = stamp(self.asked.data) if run.kind == "controlnet" else None
+        precision, sampling = str(self.asked.precision), asdict(self.asked.sampling)
+        return {"run": asdict(run), "digest": run.digest, "precision": precision, "sampling": sampling, "hints": hints}
 
     def draw(self, model: Model, number: int, run: Run) -> None:
         """Draw a run's pictures, and look at photographs through it in one step."""
-        if run.kind == "pictures":
-            return
         asked, sampling = self.asked, self.asked.sampling
-        how = {"run": asdict(run), "digest": run.digest(), "sampling": asdict(sampling), "precision": asked.precision}
+        if run.kind == "pictures":
+            self.files(model, number, run)  # named after the cases, or it is said now
+            return
+        how = self.how(run)
         pictures = self.claim(self.folder("pictures", model, number), how)
-        once = self.claim(
-            self.folder("one_step", model, number), {**how, "data": stamp(asked.data), "judges": asdict(self.judges)}
-        )
+        beside = {"data": stamp(asked.data), "judges": asdict(self.judges), "resolution": self.resolution}
+        once = self.claim(self.folder("one_step", model, number), {**how, "sampling": asked.sampling.seed, **beside})
         rows = []
         if self.photographs is not None and asked.photographs:
             chosen = casing.cases_of_photographs(self.photographs, asked.photographs, sampling.seed)
             rows = [case.row for case in chosen if case.row is not None]
         names = [picture_name(case, r) for r in range(sampling.repetitions) for case in self.cases]
         notes = Notes(once, self.share[0])
-        if all((pictures / name).is_file() for name in names) and len(notes.known) >= len(rows):
+        self.rows = [f"{row:05d}" for row in rows]
+        if all((pictures / name).is_file() for name in names) and all((row, 0) in notes.known for row in self.rows):
             return
         pipeline = load_pipeline(run, self.processes.device, asked.precision)
         own = pipeline.scheduler
@@ -173,7 +197,7 @@ class Evaluation:
         if self.photographs is not None and rows:
             try:
                 one_step = OneStep(pipeline.vae, own, self.judges, pipeline.device)
-            except WeightsError as error:  # the pictures are there, and the report says what is missing
+            except MldmError as error:  # the pictures are there, and the report says what is missing
                 self.missing["one_step"] = str(error)
                 return
             title = f"{model.name}, one step"
@@ -183,32 +207,35 @@ class Evaluation:
         """The metrics that can be measured here, and why others cannot."""
         asked, photographs = self.asked, self.photographs
         real = None if photographs is None else real_pictures(photographs)
-        given: dict[str, Sequence[Picture] | None] = {"photographs": real}
-        for name in ("person", "train_data"):
-            folder = getattr(asked, name)
-            given[name] = None if folder is None else pictures_of_folder(folder)
+        given: dict[str, Sequence[Picture] | None] = {"photographs": real, **self.given}
         metrics = make_metrics(self.plugins, asked.metrics, given)
         for name in metrics.of_sets if photographs is None else ():
             metrics.missing[name] = "it compares with photographs: give --data"
             del metrics.ready[name]
         return metrics
 
-    def measure(self, metrics: Metrics) -> None:
-        """Measure photographs and drawn pictures."""
-        asked = self.asked
-        beside = {name: stamp(getattr(asked, name)) for name in ("data", "person", "train_data")}
-        if self.photographs is not None:
-            notes = Notes(self.claim(asked.out / "measured" / REAL, beside), self.share[0])
-            real = [
-                ((f"{row:05d}", 0), partial(photograph, self.photographs, row)) for row in range(len(self.photographs))
-            ]
-            measure(real, metrics, notes, share=self.share, title=f"{REAL}, measured")
-        for model in self.models:
-            for number, run in enumerate(model.runs):
-                how = {"digest": run.digest(), "sampling": asdict(asked.sampling), **beside}
-                notes = Notes(self.claim(self.folder("measured", model, number), how), self.share[0])
-                title = f"{model.name}, measured"
-                measure(self.pictures(model, number, run), metrics, notes, share=self.share, title=title)
+    def measure_photographs(self, metrics: Metrics) -> None:
+        """What sets of pictures are compared with."""
+        photographs = self.photographs
+        if photographs is None or not metrics.of_sets:
+            return
+        notes = Notes(self.claim(self.asked.out / "measured" / REAL, self.beside()), self.share[0])
+        real = [((f"{row:05d}", 0), partial(photograph, photographs, row)) for row in range(len(photographs))]
+        sets = metrics.only(metrics.of_sets)
+        measure(real, sets, notes, share=self.share, title=f"{REAL}, measured")
+        metrics.drop(sets.missing)
+
+    def beside(self) -> dict[str, Any]:
+        """All that measurements depend on, besides the pictures and the metrics."""
+        folders = {name: stamp(getattr(self.asked, name)) for name in ("data", "person", "train_data")}
+        return {**folders, "resolution": self.resolution}
+
+    def measure(self, metrics: Metrics, model: Model, number: int, run: Run) -> None:
+        """Measure the pictures of a run."""
+        how = {**self.how(run), **self.beside()}
+        notes = Notes(self.claim(self.folder("measured", model, number), how), self.share[0])
+        title = f"{model.name}, measured"
+        measure(self.pictures(model, number, run), metrics, notes, share=self.share, title=title)
 
     def pictures(self, model: Model, number: int, run: Run) -> list[tuple[Key, Callable[[], Picture]]]:
         """The pictures of a run by case and repetition, each read when it is asked for."""
@@ -272,6 +299,19 @@ def pictures_of_folder(folder: Path) -> PictureList:
     if not paths:
         raise DataError(f"{folder} holds no pictures, expected a folder with .png, .jpg or .webp files.")
     return PictureList([partial(_read, path, Case(path.stem, "", 1)) for path in paths])
+
+
+def _pictures_or_none(folder: Path | None) -> PictureList | None:
+    return None if folder is None else pictures_of_folder(folder)
+
+
+def _refuse_inside(asked: Asked) -> None:
+    """Raises DataError where the report would lie among pictures that are read."""
+    out = asked.out.resolve()
+    for name in ("data", "person", "train_data"):
+        folder = getattr(asked, name)
+        if folder is not None and (out == folder.resolve() or folder.resolve() in out.parents):
+            raise DataError(f"--out {asked.out} lies in --{name.replace('_', '-')} {folder}: choose another folder.")
 
 
 def _side(models: Sequence[Model]) -> int:

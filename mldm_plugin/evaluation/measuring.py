@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mldm_plugin.errors import MldmError
+from mldm_plugin.errors import MldmError, PluginError
 from mldm_plugin.evaluation.notes import Key, Notes
 from mldm_plugin.evaluation.picture import Picture
 from mldm_plugin.plugins import Plugins
@@ -66,6 +69,24 @@ class Metrics:
     ready: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
+    def only(self, names: Sequence[str]) -> Metrics:
+        """Some of the metrics that are ready."""
+        return Metrics({name: self.ready[name] for name in names})
+
+    def drop(self, missing: Mapping[str, str]) -> None:
+        """Take out metrics that failed somewhere."""
+        for name, reason in missing.items():
+            self.missing[name] = reason
+            self.ready.pop(name, None)
+
+    def label(self, name: str) -> str:
+        """What values of a metric are written down under: its name, and what it is made of, so that none is stale."""
+        metric = self.ready[name]
+        source = inspect.getsourcefile(type(metric))
+        text = Path(source).read_bytes() if source else b""
+        words = [*getattr(metric, "networks", ()), metric.title]
+        return f"{name}@{hashlib.sha256(text + repr(words).encode()).hexdigest()[:8]}"
+
     @property
     def of_sets(self) -> list[str]:
         return [name for name, metric in self.ready.items() if isinstance(metric, SetMetric)]
@@ -94,12 +115,24 @@ def make_metrics(plugins: Plugins, wanted: Sequence[str], given: Mapping[str, Se
             metrics.missing[name] = f"it needs pictures of --{lacking[0].replace('_', '-')}"
             continue
         try:
-            metrics.ready[name] = factory(**{one: given[one] for one in given if one in asked})
+            metric = factory(**{one: given[one] for one in given if one in asked})
+            metrics.ready[name] = _checked(metric)
         except MldmError as error:
             metrics.missing[name] = str(error)
         except Exception as error:  # of a metric that somebody else wrote
             metrics.missing[name] = f"it cannot be made ({type(error).__name__}: {error})"
     return metrics
+
+
+def _checked(metric: Any) -> Any:
+    """The metric; raises PluginError for one that lacks what a table needs."""
+    wanted = ("title", "better") if isinstance(metric, SetMetric) else ("title", "better", "asks")
+    for name in wanted:
+        if not isinstance(getattr(metric, name, None), str):
+            raise PluginError(f"it has no text {name!r}: a metric has {', '.join(wanted)}.")
+    if metric.better not in ("smaller", "larger"):
+        raise PluginError(f"better is {metric.better!r}, expected 'smaller' or 'larger'.")
+    return metric
 
 
 def measure(
@@ -114,11 +147,13 @@ def measure(
 
     A metric that fails on a picture is left out from then on, with the reason in `metrics.missing`.
     """
-    own = [(key, make) for key, make in pictures[share[0] :: share[1]] if notes.lacks(key, metrics.ready)]
+    labels = {name: metrics.label(name) for name in metrics.ready}
+    own = [(key, make) for key, make in pictures[share[0] :: share[1]] if notes.lacks(key, labels.values())]
     for key, make in tqdm(own, desc=title, disable=share[0] != 0 or not own, unit="picture"):
         picture = make()
-        values = {name: _measured(name, picture, metrics) for name in notes.lacks(key, metrics.ready)}
-        found = {name: value for name, value in values.items() if name in metrics.ready}
+        lacking = set(notes.lacks(key, labels.values()))
+        values = {n: _measured(n, picture, metrics) for n in labels if labels[n] in lacking and n in metrics.ready}
+        found = {labels[name]: value for name, value in values.items() if name in metrics.ready}
         for kind in vars(picture).keys() & BOXES:  # some metric asked for them
             found[BOXES[kind]] = np.array([one.box.tolist() for one in getattr(picture, kind)]).reshape(-1, 4)
         notes.add(key, found)
@@ -131,6 +166,8 @@ def _measured(name: str, picture: Picture, metrics: Metrics) -> float | np.ndarr
             if isinstance(metric, SetMetric):
                 return metric.features(picture).detach().float().cpu().numpy()
             value = metric(picture)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"it gave {value}")
             return None if value is None else float(value)
     except Exception as error:  # of a metric that somebody else wrote: the others go on
         log.warning(f"metric {name} failed on picture {picture.case.key}: {type(error).__name__}: {error}")

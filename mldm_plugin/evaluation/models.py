@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ Kind = Literal["pipeline", "lora", "controlnet", "pictures"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
 LORA = "pytorch_lora_weights.safetensors"
+RESERVED = "photographs"  # what the report calls those of --data
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
 
 
@@ -34,15 +36,17 @@ class Run:
     kind: Kind
     base: str | None = None
 
+    @cached_property
     def digest(self) -> str:
         """Of all files that it stands for on this disk; empty for a name on the Hub."""
-        paths = [Path(one) for one in (self.what, self.base) if one is not None and Path(one).exists()]
-        found = hashlib.sha256()
-        for path in paths:
-            for file in [path] if path.is_file() else _files_that_count(path, self.kind):
+        found, kinds = hashlib.sha256(), ((self.what, self.kind), (self.base, "pipeline"))
+        paths = [(Path(one), kind) for one, kind in kinds if one is not None and Path(one).exists()]
+        for path, kind in paths:
+            for file in [path] if path.is_file() else _files_that_count(path, kind):
                 found.update(f"{file.name} {file.stat().st_size} ".encode())
                 with file.open("rb") as stream:
-                    found.update(hashlib.file_digest(stream, "sha256").digest())
+                    for chunk in iter(partial(stream.read, 1 << 20), b""):
+                        found.update(chunk)
         return found.hexdigest()[:16] if paths else ""
 
 
@@ -63,8 +67,10 @@ def parse_models(given: Sequence[str], base: str | None) -> list[Model]:
     models: dict[str, Model] = {}
     for text in given:
         name, _, what = text.partition("=")
-        if not re.fullmatch(r"[\w.+-]+", name) or not what:
-            raise MldmError(f"--model {text}: expected NAME=WHAT, the name of letters, digits, . + - and _.")
+        if not re.fullmatch(r"\w[\w.+-]*", name) or not what or name == RESERVED:
+            raise MldmError(
+                f"--model {text}: expected NAME=WHAT, the name of letters, digits, . + - and _, not {RESERVED}."
+            )
         found = sorted(glob.glob(what)) if glob.has_magic(what) else [what]  # noqa: PTH207 - may be absolute
         if not found:
             raise MldmError(f"--model {text}: nothing is called {what}.")
@@ -96,7 +102,8 @@ def _run(what: str, base: str | None) -> Run:
 
 def pictures_in(run: Run) -> list[Path]:
     """The files of a folder of pictures, by name."""
-    return sorted(file for file in Path(run.what).iterdir() if file.suffix.lower() in PICTURES)
+    files = Path(run.what).iterdir()
+    return sorted(file for file in files if file.suffix.lower() in PICTURES and not file.name.startswith("."))
 
 
 def is_adapter(folder: Path) -> bool:
@@ -123,13 +130,13 @@ def _base_of(folder: Path, base: str | None, what: str) -> str:
     raise MldmError(f"{what} is an adapter: say with --base what pipeline it was trained on.")
 
 
-def _files_that_count(folder: Path, kind: Kind) -> list[Path]:
+def _files_that_count(folder: Path, kind: str) -> list[Path]:
     suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
     inside = folder.iterdir() if kind in ("pictures", "lora") else folder.rglob("*")
     return sorted(
         file
         for file in inside
-        if file.suffix in suffixes and file.is_file() and "checkpoint-" not in str(file.relative_to(folder))
+        if file.suffix.lower() in suffixes and file.is_file() and "checkpoint-" not in str(file.relative_to(folder))
     )
 
 
@@ -155,8 +162,7 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
             path = Path(run.what)
             where = (path.parent, path.name) if path.is_file() else (path, None)
             pipeline.load_lora_weights(str(where[0]), weight_name=where[1])
-            if not any(pipeline.get_list_adapters().values()):
-                raise MldmError(f"{run.what} fits nothing in {run.base}: it would change nothing.")
+            _require_whole(pipeline, run)
     except MldmError:
         raise
     except Exception as error:  # whatever diffusers, transformers or peft say of files that are not theirs
@@ -164,6 +170,25 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         raise MldmError(f"{run.what} does not load ({type(error).__name__}: {first_line[:300]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _require_whole(pipeline: Any, run: Run) -> None:
+    """Raises MldmError for a LoRA of which the pipeline took nothing, or less than there is.
+
+    Formats cut tensors in pieces while they are converted, never together, so fewer than in the file are too few.
+    """
+    from safetensors import safe_open
+
+    path = Path(run.what)
+    files = [path] if path.is_file() else [path / "pytorch_lora_weights.safetensors"]
+    given = 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            given += sum(".alpha" not in name and "dora_scale" not in name for name in opened.keys())  # noqa: SIM118
+    parts = [part for part in pipeline.components.values() if hasattr(part, "named_parameters")]
+    taken = sum("lora_" in name for part in parts for name, _ in part.named_parameters())
+    if taken < given:
+        raise MldmError(f"{run.what} fits {run.base} in part: {taken} of its {given} tensors were taken.")
 
 
 def _dtype_argument() -> str:

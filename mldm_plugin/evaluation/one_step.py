@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mldm_plugin.data.batch import Example
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents, stable_diffusion_snr
+from mldm_plugin.errors import CheckError
 from mldm_plugin.evaluation.cases import Photographs
 from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.notes import Notes
@@ -67,8 +68,9 @@ class OneStep:
     """
 
     def __init__(self, vae: Any, noise_scheduler: Any, judges: Judges, device: Any = "cpu") -> None:
-        self.schedule = NoiseSchedule.from_scheduler(noise_scheduler)
-        self.decoder, self.device = LatentDecoder(vae), device
+        self.schedule = training_schedule(noise_scheduler)
+        statistics = {name: vae.config.get(name) for name in ("latents_mean", "latents_std")}
+        self.decoder, self.device = LatentDecoder(vae, **statistics), device
         self.faces, self.lpips = FaceFeatures(judges.face), LPIPSNetwork(judges.lpips)  # type: ignore[arg-type]
 
     def __call__(
@@ -134,6 +136,23 @@ class OneStep:
         maps = [weighted_square(p, q, w) for p, q, w in zip(seen.layers, truth.layers, weights, strict=True)]
         total = torch.stack([masked_sum(one, mask) for one in maps]).sum(0)
         return float(total / mask.sum())
+
+
+def training_schedule(noise_scheduler: Any) -> NoiseSchedule:
+    """The schedule that a pipeline's network was trained with.
+
+    Euler's samplers, which SDXL ships with, sample by σ; their networks were trained by ᾱ.
+
+    Raises:
+        CheckError: EDM, whose network is asked otherwise.
+    """
+    name = type(noise_scheduler).__name__
+    if name.startswith("EDM"):
+        raise CheckError(f"one-step estimates are not made with {name}: its network is asked at σ, not at timesteps.")
+    if name.startswith("Euler"):
+        config = noise_scheduler.config
+        return NoiseSchedule(config.get("prediction_type", "epsilon"), noise_scheduler.alphas_cumprod)
+    return NoiseSchedule.from_scheduler(noise_scheduler)
 
 
 def measure_photographs(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object, str_to_bool
+
+from mldm_plugin.errors import MldmError
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -17,16 +24,36 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        asked = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
+        self._state = PartialState(cpu=asked or not torch.cuda.is_available())
         self.rank, self.number = self._state.process_index, self._state.num_processes
         self.device = self._state.device
 
-    def wait(self) -> None:
-        """Until all have come as far."""
-        self._state.wait_for_everyone()
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, in their order; all wait for it."""
+        return gather_object([value]) if self.number > 1 else [value]
 
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """The first process goes through the block before the others."""
-        with self._state.main_process_first():
-            yield
+    def together(self, work: Callable[[], None]) -> str | None:
+        """Do something in every process. An error in one is everybody's: its message, None if there was none."""
+        error = None
+        try:
+            work()
+        except MldmError as failure:
+            error = str(failure)
+        except Exception as failure:  # of diffusers, or of a file of somebody else
+            error = f"{type(failure).__name__}: {next(iter(str(failure).splitlines()), '')[:300]}"
+        return next((one for one in self.gather(error) if one is not None), None)
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Do something in the first process, while the others wait.
+
+        Raises:
+            MldmError: it failed, in all processes alike.
+        """
+        error = self.together(lambda: None if self.rank else _done(work))
+        if error is not None:
+            raise MldmError(error)
+
+
+def _done(work: Callable[[], object]) -> None:
+    work()

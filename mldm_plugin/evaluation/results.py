@@ -39,7 +39,6 @@ class Measured:
         values: model → (R, C), NaN where nothing was asked.
         estimates: model → its value with an interval.
         differences: model → its difference to the first model.
-        about: further numbers, by model.
     """
 
     name: str
@@ -58,7 +57,7 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
     from mldm_plugin.evaluation.showing import boxes_of, photographs_of
     from mldm_plugin.evaluation.thumbnails import shown_cases
 
-    measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation)]
+    measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation, metrics)]
     results = {
         "version": VERSION,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -100,8 +99,8 @@ def _array(notes: Sequence[Values], cases: Sequence[str], name: str) -> Array:
     for of_run in notes:
         by_case: dict[str, list[float]] = {}
         for (case, _), values in of_run.items():
-            if values.get(name) is not None:
-                by_case.setdefault(case, []).append(values[name])
+            if values.get(name) is not None:  # what is not finite is no number, but is something
+                by_case.setdefault(case, []).append(values[name] if math.isfinite(values[name]) else math.inf)
         rows.append([float(np.mean(by_case[case])) if case in by_case else math.nan for case in cases])
     return np.array(rows, dtype=np.float64)
 
@@ -111,25 +110,31 @@ def _of_pictures(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]
     cases = [case.key for case in evaluation.cases]
     for name in metrics.of_pictures:
         metric = metrics.ready[name]
-        values = {model: _array(of_model, cases, name) for model, of_model in notes.items()}
+        label = metrics.label(name)
+        values = {model: _array(of_model, cases, label) for model, of_model in notes.items()}
         if all(np.isnan(array).all() for array in values.values()):
             metrics.missing[name] = f"nothing to measure: it asks for {metric.asks}"
             continue
-        yield _compared(name, metric.title, metric.better, "picture", _names(metric), values)
+        yield _compared(evaluation, name, metric.title, metric.better, "picture", _names(metric), values)
 
 
-def _of_one_step(evaluation: Evaluation) -> Iterator[Measured]:
-    notes = {model.name: _notes(evaluation, "one_step", model) for model in evaluation.models}
-    notes = {model: of_model for model, of_model in notes.items() if all(of_model)}
-    rows = sorted({case for of_model in notes.values() for run in of_model for case, _ in run})
+def _of_one_step(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]:
+    notes, rows = _one_step_notes(evaluation), evaluation.rows
     for quantity in QUANTITIES:
         values = {model: _mean_over_t(of_model, rows, quantity.name) for model, of_model in notes.items()}
+        for model in [m for m, array in values.items() if np.isinf(array).any()]:
+            broken = int(np.isinf(values.pop(model)).any(0).sum())
+            reason = f"no finite value on {broken} of {len(rows)} photographs: the model has diverged"
+            metrics.missing[f"{quantity.name} of {model}"] = reason
         if values and not all(np.isnan(array).all() for array in values.values()):
-            judges = evaluation.judges
-            networks = (
-                (judges.trunk,) if "lpips" in quantity.name else (judges.face,) if "face" in quantity.name else ()
-            )
-            yield _compared(quantity.name, quantity.title, "smaller", "one_step", networks, values)
+            judges = {"lpips": evaluation.judges.trunk, "face": evaluation.judges.face}
+            networks = tuple(network for kind, network in judges.items() if kind in quantity.name)
+            yield _compared(evaluation, quantity.name, quantity.title, "smaller", "one_step", networks, values)
+
+
+def _one_step_notes(evaluation: Evaluation) -> dict[str, list[Values]]:
+    notes = {model.name: _notes(evaluation, "one_step", model) for model in evaluation.models}
+    return {model: of_model for model, of_model in notes.items() if all(of_model)}
 
 
 def _mean_over_t(notes: Sequence[Values], rows: Sequence[str], name: str) -> Array:
@@ -137,11 +142,19 @@ def _mean_over_t(notes: Sequence[Values], rows: Sequence[str], name: str) -> Arr
 
 
 def _compared(
-    name: str, title: str, better: str, kind: str, networks: tuple[str, ...], values: dict[str, Array]
+    evaluation: Evaluation,
+    name: str,
+    title: str,
+    better: str,
+    kind: str,
+    networks: tuple[str, ...],
+    values: dict[str, Array],
 ) -> Measured:
-    first = next(iter(values))
+    """Each model's mean, and its difference to the first model, if that was measured."""
+    first = evaluation.models[0].name
     estimates = {model: statistics.mean(array) for model, array in values.items()}
-    differences = {model: _difference(array, values[first]) for model, array in values.items() if model != first}
+    others = [model for model in values if model != first and first in values]
+    differences = {model: _difference(values[model], values[first]) for model in others}
     return Measured(name, title, better, kind, networks, values, estimates, differences)
 
 
@@ -160,8 +173,9 @@ def _of_sets(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]:
     cases = [case.key for case in evaluation.cases]
     for name in metrics.of_sets:
         metric = metrics.ready[name]
-        known = _stacked([values[name] for values in real.values() if name in values])
-        of_models = {model: [_FeaturesOfCases(run, cases, name) for run in runs] for model, runs in notes.items()}
+        label = metrics.label(name)
+        known = _stacked([values[label] for values in real.values() if label in values])
+        of_models = {model: [_FeaturesOfCases(run, cases, label) for run in runs] for model, runs in notes.items()}
         try:
             yield _compared_sets(name, metric, known, of_models, len(cases))
         except Exception as error:  # too few pictures, or a metric of somebody else: the report says so
@@ -230,7 +244,7 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
                 "p_holm": corrected[one.name, model],
                 "words": statistics.in_words(gap.effect),
                 "verdict": _verdict(one.better, gap, corrected[one.name, model]),
-                "needed": statistics.needed(gap, cases) if cases and gap.holds_zero else None,
+                "needed": _needed(gap, corrected[one.name, model], len(measured), models),
             }
             for model, gap in one.differences.items()
         }
@@ -252,6 +266,14 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
     return rows
 
 
+def _needed(gap: Estimate, p: float, tests: int, models: Sequence[Model]) -> int | None:
+    """Cases that would show the difference, where it is not shown; with training seeds more cases may not help."""
+    shown = not gap.holds_zero and p < 1 - statistics.LEVEL
+    if shown or not gap.cases or any(len(model.runs) > 1 for model in models):
+        return None
+    return statistics.needed(gap, gap.cases, tests)
+
+
 def _verdict(better: str, gap: Estimate, p: float) -> str:
     """`better`, `worse` or `not shown`: only what its interval and Holm's correction both say."""
     if math.isnan(gap.low) or gap.holds_zero or not p < 1 - statistics.LEVEL:
@@ -262,10 +284,7 @@ def _verdict(better: str, gap: Estimate, p: float) -> str:
 def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Each one-step quantity over t, by model, with intervals over photographs."""
     curves = []
-    notes = {model.name: _notes(evaluation, "one_step", model) for model in evaluation.models}
-    notes = {model: of_model for model, of_model in notes.items() if all(of_model)}
-    rows = sorted({case for of_model in notes.values() for run in of_model for case, _ in run})
-    first = next(iter(notes), None)
+    notes, rows, first = _one_step_notes(evaluation), evaluation.rows, evaluation.models[0].name
     for quantity in QUANTITIES:
         lines, gaps = {}, {}
         for model, of_model in notes.items():
@@ -273,7 +292,7 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
             if all(np.isnan(array).all() for array in arrays):
                 continue
             lines[model] = [asdict(statistics.mean(array)) for array in arrays]
-            if model != first and first in lines:
+            if model != first and first in notes:
                 theirs = [_array(notes[first], rows, f"{quantity.name}@{t}") for t in TIMESTEPS]
                 pairs = zip(arrays, theirs, strict=True)
                 gaps[model] = [asdict(statistics.paired_difference(a, b)) for a, b in pairs]
@@ -298,7 +317,7 @@ def _pictures(evaluation: Evaluation) -> dict[str, dict[str, str]]:
 
 def _model(model: Model) -> dict[str, Any]:
     def said(run: Run) -> dict[str, Any]:
-        return {**asdict(run), "digest": run.digest()}
+        return {**asdict(run), "digest": run.digest}
 
     return {"name": model.name, "runs": [said(run) for run in model.runs]}
 

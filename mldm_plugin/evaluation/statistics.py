@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Estimate:
         low, high: ends of the 95 % interval; NaN where there is too little to say.
         p: two-sided, of the value being 0.
         error: its standard error.
+        cases: how many it is of.
         effect: the mean difference in units of the cases' standard deviation (Cohen's d_z); NaN where not defined.
     """
 
@@ -41,6 +42,7 @@ class Estimate:
     p: float = math.nan
     error: float = math.nan
     effect: float = math.nan
+    cases: int = 0
 
     @property
     def holds_zero(self) -> bool:
@@ -56,7 +58,7 @@ def mean(values: Array, seed: int = 0) -> Estimate:
 def paired_difference(one: Array, other: Array, seed: int = 0) -> Estimate:
     """The mean of `one` − `other`, (R, C) and (S, C), case by case: the same cases are drawn for both."""
     known = ~(np.isnan(one).any(0) | np.isnan(other).any(0))
-    return _estimate(one[:, known], other[:, known], seed)
+    return replace(_estimate(one[:, known], other[:, known], seed), cases=int(known.sum()))
 
 
 def unpaired_difference(one: Array, other: Array, seed: int = 0) -> Estimate:
@@ -125,14 +127,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def needed(estimate: Estimate, cases: int) -> int | None:
-    """How many cases would show a true difference of this size in 80 % of evaluations at 5 %.
+def needed(estimate: Estimate, cases: int, tests: int = 1) -> int | None:
+    """How many cases would show a true difference of this size in 80 % of evaluations, one of `tests` at 5 % together.
 
-    N = n ((z₀.₉₇₅ + z₀.₈) · error / |difference|)², Cohen's formula, the error falling as 1/√n. None for no difference.
+    N = n ((z₁₋ₐ + z₀.₈) · error / |difference|)², a = .025/tests, Cohen's formula, the error falling as 1/√n. None for
+    no difference.
     """
     if not estimate.error > 0 or estimate.value == 0:
         return None
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER))
+    z = float(stats.norm.ppf(1 - (1 - LEVEL) / 2 / tests) + stats.norm.ppf(POWER))
     return math.ceil(cases * (z * estimate.error / abs(estimate.value)) ** 2)
 
 
@@ -174,7 +177,7 @@ def _sign_flips(gaps: Array, seed: int) -> float:
         return float((sums >= abs(gaps.sum()) - 1e-12 * np.abs(gaps).sum()).mean())
     generator = np.random.default_rng(seed)
     drawn = [np.abs(generator.choice((-1.0, 1.0), (100, len(gaps))) @ gaps) for _ in range(DRAWS // 100)]
-    return (1 + int((np.concatenate(drawn) >= abs(gaps.sum())).sum())) / (DRAWS + 1)
+    return (1 + int((np.concatenate(drawn) >= abs(gaps.sum()) - 1e-9 * np.abs(gaps).sum()).sum())) / (DRAWS + 1)
 
 
 def _bootstrap_means(values: Array, seed: int) -> Array:
@@ -205,8 +208,10 @@ def _by_t(value: float, errors: Sequence[float], freedom: Sequence[float], sprea
     """Student's t with Welch's and Satterthwaite's degrees of freedom for a sum of variances."""
     variance = sum(errors)
     effect = value / spread if spread > 0 else math.nan
-    if not variance > 0:
-        return Estimate(value, value, value, 1.0 if value == 0 else 0.0, 0.0, effect)
+    if variance == 0 and value == 0:
+        return Estimate(0.0, 0.0, 0.0, 1.0, 0.0, effect)
+    if not (math.isfinite(value) and math.isfinite(variance) and variance > 0):
+        return Estimate(value, math.nan, math.nan)  # no spread to judge by
     degrees = variance**2 / sum(e**2 / f for e, f in zip(errors, freedom, strict=True))
     error = math.sqrt(variance)
     reach = float(stats.t.ppf(0.5 + LEVEL / 2, degrees)) * error
