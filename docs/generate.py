@@ -149,6 +149,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "alarms": metric_tables.alarms_table,
     "sets": metric_tables.sets_table,
     "draws": metric_tables.draws_table,
+    "copies": metric_tables.copies_table,
 }
 
 

@@ -25,7 +25,7 @@ from mldm_plugin.people_mini.photos import photo_rows
 from mldm_plugin.people_mini.who import PEOPLE
 
 TRIALS = 200
-FEELINGS = ("calm", "smiling", "sad", "angry", "surprised", "disgusted", "scared", "confused", "thoughtful", "smug")
+FEELINGS = ("calm", "smiling", "sad", "angry", "surprised", "scared", "confused")
 PLACES = ("in a studio", "in a park")
 SIDE = 128
 PANELS = ("neutral", "happy", "sad", "angry", "surprised", "scared", "thoughtful", "smug")  # of each, as references
@@ -37,7 +37,7 @@ OF_SAMPLES = (
 
 
 def asked() -> Iterator[Case]:
-    """70 busts and 28 whole bodies of the seven people that people-mini knows."""
+    """49 busts and 28 whole bodies of the seven people that people-mini knows."""
     for person, who in PEOPLE.items():
         for feeling in FEELINGS:
             text = f"photo of {who.name}, {feeling}, bust, in a studio"

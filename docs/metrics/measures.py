@@ -26,9 +26,11 @@ RUNS = Path(__file__).parent.parent.parent / "runs" / "sensitivity"
 
 
 def write(part: str, found: Any) -> None:
+    """Put a part into the file of figures, a line for each."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
     figures[part] = found
-    FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n", encoding="utf-8")
+    parts = [f"{json.dumps(name)}: {json.dumps(of)}" for name, of in sorted(figures.items())]
+    FIGURES.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 class OfItsPerson:
@@ -92,6 +94,16 @@ def difference(metrics: Metrics, name: str, one: Values, other: Values, real: Va
     except Exception as error:  # no face is found in any picture
         click.echo(f"{name}: {error}")
         return Estimate(math.nan, math.nan, math.nan)
+
+
+def own(metrics: Metrics, name: str, notes: Values, real: Values, cases: Sequence[str]) -> dict[str, float]:
+    """A metric's value and its standard error over the cases."""
+    if name in metrics.of_sets:
+        value = statistic(metrics.ready[name], name, notes, real, cases)
+        found = statistics.set_difference(value, None, (1, 0), len(cases))
+    else:
+        found = statistics.mean(values_of(notes, name, cases))
+    return {"value": float(f"{found.value:.3g}"), "error": float(f"{found.error:.3g}")}
 
 
 def compared(metrics: Metrics, one: Values, other: Values, real: Values, cases: Sequence[str]) -> dict[str, Any]:
