@@ -6,11 +6,16 @@ A part stands between `<!-- generated: NAME … -->` and `<!-- end -->`. tests/t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+sys.path.append(str(Path(__file__).parent))  # tests load this file by its path
+
+import metric_tables
 
 from mldm_plugin.attach.flags import FLAGS
 from mldm_plugin.cli import main
@@ -135,6 +140,16 @@ MAKERS: dict[str, Callable[..., str]] = {
     "flags": flags_table,
     "new-loss": written_loss,
     "attach-flags": attach_flags,
+    "metrics": metric_tables.metrics_table,
+    "card": metric_tables.card_table,
+    "detectors": metric_tables.detectors_table,
+    "seen": metric_tables.seen_table,
+    "strengths": metric_tables.strengths_table,
+    "sizes": metric_tables.sizes_table,
+    "alarms": metric_tables.alarms_table,
+    "sets": metric_tables.sets_table,
+    "draws": metric_tables.draws_table,
+    "copies": metric_tables.copies_table,
 }
 
 

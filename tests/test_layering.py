@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("mldm_plugin", "hooks", "presets") for p in (ROOT / folder).rglob("*.py"))
-SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").glob("*.py")])
+SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (

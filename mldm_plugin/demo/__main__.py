@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -173,7 +172,6 @@ def compare(out: Path, data: Path, trainings: Sequence[Training], judge: str) ->
     from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
     from mldm_plugin.plugins import load_plugins
 
-    logging.getLogger("mldm_plugin").setLevel(logging.ERROR)
     asked = Asked(
         [f"{training.name}={training.folder}" for training in trainings],
         out / "report",

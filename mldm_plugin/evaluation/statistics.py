@@ -107,6 +107,8 @@ def set_difference(
     order = np.random.default_rng(0).permutation(cases)
     parts = [set(order[g::groups].tolist()) for g in range(groups)]
     without = np.array([gap(value([c for c in every if c not in part])) for part in parts])
+    if not np.isfinite(without).all():
+        return Estimate(gap(whole), math.nan, math.nan)
     over_cases = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
     errors, freedom = [over_cases], [float(groups - 1)]
     _add_runs(whole, errors, freedom)
@@ -149,9 +151,9 @@ def in_words(effect: float) -> str:
 
 def _estimate(one: Array, other: Array | None, seed: int) -> Estimate:
     runs, cases = one.shape
-    of_cases = one.mean(0) - (0 if other is None else other.mean(0))
-    if cases == 0:
+    if cases == 0 or not np.isfinite(one).all() or not (other is None or np.isfinite(other).all()):
         return Estimate(math.nan, math.nan, math.nan)
+    of_cases = one.mean(0) - (0 if other is None else other.mean(0))
     value = float(of_cases.mean())
     spread = float(of_cases.std(ddof=1)) if cases > 1 else math.nan
     effect = value / spread if spread > 0 else math.nan
