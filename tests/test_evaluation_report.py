@@ -199,7 +199,8 @@ def test_the_faces_that_a_metric_looked_at_are_written_down(tmp_path, monkeypatc
     picture = Picture(torch.zeros(3, 8, 8), Case("00000", "a person", 1))
     measure([(("00000", 0), lambda: picture)], Metrics({"looks": metric}), Notes(tmp_path))
     known = read_notes(tmp_path)[("00000", 0)]
-    assert known["looks"] == (1.0 if boxes is None else len(boxes))
+    (looks,) = (value for name, value in known.items() if name.startswith("looks@"))
+    assert looks == (1.0 if boxes is None else len(boxes))
     assert (known[BOXES["faces"]].tolist() if BOXES["faces"] in known else None) == boxes
     of_model = SimpleNamespace(folder=lambda *asked: tmp_path, models=[SimpleNamespace(name="m")])
     assert showing.boxes_of(of_model, "faces") == {"m": {} if boxes is None else {"00000": boxes}}

@@ -132,7 +132,7 @@ def test_poses_are_matched_with_whom_they_fit_and_one_not_found_counts(monkeypat
     generator = torch.Generator().manual_seed(0)
     known = torch.cat([torch.rand(2, 17, 2, generator=generator) * 60, torch.full((2, 17, 1), 2.0)], 2)
     known[1, :, 0] += 60
-    photo = SimpleNamespace(known=SimpleNamespace(keypoints=known))
+    photo = SimpleNamespace(known=SimpleNamespace(keypoints=known), image=torch.zeros(3, 64, 64))
     metric = METRICS["pose_oks"]()
 
     def value(*poses):
@@ -144,6 +144,9 @@ def test_poses_are_matched_with_whom_they_fit_and_one_not_found_counts(monkeypat
     assert value(known[0]) == pytest.approx(0.5)
     assert value() == 0
     assert value(known[0] + 100) < 0.01
+    larger = seen(people=2, poses=[known[0] * 2, known[1] * 2], image=torch.zeros(3, 128, 128))
+    larger.photo = photo
+    assert metric(larger) == pytest.approx(1), "the same pose in a picture twice as large"
     assert metric(seen(poses=[known[0]])) is None
     assert METRICS["pose_found"]()(seen(people=2, poses=[known[0]])) == 0.5
 

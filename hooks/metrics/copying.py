@@ -18,8 +18,8 @@ SIDE = 128  # chosen: a copy is seen at the size of a stamp, and is one whatever
 class Copying:
     """Likeness of a picture to the nearest one that was trained on: the cosine of VGG16's last two stages, by place.
 
-    1 is a copy. Pictures of one person in one studio are alike, too: a folder of held-out photographs, given as a further
-    model, says how much.
+    1 is a copy. Pictures of one person in one studio are alike, too: held-out photographs, as one more model, say
+    how much.
 
     Args:
         train_data: the pictures that were trained on.

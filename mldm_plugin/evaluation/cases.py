@@ -51,7 +51,7 @@ def key_of(number: int, text: str, *asked: int | None) -> str:
     """The name of a case, of its number, its text and how many people and hands it asks for.
 
     >>> key_of(7, "a man")
-    '00007_87e45d'
+    '00007_000f02'
     """
     words = f"{text} {asked}".encode("utf-8", "replace")
     return f"{number:05d}_{hashlib.sha256(words).hexdigest()[:6]}"
