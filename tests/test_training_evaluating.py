@@ -162,9 +162,9 @@ def test_a_digest_of_a_checkpoint_is_of_its_weights(lora_run, tmp_path):
     """So that what was measured of it is not taken for what a later run writes in its place."""
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(lora_run[2] / "checkpoint-2", checkpoint)
-    before = Run(str(checkpoint), "lora").digest()
+    before = Run(str(checkpoint), "lora").digest
     shutil.copy(lora_run[2] / "pytorch_lora_weights.safetensors", checkpoint)
-    assert Run(str(checkpoint), "lora").digest() != before
+    assert Run(str(checkpoint), "lora").digest != before
 
 
 def test_networks_of_the_runs_losses_do_not_judge(controlnet_run):
