@@ -1,8 +1,8 @@
 """The demo with few steps, its trainings in this process, and its pieces."""
 
 import json
-import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +10,22 @@ from run_trainer import run_here
 from weights_entries import needs_weights
 
 from mldm_plugin.demo import __main__ as demo
-from mldm_plugin.demo.__main__ import FLAGS, Training, make_room, seconds_a_step, training_command
-from mldm_plugin.demo.photos import HELD_OUT
-from mldm_plugin.errors import DataError, MldmError, WeightsError
+from mldm_plugin.errors import WeightsError
+from mldm_plugin.people_mini import unseen
+from mldm_plugin.reproduce.commands import Training
+from mldm_plugin.reproduce.recipes import RECIPES
+from mldm_plugin.reproduce.run import Reproduction
+from mldm_plugin.reproduce.scales import Person
 
 pytest.importorskip("openpeople")
+
+
+@dataclass(frozen=True)
+class Quick(Person):
+    """Drawn in two steps, once."""
+
+    noises: int = 1
+    sampler_steps: int = 2
 
 
 @pytest.fixture
@@ -25,14 +36,14 @@ def trainer_here(monkeypatch):
 
     started = []
 
-    def run(command, **_):
-        module = command.index("-m", 3)
-        assert command[1:3] == ["-m", "accelerate.commands.launch"]
-        assert command[module + 1] == "mldm_plugin.training.text_to_image_lora"
-        started.append(command)
-        return SimpleNamespace(returncode=run_here(main, command[module + 2 :]))
+    def start(training, threads, out):
+        out.write(b"")
+        assert training.words[:2] == ["-m", "mldm_plugin.training.text_to_image_lora"]
+        started.append(training.words)
+        return SimpleNamespace(returncode=run_here(main, training.words[2:]), poll=lambda: 0)
 
-    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(Training, "start", start)
+    monkeypatch.setattr("mldm_plugin.reproduce.run.LOOK", 0.01)
     return started
 
 
@@ -40,37 +51,47 @@ def trainer_here(monkeypatch):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
 def test_the_demo_trains_three_times_and_compares(trainer_here, tmp_path, monkeypatch, capfd):
     out = tmp_path / "run"
-    for name, value in (("SAMPLER_STEPS", 2), ("NOISES", 1), ("HELD_OUT", HELD_OUT[:2])):
-        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "HELD_OUT", unseen.HELD_OUT[:2])
+    monkeypatch.setattr(demo, "processes_here", lambda: 1)
+    monkeypatch.setattr(demo, "Person", Quick)
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(out), "--steps", "3"])
     assert demo.main() == 0
     told, logged = capfd.readouterr()
-    assert told.count("$ accelerate launch") == 3
+    assert told.count("$ accelerate launch") == 2
     assert told.count("--loss-plugin mldm --preset demo") == 1
     assert logged.count("reaches the network") == 2
     assert "alexnet from " in logged
     assert "(CC0)" in logged
     assert "random" not in logged
-    results = json.loads((out / "results.json").read_text())
-    assert list(results) == ["masked_ldm", "plain", "plain_same_time"]
-    masked, plain, same_time = results.values()
-    assert plain["steps"] == masked["steps"] == 3
-    assert all(0 < row["one_step_face"]["value"] < 2 for row in results.values())
-    assert masked["one_step_face"]["difference"] is None
-    assert plain["one_step_face"]["difference"]["low"] is not None
-    assert f"{same_time['steps']} steps" in told
+    results = json.loads((out / "report" / "metrics.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["masked_ldm", "plain", "plain_same_time"]
+    faces = next(metric for metric in results["metrics"] if metric["name"] == "one_step_face")
+    assert all(0 < model["value"] < 2 for model in faces["models"].values())
+    assert f"{faces['models']['plain']['value']:.3f}" in told
+    steps = int(told.partition("as Masked LDM took: ")[2].partition(" steps")[0])
+    assert trainer_here[2][trainer_here[2].index("--max_train_steps") + 1] == str(steps)
     assert "held out" not in told + logged, "the photographs are a split of their own"
     assert (out / "report" / "report.html").stat().st_size > 50_000
-    places = {command[command.index("--train_data_dir") + 1] for command in trainer_here}
+    places = {words[words.index("--train_data_dir") + 1] for words in trainer_here}
     assert places == {str(out / "data" / "train")}, "this trainer reads every picture below its folder"
     seen = {path.name for path in (out / "data" / "train").glob("*.png")}
     assert not seen & {path.name for path in (out / "data" / "validation").glob("*.png")}
-    (out / "results.json").unlink()  # as if it had been killed while it compared
     del trainer_here[:]
+    before = (out / "report" / "metrics.json").read_text()
     assert demo.main() == 0
-    assert not trainer_here
-    again = json.loads((out / "results.json").read_text())
-    assert {k: row["one_step_face"] for k, row in again.items()} == {k: r["one_step_face"] for k, r in results.items()}
+    assert not trainer_here, "what is trained is not trained again"
+    again = json.loads((out / "report" / "metrics.json").read_text())
+    assert again["metrics"] == json.loads(before)["metrics"]
+
+
+def test_the_proof_is_told_as_the_training_told_it(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        "2026 INFO x\nStart-up proof (convex mix)\n  face 0.5 reaches\n  decode resembles\n2026 INFO y\n  z\n"
+    )
+    assert demo.proof_in(log) == ["Start-up proof (convex mix)", "  face 0.5 reaches", "  decode resembles"]
+    log.write_text("nothing\n")
+    assert demo.proof_in(log) == []
 
 
 def test_without_the_judge_the_network_of_the_loss_judges_and_that_is_said(monkeypatch, capsys):
@@ -85,72 +106,38 @@ def test_without_the_judge_the_network_of_the_loss_judges_and_that_is_said(monke
     assert demo.fetch_weights() == "identity"
 
 
-def test_the_table_says_the_first_against_each_other(capsys):
+def test_the_table_says_the_first_against_each_other(tmp_path, monkeypatch, capsys):
     """What the evaluation says of the others against the first, turned round."""
-    gap = {"low": -0.2, "high": -0.1}
-    rows = {
-        name: {"steps": 3, "minutes": 1.0, **{c: {"value": 0.5, "difference": g} for c in demo.COLUMNS}}
-        for name, g in (("masked_ldm", None), ("plain", gap), ("other", {"low": None, "high": None}))
-    }
-    demo.print_table(rows, "identity")
+    gaps = {"plain": {"low": -0.2, "high": -0.1}, "plain_same_time": {"low": None, "high": None}}
+    models = {name: {"value": 0.5} for name in ("masked_ldm", *gaps)}
+    metrics = [{"name": name, "models": models, "differences": gaps} for name in demo.COLUMNS]
+    monkeypatch.setattr(demo, "seconds_a_step", lambda folder: 2.0)
+    monkeypatch.setattr(Reproduction, "mean_seconds", lambda self, arm: 2.0 if arm.name == "masked_ldm" else 1.0)
+    one = Reproduction(RECIPES["likeness"], Person(tmp_path, 30, "P009"), 1, 8)
+    demo.print_table(one, {"metrics": metrics})
     told = capsys.readouterr().out
     assert told.count("+0.100 to +0.200") == len(demo.COLUMNS)
     assert "masked_ldm − plain" in told
-
-
-def test_a_training_that_ends_early_stops_the_demo(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
-    with pytest.raises(MldmError, match="ended early.*goes on from there"):
-        demo.train(Training("plain", tmp_path / "plain", 3), tmp_path)
+    rows = [line.split()[:3] for line in told.splitlines() if line.startswith("   ") and "0.500" in line]
+    assert rows == [["masked_ldm", "30", "1.0"], ["plain", "30", "1.0"], ["plain_same_time", "60", "2.0"]]
 
 
 @pytest.mark.timeout(200)
 def test_its_command_line_is_one_that_accelerate_launches(tmp_path):
     """A real process, up to what the trainer says of a folder without pictures."""
-    command = training_command(Training("plain", tmp_path / "out", 2), tmp_path / "nothing")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 1
-    assert "error: " in done.stderr
-    assert str(tmp_path / "nothing") in done.stderr
+    training = Person(tmp_path, 2, "P009").training(RECIPES["likeness"].arms[0], 0, 2)
+    with (tmp_path / "log").open("wb") as out:
+        assert training.start(1, out).wait(180) == 1
+    told = (tmp_path / "log").read_text()
+    assert "error: " in told
+    assert str(tmp_path / "data") in told
 
 
-def test_the_commands_differ_in_the_losses_alone(tmp_path):
-    plain = Training("plain", tmp_path / "a", 7)
-    masked = Training("masked", tmp_path / "a", 7, ("--loss-plugin", "mldm"))
-    one, other = (training_command(t, tmp_path) for t in (plain, masked))
-    assert [word for word in other if word not in one] == ["--loss-plugin", "mldm"]
-    assert {"--seed", "--cache_latents", *FLAGS} <= set(one)
-
-
-def test_a_folder_is_the_demos_only_if_it_says_so(tmp_path):
-    asked = {"person": "P008", "steps": 3}
-    project = tmp_path / "project"
-    (project / "data").mkdir(parents=True)
-    for name in ("thesis.tex", "results.json", "data/metadata.jsonl"):
-        (project / name).write_text("years of work")
-    with pytest.raises(DataError, match="holds something else than a demo run"):
-        make_room(project, asked)
-    assert len(list(project.rglob("*"))) == 4
-    with pytest.raises(DataError, match="something else"):
-        make_room(project / "thesis.tex", asked)
-    out = tmp_path / "out"
-    make_room(out, asked)
-    (out / "plain").mkdir()
-    make_room(out, asked)  # it goes on
-    assert (out / "plain").exists()
-    with pytest.raises(DataError, match="unfinished demo with.*P008.*now it is.*P009"):
-        make_room(out, {"person": "P009", "steps": 3})
-    (out / "results.json").write_text("{}")
-    make_room(out, {"person": "P009", "steps": 3})
-    assert not (out / "plain").exists()
-
-
-def test_the_time_of_a_step_leaves_out_what_lies_between_two_processes(tmp_path):
-    from torch.utils.tensorboard import SummaryWriter
-
-    for name, times in (("one", (100, 101, 102)), ("two", (5000, 5004))):
-        writer = SummaryWriter(str(tmp_path / "logs" / name))
-        for step, time in enumerate(times):
-            writer.add_scalar("loss", 1.0, step, walltime=time)
-        writer.close()
-    assert seconds_a_step(tmp_path) == pytest.approx((2 + 4) / 3)
+def test_the_commands_differ_in_the_losses_and_the_length_alone(tmp_path):
+    one = Person(tmp_path, 7, "P009")
+    masked, plain, longer = (
+        one.training(arm, 0, n) for arm, n in zip(RECIPES["likeness"].arms, (7, 7, 9), strict=True)
+    )
+    extra = ["--loss-plugin", "mldm", "--preset", "demo", str(masked.folder)]
+    assert [word for word in masked.words if word not in plain.words] == extra
+    assert [word for word in longer.words if word not in plain.words] == ["9", str(longer.folder)]

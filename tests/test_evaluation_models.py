@@ -114,6 +114,48 @@ def test_an_adapter_changes_what_is_drawn(tiny_pipeline, lora, controlnet):
     assert type(pipeline).__name__ == "StableDiffusionControlNetPipeline"
 
 
+def test_a_lora_is_merged_and_draws_as_it_does_beside_the_weights(tiny_pipeline, lora):
+    from diffusers import StableDiffusionPipeline
+
+    merged = load_pipeline(Run(str(lora), "lora", str(tiny_pipeline)), *CPU).unet
+    beside = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
+    beside.load_lora_weights(lora)
+    assert any("lora" in name for name, _ in beside.unet.named_parameters())
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    noisy, text = (torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 77, 16)))
+    with torch.no_grad():
+        one, other = (u(noisy, torch.tensor([9]), encoder_hidden_states=text).sample for u in (merged, beside.unet))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_seeds_are_the_runs_own_and_arms_of_the_same_seeds_are_paired(lora):
+    for seed in (1, 2):
+        run = shutil.copytree(lora, lora.parent / f"run-s{seed}")
+        (run / "arguments.json").write_text(json.dumps({"seed": seed, "pretrained_model_name_or_path": "x"}))
+    one, two = (lora.parent / f"run-s{seed}" for seed in (1, 2))
+    both, same, turned, unknown = parse_models(
+        [
+            f"{n}={r}"
+            for n, runs in (("a", (one, two)), ("b", (one, two)), ("c", (two, one)), ("d", (one, lora)))
+            for r in runs
+        ],
+        None,
+    )
+    assert [run.seed for run in both.runs] == [1, 2]
+    assert same.has_seeds_of(both)
+    assert not turned.has_seeds_of(both)
+    assert not unknown.has_seeds_of(unknown), "a seed that nobody knows pairs nothing"
+
+
+def test_a_controlnet_that_was_trained_without_hints_asks_for_none(controlnet, lora, tiny_pipeline):
+    run = Run(str(controlnet), "controlnet", str(tiny_pipeline))
+    assert run.takes_hints
+    (controlnet / "arguments.json").write_text(json.dumps({"conditioning": "none"}))
+    assert not run.takes_hints
+    assert not Run(str(lora), "lora", str(tiny_pipeline)).takes_hints
+
+
 def test_a_lora_that_fits_in_part_is_refused(tiny_pipeline, lora):
     from safetensors.torch import load_file, save_file
 

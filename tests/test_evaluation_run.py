@@ -205,6 +205,56 @@ def test_a_metric_that_gives_no_number_is_left_out_and_named(tmp_path):
     assert "expected 'smaller' or 'larger'" in results["missing"]["brightness"]
 
 
+SPREAD = """
+from mldm_plugin import hookimpl
+
+class Spread:
+    title, better, alone = "spread", "larger", True
+
+    def features(self, picture):
+        return picture.image.mean().view(1, 1)[: int(picture.image.mean() < 0.99)]  # nothing is found in white
+
+    def distance(self, made, real):
+        if len(made) < 2:
+            raise ValueError("nothing was found")
+        return float(made.std())
+
+@hookimpl
+def register_metrics(register):
+    register("spread", Spread)
+"""
+
+
+def test_a_metric_of_sets_alone_needs_no_photographs_and_a_model_without_faces_takes_it_from_no_other(tmp_path):
+    (tmp_path / "spread.py").write_text(SPREAD)
+    for name, levels in (("a", range(0, 200, 20)), ("white", [255] * 10), ("b", range(0, 100, 10))):
+        (tmp_path / name).mkdir()
+        for i, level in enumerate(levels):
+            Image.new("RGB", (16, 16), (level,) * 3).save(tmp_path / name / f"{i}.png")
+    models = [f"{name}={tmp_path / name}" for name in ("a", "white", "b")]
+    plugins = load_plugins([str(tmp_path / "spread.py")])
+    results = evaluate(asked(tmp_path / "out", *models, metrics=("spread",)), plugins)
+    (metric,) = results["metrics"]
+    assert set(metric["models"]) == {"a", "b"}
+    assert set(metric["differences"]) == {"b"}
+    assert metric["differences"]["b"]["value"] < 0
+    assert "nothing was found" in results["missing"]["spread of white"]
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_prompts_of_an_evaluation_are_drawn_again_under_their_keys(tiny_pipeline, tmp_path):
+    first = run(tmp_path / "a", f"a={tiny_pipeline}", prompts_from="people", number=3, metrics=("brightness",))
+    lines = (tmp_path / "a" / "prompts.jsonl").read_text().splitlines()
+    (tmp_path / "some.jsonl").write_text("\n".join(lines[1:]))
+    again = run(
+        tmp_path / "b", f"a={tiny_pipeline}", prompts_from=str(tmp_path / "some.jsonl"), metrics=("brightness",)
+    )
+    assert [case["key"] for case in again["cases"]] == [case["key"] for case in first["cases"]][1:]
+    for case in again["cases"]:
+        one, other = (tmp_path / x / "pictures" / "a" / "0" / f"{case['key']}-0.png" for x in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_an_edited_metric_is_measured_again(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "a" / "0.png")

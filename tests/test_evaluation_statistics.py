@@ -86,6 +86,27 @@ def test_training_seeds_widen_an_interval():
     assert alarms["seeds"] / TRIALS <= 0.08 < alarms["cases"] / TRIALS
 
 
+@pytest.mark.parametrize("of_sets", [False, True])
+def test_runs_of_the_same_seeds_are_paired(of_sets):
+    """Seeds move both models alike: pairing finds the difference that is there, and is seldom wrong where none is."""
+    generator = np.random.default_rng(9)
+
+    def compare(shift, paired):
+        seeds, hard = generator.normal(0, 1, (5, 1)), generator.normal(0, 1, (1, 40))
+        one, other = (
+            seeds + hard + generator.normal(m, 0.1, (5, 1)) + generator.normal(0, 0.1, (5, 40)) for m in (shift, 0)
+        )
+        if of_sets:
+            return set_difference(of_means(one), of_means(other), (5, 5), 40, same_seeds=paired)
+        return paired_difference(one, other, same_seeds=paired)
+
+    found = {paired: sum(not covers(compare(0.5, paired)) for _ in range(40)) for paired in (False, True)}
+    assert found[True] >= 38
+    assert found[False] <= 10
+    alarms = sum(not covers(compare(0, True)) for _ in range(TRIALS))
+    assert alarms / TRIALS <= 0.08
+
+
 def of_means(values):
     """The mean as if it were a statistic of sets."""
     return lambda run, cases: float(values[run, list(cases)].mean())

@@ -1,7 +1,8 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → people_mini → training, attach, bench → evaluation → prepare → records, planning → data → engine → decode,
-preset → perceptual, plugins → errors; hooks → the public names of mldm_plugin, errors and perceptual, never each other
+cli → demo → reproduce → people_mini → training, attach, bench → evaluation → prepare → records, planning → data →
+engine → decode, preset → perceptual, plugins → errors
+hooks → the public names of mldm_plugin, errors and perceptual, never each other
 """
 
 import ast
@@ -29,6 +30,7 @@ LAYERS = (
     {"evaluation"},
     {"training", "attach", "bench"},
     {"people_mini"},
+    {"reproduce"},
     {"demo"},
     {"cli", "__main__"},
 )

@@ -101,6 +101,8 @@ def test_registered_names_and_titles():
         "kd_vgg16": "KD of pictures (VGG16)",
         "kd_vgg16_face": "KD of faces (VGG16)",
         "kd_face": "KD of faces (dlib)",
+        "kd_alexnet_person": "KD of people (AlexNet)",
+        "kd_faceres": "KD of faces (FaceRes)",
         "kid": "KID",
     }
     assert {(metric.better, metric.least, metric.networks) for metric in made.values()} == {("smaller", 50, ())}

@@ -40,6 +40,7 @@ class Diversity:
 
     title = "diversity of faces"
     better = "larger"
+    alone = True
 
     def __init__(self) -> None:
         self.network = FaceFeatures("dlib_resnet")

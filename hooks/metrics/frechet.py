@@ -97,7 +97,7 @@ class FrechetDistance:
     """Fréchet distance of two sets of pictures, of the people in them, or of their faces.
 
     Args:
-        network: `vgg16`, `inception` (FID's own), `dinov2`, `clip`, or `dlib`, for faces alone.
+        network: `vgg16`, `alexnet`, `inception` (FID's own), `dinov2`, `clip`; `dlib` or `faceres` for faces alone.
         of: `picture`, `person` or `face`: what is compared.
         extrapolate: whether the distance of infinitely many pictures is estimated (FID∞), which costs `POINTS` times
             as much.
@@ -114,7 +114,7 @@ class FrechetDistance:
     def __init__(
         self,
         *,
-        network: Literal["vgg16", "inception", "dinov2", "clip", "dlib"] = "vgg16",
+        network: Literal["vgg16", "alexnet", "inception", "dinov2", "clip", "dlib", "faceres"] = "vgg16",
         of: Literal["picture", "person", "face"] = "picture",
         extrapolate: bool = False,
         weights: Literal["pretrained", "random"] = "pretrained",

@@ -58,7 +58,7 @@ class KernelDistance:
     """Kernel distance of two sets of pictures, of the people in them, or of their faces.
 
     Args:
-        network: `vgg16`, `inception` (KID's own), `dinov2`, `clip`, or `dlib`, for faces alone.
+        network: `vgg16`, `alexnet`, `inception` (KID's own), `dinov2`, `clip`; `dlib` or `faceres` for faces alone.
         of: `picture`, `person` or `face`: what is compared.
         weights: `pretrained`, or `random` (seeded), for tests.
         path: a folder with a network of the kind of `clip` or `dinov2`; null takes the published one.
@@ -74,7 +74,7 @@ class KernelDistance:
     def __init__(
         self,
         *,
-        network: Literal["vgg16", "inception", "dinov2", "clip", "dlib"] = "vgg16",
+        network: Literal["vgg16", "alexnet", "inception", "dinov2", "clip", "dlib", "faceres"] = "vgg16",
         of: Literal["picture", "person", "face"] = "picture",
         weights: Literal["pretrained", "random"] = "pretrained",
         path: str | None = None,
@@ -97,4 +97,7 @@ def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> Non
     register("kd_vgg16", KernelDistance)
     register("kd_vgg16_face", functools.partial(KernelDistance, of="face"))
     register("kd_face", functools.partial(KernelDistance, network="dlib", of="face"))
+    # Of networks that no loss here uses: models that VGG16 or dlib's network trained may please those.
+    register("kd_alexnet_person", functools.partial(KernelDistance, network="alexnet", of="person"))
+    register("kd_faceres", functools.partial(KernelDistance, network="faceres", of="face"))
     register("kid", functools.partial(KernelDistance, network="inception"))

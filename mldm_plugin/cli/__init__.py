@@ -11,7 +11,20 @@ from typing import IO, Any
 import click
 
 from mldm_plugin import __version__
-from mldm_plugin.cli import attach, bench, data, doctor, evaluate, losses, new_loss, plan, plugins, presets, weights
+from mldm_plugin.cli import (
+    attach,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    losses,
+    new_loss,
+    plan,
+    plugins,
+    presets,
+    reproduce,
+    weights,
+)
 from mldm_plugin.errors import MldmError
 
 
@@ -44,6 +57,7 @@ main.add_command(doctor.doctor)
 main.add_command(new_loss.new_loss)
 main.add_command(data.data)
 main.add_command(evaluate.evaluate)
+main.add_command(reproduce.reproduce)
 main.add_command(bench.bench)
 main.add_command(plan.plan)
 main.add_command(attach.run)

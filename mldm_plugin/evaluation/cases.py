@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -134,7 +135,7 @@ def hands_in(example: Example) -> int | None:
 
 def cases_of_file(path: Path, number: int) -> list[Case]:
     """The first `number` prompts of a file: a prompt a line, which shows one person, or JSON lines with `text`,
-    `people` and `hands`.
+    `people` and `hands`, as prompts.jsonl of an earlier evaluation, whose keys are kept.
 
     Raises:
         DataError: a file that cannot be read or has no prompts.
@@ -173,4 +174,6 @@ def _case(number: int, line: str, path: Path) -> Case:
     if not isinstance(text, str) or not text or not all(n is None or (type(n) is int and n >= 0) for n in numbers):
         said = "expected `text`, a prompt, `people` and `hands`, numbers"
         raise DataError(f"{path}, line {number + 1}: {said}; got {line[:80]}")
-    return Case(key_of(number, text, *numbers), text, *numbers)
+    key = given.get("key")  # of an earlier evaluation's prompts.jsonl, whose pictures have these names
+    known = isinstance(key, str) and re.fullmatch(r"\w[\w.-]*", key)
+    return Case(key if known else key_of(number, text, *numbers), text, *numbers)

@@ -57,7 +57,7 @@ def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
     seen = photographs is not None and any(case.row is not None for case in evaluation.cases)
     if seen and photographs is not None:
         seen = photographs.look(0).conditioning_pixel_values is not None
-    blind = [model.name for model in evaluation.models if any(run.kind == "controlnet" for run in model.runs)]
+    blind = [model.name for model in evaluation.models if any(run.takes_hints for run in model.runs)]
     if seen or not blind:
         return []
     return [

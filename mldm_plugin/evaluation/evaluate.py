@@ -209,7 +209,8 @@ class Evaluation:
         real = None if photographs is None else real_pictures(photographs)
         given: dict[str, Sequence[Picture] | None] = {"photographs": real, **self.given}
         metrics = make_metrics(self.plugins, asked.metrics, given)
-        for name in metrics.of_sets if photographs is None else ():
+        compare = [name for name in metrics.of_sets if not getattr(metrics.ready[name], "alone", False)]
+        for name in compare if photographs is None else ():
             metrics.missing[name] = "it compares with photographs: give --data"
             del metrics.ready[name]
         return metrics

@@ -49,7 +49,7 @@ class PictureMetric(Protocol):
 class SetMetric(Protocol):
     """A number for a set of pictures beside the photographs.
 
-    Attributes: as for `PictureMetric`.
+    Attributes: as for `PictureMetric`, and `alone`, which may be missing: whether photographs do not enter.
     """
 
     title: str

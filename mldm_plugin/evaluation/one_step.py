@@ -50,8 +50,17 @@ QUANTITIES = (
     Quantity("one_step_error_person", "error of ε, people", "the same on the latents that people cover"),
     Quantity("one_step_lpips_person", "LPIPS of x̂₀, people", "LPIPS of the decoded estimate on the people's mask"),
     Quantity("one_step_lpips_outside", "LPIPS of x̂₀, elsewhere", "the same on the rest of the picture"),
+    Quantity("one_step_blur_person", "blur of x̂₀, people", "detail that people have lost, in octaves"),
     Quantity("one_step_face", "face distance of x̂₀", "cosine distance of face embeddings, at the annotated boxes"),
 )
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A picture (1, 3, H, W) that stands for a photograph, and quantity → value."""
+
+    picture: Tensor
+    values: dict[str, float | None]
 
 
 class OneStep:
@@ -76,24 +85,43 @@ class OneStep:
     def __call__(
         self, predict: Predict, example: Example, caption: str, name: str
     ) -> Iterator[dict[str, float | None]]:
-        """For each of TIMESTEPS: quantity → value, None where the photograph has no person or no face.
+        """For each of TIMESTEPS: quantity → value, None where the photograph has no person or no face; arguments as
+        of `estimates`."""
+        for estimate in self.estimates(predict, example, caption, name, TIMESTEPS):
+            yield estimate.values
+
+    def estimates(
+        self, predict: Predict, example: Example, caption: str, name: str, timesteps: Sequence[int]
+    ) -> Iterator[Estimated]:
+        """The estimate at each timestep of Stable Diffusion's schedule, and what is measured of it.
 
         Args:
             predict: the model.
             example: the photograph with its annotation.
             caption: its text.
             name: of the photograph; its noise depends on it and on t alone.
+            timesteps: on another schedule those of the same SNR.
         """
         picture = example.pixel_values[None].to(self.device)
         with torch.no_grad():
             latents, _ = self.decoder.encode(picture)
             truth = self._looked_at(picture, example)
-            for t in TIMESTEPS:
-                yield self._at(t, predict, latents, example, caption, truth, name)
+            for t in timesteps:
+                estimate, errors = self._estimate(t, predict, latents, example, caption, name)
+                made = self.decoder(estimate)
+                yield Estimated(made, errors | self._distances(made, example, truth))
 
-    def _at(
-        self, t: int, predict: Predict, latents: Tensor, example: Example, caption: str, truth: Any, name: str
-    ) -> dict[str, float | None]:
+    def floor(self, example: Example) -> Estimated:
+        """The photograph encoded and decoded: what no estimate can be nearer to it than, by more than chance."""
+        picture = example.pixel_values[None].to(self.device)
+        with torch.no_grad():
+            made = self.decoder(self.decoder.encode(picture)[0])
+            return Estimated(made, self._distances(made, example, self._looked_at(picture, example)))
+
+    def _estimate(
+        self, t: int, predict: Predict, latents: Tensor, example: Example, caption: str, name: str
+    ) -> tuple[Tensor, dict[str, float | None]]:
+        """ẑ₀, and the error of what it is made of."""
         own_t, alpha, sigma = self._place(t)
         seed = int.from_bytes(hashlib.sha256(f"{name}/{t}".encode()).digest()[:8], "big") >> 1
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
@@ -101,22 +129,32 @@ class OneStep:
         model_pred = predict(noisy, own_t, caption, example).float()
         wanted = self.schedule.target(latents, noise, alpha, sigma)
         error = (model_pred - wanted) ** 2 * self.schedule.epsilon_factor((alpha / sigma).flatten() ** 2)
-        estimate = pred_latents(self.schedule.prediction_type, model_pred, noisy, alpha, sigma)
-        seen = self._looked_at(self.decoder(estimate), example)
-        values: dict[str, float | None] = {"one_step_error": float(error.mean())}
-        mask = example.person_mask
-        inside = None if mask is None or not bool(mask.any()) else (mask[None] > 0).float().to(latents)
-        values["one_step_error_person"] = None
+        inside = _inside(example)
+        of_person = None
         if inside is not None:
-            cover = F.interpolate(inside, latents.shape[-2:], mode="area")
-            values["one_step_error_person"] = float((error.mean(1, keepdim=True) * cover).sum() / cover.sum())
-        values["one_step_lpips_person"] = None if inside is None else self._lpips_on(inside, seen, truth)
-        outside = torch.ones_like(picture_mask(example, latents)) if inside is None else 1 - inside
-        values["one_step_lpips_outside"] = self._lpips_on(outside, seen, truth) if bool(outside.any()) else None
-        values["one_step_face"] = None
+            cover = F.interpolate(inside, latents.shape[-2:], mode="area").to(latents)
+            of_person = float((error.mean(1, keepdim=True) * cover).sum() / cover.sum())
+        errors = {"one_step_error": float(error.mean()), "one_step_error_person": of_person}
+        return pred_latents(self.schedule.prediction_type, model_pred, noisy, alpha, sigma), errors
+
+    def _distances(self, made: Tensor, example: Example, truth: Any) -> dict[str, float | None]:
+        """Of a picture to the photograph."""
+        seen, inside = self._looked_at(made, example), _inside(example)
+        everywhere = torch.ones(1, 1, *made.shape[-2:])
+        outside = everywhere if inside is None else 1 - inside
+        distances: dict[str, float | None] = {
+            "one_step_lpips_person": None if inside is None else self._lpips_on(inside.to(made), seen, truth),
+            "one_step_lpips_outside": self._lpips_on(outside.to(made), seen, truth) if bool(outside.any()) else None,
+            "one_step_blur_person": None,
+            "one_step_face": None,
+        }
+        if inside is not None:
+            mask = inside.to(made)
+            lost = (detail(truth.picture, mask) / detail(made, mask)).log2()
+            distances["one_step_blur_person"] = max(float(lost), 0.0)
         if truth.faces is not None:
-            values["one_step_face"] = float((1 - F.cosine_similarity(seen.faces, truth.faces)).mean())
-        return values
+            distances["one_step_face"] = float((1 - F.cosine_similarity(seen.faces, truth.faces)).mean())
+        return distances
 
     def _place(self, t: int) -> tuple[float, Tensor, Tensor]:
         """This schedule's timestep of the SNR that Stable Diffusion has at t, with α and σ (1, 1, 1, 1)."""
@@ -129,7 +167,7 @@ class OneStep:
         boxes, faces = example.face_boxes, None
         if boxes is not None and len(boxes):
             faces = self.faces(crop_faces(picture, [boxes.to(picture.device)], self.faces.crop))[-1].flatten(1)
-        return SimpleNamespace(layers=self.lpips(picture), faces=faces, size=picture.shape[-2:])
+        return SimpleNamespace(picture=picture, layers=self.lpips(picture), faces=faces)
 
     def _lpips_on(self, mask: Tensor, seen: Any, truth: Any) -> float:
         weights = self.lpips.channel_weights(mask)
@@ -173,6 +211,22 @@ def measure_photographs(
         notes.add((f"{row:05d}", 0), values)
 
 
-def picture_mask(example: Example, like: Tensor) -> Tensor:
-    """(1, 1, H, W) zeros of the picture's size, in the dtype and on the device of `like`."""
-    return torch.zeros(1, 1, *example.pixel_values.shape[-2:]).to(like)
+def _inside(example: Example) -> Tensor | None:
+    """(1, 1, H, W) of 1 where people are; None without any."""
+    mask = example.person_mask
+    return None if mask is None or not bool(mask.any()) else (mask[None] > 0).float()
+
+
+def detail(picture: Tensor, mask: Tensor) -> Tensor:
+    """Mean square of the Laplacian of the luma on a mask; a value for the whole, in squared units of the picture.
+
+    Args:
+        picture: (1, 3, H, W).
+        mask: (1, 1, H, W) in [0, 1], not empty.
+
+    Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000 (variance of the Laplacian).
+    """
+    luma = (picture * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1).to(picture)).sum(1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3).to(picture)
+    change = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), kernel)
+    return (change.square() * mask).sum() / mask.sum() + 1e-12

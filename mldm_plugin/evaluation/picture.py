@@ -87,11 +87,12 @@ class Picture:
 
     @cached_property
     def people(self) -> list[Tensor]:
-        """A box (4,) of each person: those of a photograph's mask, else of the bodies that are found."""
+        """A box (4,) of each person: those of a photograph's mask, else of the bodies that are found in the picture."""
         if self.known is not None and self.known.person_mask is not None:
             return [_around(self.known.person_mask[0] == k) for k in self.known.person_mask.unique() if k]
         limit = torch.tensor([self.image.shape[2], self.image.shape[1]] * 2)
-        return [pose.box.clamp(min=0).minimum(limit) for pose in self.poses]
+        boxes = [pose.box.clamp(min=0).minimum(limit) for pose in self.poses]
+        return [box for box in boxes if bool((box[2:] > box[:2]).all())]  # others lie outside of it
 
 
 def _around(mask: Tensor) -> Tensor:

@@ -153,15 +153,23 @@ def _compared(
     """Each model's mean, and its difference to the first model, if that was measured."""
     first = evaluation.models[0].name
     estimates = {model: statistics.mean(array) for model, array in values.items()}
+    same = _same_seeds(evaluation)
     others = [model for model in values if model != first and first in values]
-    differences = {model: _difference(values[model], values[first]) for model in others}
+    differences = {model: _difference(values[model], values[first], same[model]) for model in others}
     return Measured(name, title, better, kind, networks, values, estimates, differences)
 
 
-def _difference(one: Array, other: Array) -> Estimate:
+def _difference(one: Array, other: Array, same_seeds: bool) -> Estimate:
     """Case by case where they have cases in common, else of two sets of cases."""
     common = ~(np.isnan(one).any(0) | np.isnan(other).any(0))
-    return statistics.paired_difference(one, other) if common.sum() > 1 else statistics.unpaired_difference(one, other)
+    if common.sum() > 1:
+        return statistics.paired_difference(one, other, same_seeds=same_seeds)
+    return statistics.unpaired_difference(one, other)
+
+
+def _same_seeds(evaluation: Evaluation) -> dict[str, bool]:
+    """Whether a model's runs are paired with the first model's."""
+    return {model.name: model.has_seeds_of(evaluation.models[0]) for model in evaluation.models}
 
 
 # Sets
@@ -176,10 +184,9 @@ def _of_sets(evaluation: Evaluation, metrics: Metrics) -> Iterator[Measured]:
         label = metrics.label(name)
         known = _stacked([values[label] for values in real.values() if label in values])
         of_models = {model: [_FeaturesOfCases(run, cases, label) for run in runs] for model, runs in notes.items()}
-        try:
-            yield _compared_sets(name, metric, known, of_models, len(cases))
-        except Exception as error:  # too few pictures, or a metric of somebody else: the report says so
-            metrics.missing[name] = f"{type(error).__name__}: {error}"
+        found = _compared_sets(name, metric, known, of_models, len(cases), _same_seeds(evaluation), metrics.missing)
+        if found.estimates:
+            yield found
 
 
 class _FeaturesOfCases:
@@ -204,7 +211,13 @@ def _stacked(rows: Sequence[Any]) -> Any:
 
 
 def _compared_sets(
-    name: str, metric: Any, known: Any, of_models: dict[str, list[_FeaturesOfCases]], cases: int
+    name: str,
+    metric: Any,
+    known: Any,
+    of_models: dict[str, list[_FeaturesOfCases]],
+    cases: int,
+    same: dict[str, bool],
+    missing: dict[str, str],
 ) -> Measured:
     def statistic(runs: list[_FeaturesOfCases]) -> Any:
         return lambda run, some: float(metric.distance(runs[run].of(some), known))
@@ -212,11 +225,15 @@ def _compared_sets(
     first = next(iter(of_models))
     estimates, differences = {}, {}
     for model, runs in of_models.items():
-        estimates[model] = statistics.set_difference(statistic(runs), None, (len(runs), 0), cases)
-        if model != first:
+        try:
+            estimates[model] = statistics.set_difference(statistic(runs), None, (len(runs), 0), cases)
+        except Exception as error:  # too few faces in its pictures, or a metric of somebody else: the report says so
+            missing[f"{name} of {model}"] = f"{type(error).__name__}: {error}"
+            continue
+        if model != first and first in estimates:
             theirs = of_models[first]
-            sizes = (len(runs), len(theirs))
-            differences[model] = statistics.set_difference(statistic(runs), statistic(theirs), sizes, cases)
+            sizes, both = (len(runs), len(theirs)), (statistic(runs), statistic(theirs))
+            differences[model] = statistics.set_difference(*both, sizes, cases, same_seeds=same[model])
     return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences)
 
 
@@ -294,8 +311,8 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
             lines[model] = [asdict(statistics.mean(array)) for array in arrays]
             if model != first and first in notes:
                 theirs = [_array(notes[first], rows, f"{quantity.name}@{t}") for t in TIMESTEPS]
-                pairs = zip(arrays, theirs, strict=True)
-                gaps[model] = [asdict(statistics.paired_difference(a, b)) for a, b in pairs]
+                pairs, same = zip(arrays, theirs, strict=True), _same_seeds(evaluation)[model]
+                gaps[model] = [asdict(statistics.paired_difference(a, b, same_seeds=same)) for a, b in pairs]
         if lines:
             words = {"name": quantity.name, "title": quantity.title, "what": quantity.what}
             curves.append({**words, "t": TIMESTEPS, "models": lines, "differences": gaps})

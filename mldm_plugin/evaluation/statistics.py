@@ -55,10 +55,16 @@ def mean(values: Array, seed: int = 0) -> Estimate:
     return _estimate(values[:, ~np.isnan(values).any(0)], None, seed)
 
 
-def paired_difference(one: Array, other: Array, seed: int = 0) -> Estimate:
-    """The mean of `one` − `other`, (R, C) and (S, C), case by case: the same cases are drawn for both."""
+def paired_difference(one: Array, other: Array, seed: int = 0, *, same_seeds: bool = False) -> Estimate:
+    """The mean of `one` − `other`, (R, C) and (S, C), case by case: the same cases are drawn for both.
+
+    Args:
+        one, other: values.
+        seed: of the bootstrap.
+        same_seeds: whether run r of both was trained from the same seed, on the same batches, so that runs are paired.
+    """
     known = ~(np.isnan(one).any(0) | np.isnan(other).any(0))
-    return replace(_estimate(one[:, known], other[:, known], seed), cases=int(known.sum()))
+    return replace(_estimate(one[:, known], other[:, known], seed, same_seeds), cases=int(known.sum()))
 
 
 def unpaired_difference(one: Array, other: Array, seed: int = 0) -> Estimate:
@@ -76,6 +82,8 @@ def set_difference(
     other: Callable[[int, Sequence[int]], float] | None,
     runs: tuple[int, int],
     cases: int,
+    *,
+    same_seeds: bool = False,
 ) -> Estimate:
     """The difference of two statistics of sets of cases, or one statistic alone, by a jackknife over groups of cases.
 
@@ -87,6 +95,7 @@ def set_difference(
         other: the same of the first model; None for the statistic's own interval.
         runs: how many runs each has.
         cases: how many cases there are.
+        same_seeds: see `paired_difference`.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11, with groups.
     """
@@ -111,7 +120,7 @@ def set_difference(
         return Estimate(gap(whole), math.nan, math.nan)
     over_cases = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
     errors, freedom = [over_cases], [float(groups - 1)]
-    _add_runs(whole, errors, freedom)
+    _add_runs(whole, errors, freedom, same_seeds)
     return _by_t(gap(whole), errors, freedom, math.nan)
 
 
@@ -149,7 +158,7 @@ def in_words(effect: float) -> str:
     return "negligible" if size < 0.2 else "small" if size < 0.5 else "medium" if size < 0.8 else "large"
 
 
-def _estimate(one: Array, other: Array | None, seed: int) -> Estimate:
+def _estimate(one: Array, other: Array | None, seed: int, same_seeds: bool = False) -> Estimate:
     runs, cases = one.shape
     if cases == 0 or not np.isfinite(one).all() or not (other is None or np.isfinite(other).all()):
         return Estimate(math.nan, math.nan, math.nan)
@@ -161,7 +170,8 @@ def _estimate(one: Array, other: Array | None, seed: int) -> Estimate:
         return Estimate(value, math.nan, math.nan)
     if runs > 1 or (other is not None and len(other) > 1):
         errors, freedom = [spread**2 / cases], [cases - 1.0]
-        _add_runs((one.mean(1).tolist(), [] if other is None else other.mean(1).tolist()), errors, freedom)
+        of_runs = (one.mean(1).tolist(), [] if other is None else other.mean(1).tolist())
+        _add_runs(of_runs, errors, freedom, same_seeds)
         return _by_t(value, errors, freedom, spread)
     low, high = np.quantile(_bootstrap_means(of_cases, seed), _expanded(cases))
     p = math.nan if other is None else _sign_flips(of_cases, seed)
@@ -198,8 +208,12 @@ def _expanded(n: int) -> tuple[float, float]:
     return low, 1 - low
 
 
-def _add_runs(of_runs: tuple[Sequence[float], Sequence[float]], errors: list[float], freedom: list[float]) -> None:
-    """Add the variance that training seeds bring, for each model with more than one run."""
+def _add_runs(
+    of_runs: tuple[Sequence[float], Sequence[float]], errors: list[float], freedom: list[float], same_seeds: bool
+) -> None:
+    """Add the variance that training seeds bring, for each model with more than one run, or of their differences."""
+    if same_seeds:
+        of_runs = [a - b for a, b in zip(*of_runs, strict=True)], []
     for values in of_runs:
         if len(values) > 1:
             errors.append(float(np.var(values, ddof=1)) / len(values))

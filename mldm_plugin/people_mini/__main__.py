@@ -41,6 +41,29 @@ def draw(
 
 
 @main.command()
+@click.option("--out", type=FOLDER, required=True, help="The image folder; appears when it is complete.")
+@click.option("--count", required=True, type=click.IntRange(1), help="Of pictures.")
+@click.option("--start", default=0, show_default=True, help="First drawing that is looked at; about half are wanted.")
+@click.option("--held-out", is_flag=True, help="Of the tenth that is never trained on.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
+def folder(out: Path, count: int, start: int, held_out: bool, workers: int) -> None:
+    """Draw people into an image folder, with masks, face boxes and captions, for the trainers and `mldm evaluate`."""
+    from mldm_plugin.people_mini.image_folder import write_drawings
+
+    write_drawings(out, count, start, held_out=held_out, workers=workers)
+
+
+@main.command()
+@click.argument("who", type=click.Choice(("P008", "P009", "P010")))
+@click.option("--out", type=FOLDER, required=True, help="Gets train/ and validation/.")
+def person(who: str, out: Path) -> None:
+    """Write the photographs of somebody who is never trained on: ten to learn, eight to compare with."""
+    from mldm_plugin.people_mini.unseen import write_person
+
+    write_person(out, who)
+
+
+@main.command()
 @click.option("--out", type=FILE, required=True, help="The archive.")
 @click.option("--people", type=FOLDER, help="openpeople's data/curated; without it that of the installed package.")
 @click.option("--quality", default=90, show_default=True, type=click.IntRange(1, 100), help="Of WebP.")

@@ -38,13 +38,14 @@ def draw_many(folder: Path, start: int, stop: int, *, held_out: bool, quality: i
                 job(one)
                 bar.update()
         else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
                 for _ in pool.map(job, wanted):
                     bar.update()
     return paths
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """For a process among several."""
     os.environ["OMP_NUM_THREADS"] = "1"
 
 

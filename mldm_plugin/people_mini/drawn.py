@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,30 @@ def plan_of(index: int) -> Plan:
     return draw_plan(np.random.default_rng(np.random.SeedSequence([SEED, index])), DRAWN_SIZE)
 
 
-def draw_sample(index: int) -> Sample | None:
-    """Drawing number `index`, cut to a square; None where it is not wanted. It depends on nothing but the index."""
+@dataclass(frozen=True)
+class Square:
+    """A square that is cut out of a drawing of one person.
+
+    Args:
+        drawn: the drawing.
+        person: its annotation of the person.
+        box: x0, y0, x1, y1 of the square in the drawing.
+        attributes: the person's, as one table of words.
+    """
+
+    drawn: Drawn
+    person: dict[str, Any]
+    box: tuple[float, float, float, float]
+    attributes: dict[str, str]
+
+    def picture(self) -> Image.Image:
+        """128 × 128, RGB."""
+        whole = Image.open(io.BytesIO(self.drawn.jpeg)).convert("RGB")
+        return whole.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=self.box)
+
+
+def draw_square(index: int) -> Square | None:
+    """The square of drawing number `index`; None where it is not wanted. It depends on nothing but the index."""
     plan = plan_of(index)
     if not is_wanted(plan):
         return None
@@ -45,10 +68,17 @@ def draw_sample(index: int) -> Sample | None:
     shot = {"portrait": "close", "half body": "half"}.get(people[0]["attributes"]["pose"], "full")
     bust = bool(people[0]["face_valid"]) and rng.random() < BUSTS[shot]
     box = _bust(people[0], drawn, rng) if bust else _wide(people[0], drawn, rng)
-    picture = Image.open(io.BytesIO(drawn.jpeg)).convert("RGB")
-    picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=box)
     attributes = flat(people[0]["attributes"], plan.scene.name, "bust" if bust else VIEWS[shot])
-    return Sample(Record(f"drawn/{index:07d}", index, attributes=attributes, texts=drawn.captions), picture)
+    return Square(drawn, people[0], box, attributes)
+
+
+def draw_sample(index: int) -> Sample | None:
+    """Drawing number `index`, cut to a square; None where it is not wanted."""
+    square = draw_square(index)
+    if square is None:
+        return None
+    record = Record(f"drawn/{index:07d}", index, attributes=square.attributes, texts=square.drawn.captions)
+    return Sample(record, square.picture())
 
 
 def _bust(person: dict[str, Any], drawn: Drawn, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -13,6 +13,7 @@ from mldm_plugin.errors import PresetError, WeightsError, nearest
 from mldm_plugin.perceptual import fid_inception
 from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.face_networks import FaceFeatures
+from mldm_plugin.perceptual.faceres import BLOCKS
 from mldm_plugin.perceptual.fid_inception import FIDInception, fid_input
 from mldm_plugin.perceptual.frozen import Frozen, build_seeded
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
@@ -56,7 +57,9 @@ def image_network(name: str, weights: Weights = "pretrained", path: str | None =
     Args:
         name: `vgg16`, relu5_3 averaged over the picture, at 128 px (chosen: at 224 px it takes three times as long).
             `inception`, FID's, its global average, at 299 px. `clip`, the projected embedding of ViT-L/14, at 336 px.
-            `dinov2`, the class token of ViT-L/14, at 224 px. `dlib`, the embedding of a face, at 150 px.
+            `dinov2`, the class token of ViT-L/14, at 224 px. `dlib`, the embedding of a face, at 150 px. Two more for
+            models that VGG16 and dlib's network trained: `alexnet`, relu5 averaged over the picture, at 128 px, and
+            `faceres`, the embedding of a face, at 224 px.
         weights: `pretrained`, or `random` (seeded, for tests), which `clip` and `dinov2` have not.
         path: of `clip` and `dinov2`: a folder with such a network.
 
@@ -80,12 +83,18 @@ def image_network(name: str, weights: Weights = "pretrained", path: str | None =
 
 
 def _vgg16(weights: Weights) -> ImageNetwork:
-    network = LPIPSNetwork("vgg", weights)
+    return _trunk("VGG16", LPIPSNetwork("vgg", weights), 512)
 
+
+def _alexnet(weights: Weights) -> ImageNetwork:
+    return _trunk("AlexNet", LPIPSNetwork("alex", weights), 256)
+
+
+def _trunk(title: str, network: LPIPSNetwork, width: int) -> ImageNetwork:
     def embed(images: Tensor) -> Tensor:
         return network.features(images)[-1].mean(dim=(2, 3))
 
-    return ImageNetwork("VGG16", 128, 512, embed, network.networks, VGGFACE2_CROP)
+    return ImageNetwork(title, 128, width, embed, network.networks, VGGFACE2_CROP)
 
 
 def _inception(weights: Weights) -> ImageNetwork:
@@ -103,12 +112,18 @@ def _inception(weights: Weights) -> ImageNetwork:
 
 
 def _dlib(weights: Weights) -> ImageNetwork:
-    network = FaceFeatures("dlib_resnet", weights)
+    return _of_faces("dlib", FaceFeatures("dlib_resnet", weights), EMBEDDING)
 
+
+def _faceres(weights: Weights) -> ImageNetwork:
+    return _of_faces("FaceRes", FaceFeatures("faceres", weights), BLOCKS[-1][0])
+
+
+def _of_faces(title: str, network: FaceFeatures, width: int) -> ImageNetwork:
     def embed(faces: Tensor) -> Tensor:
-        return network(faces)[-1]
+        return network(faces)[-1].flatten(1)
 
-    return ImageNetwork("dlib", network.crop.size, EMBEDDING, embed, network.networks, network.crop, faces_only=True)
+    return ImageNetwork(title, network.crop.size, width, embed, network.networks, network.crop, faces_only=True)
 
 
 def _clip(path: str | None) -> ImageNetwork:
@@ -140,4 +155,4 @@ def _normalised(images: Tensor, mean: Sequence[float], deviation: Sequence[float
     return ((images + 1) / 2 - m.view(3, 1, 1)) / s.view(3, 1, 1)
 
 
-_FROM_TABLE = {"vgg16": _vgg16, "inception": _inception, "dlib": _dlib}
+_FROM_TABLE = {"vgg16": _vgg16, "alexnet": _alexnet, "inception": _inception, "dlib": _dlib, "faceres": _faceres}

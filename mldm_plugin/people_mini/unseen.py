@@ -1,4 +1,4 @@
-"""The demo's photographs: a person of openpeople whom people-mini has never seen, with person masks and face boxes.
+"""Photographs of a person of openpeople whom people-mini has never seen, with person masks and face boxes.
 
 All are taken before the grey backdrop of a studio, which is what the masks are made from; the boxes are those of
 `people_mini/openpeople.json`.
@@ -19,7 +19,6 @@ from mldm_plugin.people_mini.photos import Box, openpeople_folder, photo_rows
 from mldm_plugin.people_mini.who import FEELINGS
 from mldm_plugin.records.folders import replaced_folder
 
-TUNED_ON, SHOWN = "P008", "P009"  # what the demo sets was chosen on the first, the second is only shown
 NAMES = {"P008": "helkar", "P009": "imara", "P010": "jasna"}
 
 # Panels of openpeople's sheets; the empty name is the portrait. What is held out, no training sees.
@@ -108,6 +107,18 @@ def person_mask(picture: Image.Image) -> np.ndarray:
     pieces, count = ndimage.label(person)
     sizes = ndimage.sum(person, pieces, range(1, count + 1))
     return ndimage.binary_fill_holes(pieces == 1 + int(np.argmax(sizes)))
+
+
+def write_person(folder: Path, person: str) -> Path:
+    """Write `train/` and `validation/` of a person in `NAMES`; what is there is left as it is.
+
+    Raises:
+        DataError: openpeople is not installed, or `folder` holds something else.
+    """
+    for name, panels in (("train", LEARNT), ("validation", HELD_OUT)):
+        if not (folder / name / "metadata.jsonl").is_file():
+            write_image_folder(folder / name, photos_of(person, panels))
+    return folder
 
 
 def write_image_folder(folder: Path, photos: Sequence[Photo]) -> Path:

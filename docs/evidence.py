@@ -1,0 +1,161 @@
+"""The study's figures and tables, all made from docs/evidence.json.
+
+python docs/evidence.py collect RUN P009=RUN P010=RUN    docs/evidence.json, from runs of `mldm reproduce`
+python docs/evidence.py figures                          docs/images/evidence_*.png
+
+docs/generate.py writes the tables into docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mldm_plugin.records.files import write_bytes, write_text
+
+DOCS = Path(__file__).parent
+FILE = DOCS / "evidence.json"
+NAMES = {
+    "one_step_face": "face distance of x̂₀",
+    "one_step_lpips_person": "LPIPS on people, x̂₀",
+    "one_step_lpips_outside": "LPIPS elsewhere, x̂₀",
+    "one_step_error": "error of ε",
+    "one_step_blur_person": "detail lost by people, x̂₀",
+    "kd_faceres": "kernel distance of faces",
+    "kd_alexnet_person": "kernel distance of people",
+    "attributes": "attributes shown",
+    "detail": "detail of pictures",
+    "slope": "slope of the spectrum",
+    "identity": "likeness",
+    "copying": "likeness to the nearest training picture",
+}
+CURVES = ("one_step_face", "one_step_lpips_person", "one_step_error")
+DRAWN = ("t100", "t400", "additive", "masked_mse", "p2", "released")  # arms in the figure
+COLOURS = ("#0a6cb4", "#d0520c", "#0b8563", "#a3458f", "#946800", "#6a7080")
+MARKERS = ("s", "D", "^", "v", ">", "o")
+
+
+def collect(runs: dict[str, Path]) -> dict[str, Any]:
+    """study.json of each run, and how it was made."""
+    found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    for name, run in runs.items():
+        study = json.loads((run / "report" / "study.json").read_text(encoding="utf-8"))
+        study["settings"] = json.loads((run / "reproduce.json").read_text(encoding="utf-8"))
+        study["settings"].pop("out")
+        equal = run / "equal_time.json"
+        study["equal_time"] = json.loads(equal.read_text(encoding="utf-8")) if equal.is_file() else {}
+        results = json.loads((run / "report" / "metrics.json").read_text(encoding="utf-8"))
+        study["pictures"], study["versions"] = len(results["cases"]), results["versions"]
+        found[name] = study
+    return found
+
+
+def figures() -> Any:
+    """The JSON."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Three digits that count."""
+    if value is None:
+        return "–"
+    text = f"{value:{sign}.3g}"
+    if "e" in text:
+        text = f"{value:{sign}.6f}".rstrip("0")
+    return text.replace("-", "−")
+
+
+def claims_table(study: str) -> str:
+    """Each claim with its difference, interval, corrected p-value, and what could have been seen."""
+    lines = [
+        "| | measured | arms | predicted | difference (95 %) | in % of the second | p, corrected | could be seen | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in figures()[study]["claims"]:
+        share = "" if not one["against_mean"] else f"{100 * one['value'] / abs(one['against_mean']):+.1f}"
+        gap = f"{number(one['value'], '+')} ({number(one['low'], '+')} to {number(one['high'], '+')})"
+        p = "–" if one["p_holm"] is None else f"{one['p_holm']:.2g}"
+        said = f"**{one['verdict']}**" if "shown" in one["verdict"] and "no" not in one["verdict"] else one["verdict"]
+        cells = [one["hypothesis"], NAMES[one["metric"]], f"`{one['arm']}` − `{one['against']}`", one["predicted"]]
+        cells += [gap, share.replace("-", "−"), p, number(one["detectable"]), said]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def arms_table(study: str) -> str:
+    """Each arm's means over seeds, with the standard deviation over seeds."""
+    arms = figures()[study]["arms"]
+    metrics = [metric for metric in NAMES if metric in next(iter(arms.values()))["metrics"]]
+    lines = ["| arm | " + " | ".join(NAMES[m] for m in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for arm, found in arms.items():
+        cells = []
+        for metric in metrics:
+            seeds = found["metrics"][metric]["seeds"]
+            mean = sum(seeds) / len(seeds)
+            spread = (sum((s - mean) ** 2 for s in seeds) / (len(seeds) - 1)) ** 0.5 if len(seeds) > 1 else None
+            cells.append(number(mean) + ("" if spread is None else f" ± {number(spread)}"))
+        lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def gradients_table() -> str:
+    """Each loss's gradient over the plain loss's, and the cosine of the two, by t."""
+    found = figures()["gradients"]
+    lines = ["| loss | | " + " | ".join(f"t = {t}" for t in found["timesteps"]) + " |"]
+    lines.append("|---" * (len(found["timesteps"]) + 2) + "|")
+    for loss, values in found["losses"].items():
+        for kind, words in (("ratio", "norm / plain's"), ("cosine", "cosine with plain's")):
+            cells = [f"{value:.2f}".replace("-", "−") for value in values[kind]]
+            lines.append(f"| `{loss}` | {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves() -> bytes:
+    """One-step quantities over t as ratios to the plain loss's: a thin line for each seed, a thick one for the mean."""
+    import io
+
+    import matplotlib.pyplot as plt
+
+    study = figures()["evidence"]
+    arms, timesteps = study["arms"], study["timesteps"]
+    figure, grid = plt.subplots(1, len(CURVES), figsize=(11, 3.6), layout="constrained")
+    for axes, quantity in zip(grid, CURVES, strict=True):
+        plain = arms["plain"]["curves"][quantity]
+        axes.axhline(1, color="#1a1c20", linewidth=0.8)
+        for arm, colour, marker in zip(DRAWN, COLOURS, MARKERS, strict=True):
+            if arm not in arms:
+                continue
+            seeds = [
+                [a / b for a, b in zip(one, base, strict=True)]
+                for one, base in zip(arms[arm]["curves"][quantity], plain, strict=True)
+            ]
+            for one in seeds:
+                axes.plot(timesteps, one, color=colour, linewidth=0.4, alpha=0.5)
+            mean = [sum(at) / len(at) for at in zip(*seeds, strict=True)]
+            axes.plot(timesteps, mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=arm)
+        axes.set(title=f"{NAMES[quantity]}, plain = 1", xlabel="t")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].legend(fontsize=8, frameon=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def main(words: Sequence[str]) -> None:
+    """One of the parts."""
+    if words[:1] == ["collect"]:
+        named = [word.partition("=") for word in words[1:]]
+        runs = {name if path else "evidence": Path(path or name) for name, _, path in named}
+        write_text(FILE, json.dumps(collect(runs), indent=1) + "\n")
+    elif words[:1] == ["figures"]:
+        write_bytes(DOCS / "images" / "evidence_curves.png", draw_curves())
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,78 @@
+"""`mldm reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mldm_plugin.errors import MldmError
+
+NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness")
+STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.option("--scale", type=click.Choice(["mini", "paper"]), default="mini", show_default=True, help="How large.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: runs/NAME).")
+@click.option("--seeds", type=click.IntRange(1), help="Trainings of each arm (default: 1; evidence 5).")
+@click.option("--steps", type=click.IntRange(2), help=f"Of each training (default: mini {STEPS}; paper the presets').")
+@click.option("--prompts", type=click.IntRange(0), help="Pictures that each training draws.")
+@click.option("--jobs", type=click.IntRange(1), help="Trainings at a time (default: a core each; with a GPU 1).")
+@click.option("--tuning", is_flag=True, help="mini: judge on the drawings kept for choosing settings.")
+@click.option("--person", default="P009", show_default=True, help="likeness: P008, P009 or P010.")
+@click.option("--coco", type=click.Path(path_type=Path), default=Path("coco"), help="paper: folder of COCO 2017.")
+@click.option("--model", help="paper: Stable Diffusion 1.5, a folder or Hub name.")
+@click.option("--dry-run", is_flag=True, help="Print every command, run none.")
+def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> None:
+    """Reproduce a table or figure: make the data, train every arm, draw from the same noise, judge, write a report.
+
+    mini: people-mini on drawn people, two CPU cores or a GPU. paper: Stable Diffusion 1.5 on COCO at 512 px, for a GPU.
+    Stopped, the same command goes on where it was.
+    """
+    reproduction = _reproduction(name, out or Path("runs") / name, **options)
+    if dry_run:
+        click.echo(reproduction.plan())
+        return
+    from mldm_plugin.reproduce.commands import stopping_in_order
+
+    try:
+        with stopping_in_order():
+            click.echo(f"look at {reproduction.run()}")
+    except KeyboardInterrupt:
+        raise MldmError("stopped; the same command goes on from there.") from None
+
+
+def _reproduction(
+    name: str,
+    out: Path,
+    scale: str,
+    seeds: int | None,
+    steps: int | None,
+    prompts: int | None,
+    jobs: int | None,
+    tuning: bool,
+    person: str,
+    coco: Path,
+    model: str | None,
+) -> Any:
+    from mldm_plugin.reproduce.commands import processes_here
+    from mldm_plugin.reproduce.figure3 import Figure3
+    from mldm_plugin.reproduce.recipes import RECIPES
+    from mldm_plugin.reproduce.run import Reproduction
+    from mldm_plugin.reproduce.scales import SD15, Mini, Paper, Person
+
+    chosen: Mini | Paper | Person = Paper(out, coco, model or SD15, steps)
+    if name == "likeness":
+        if scale == "paper":
+            raise MldmError("likeness is of this project, at the mini scale alone.")
+        chosen = Person(out, steps or STEPS_OF_LORA, person)
+    elif scale == "mini":
+        chosen = Mini(out, steps or STEPS, tuning=tuning)
+    if name == "figure3" and not isinstance(chosen, Person):
+        return Figure3(chosen)
+    recipe = RECIPES[name]
+    asked = chosen.prompts_of(recipe) if prompts is None else prompts
+    return Reproduction(recipe, chosen, seeds or recipe.seeds, asked, jobs or processes_here())

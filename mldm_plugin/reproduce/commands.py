@@ -1,0 +1,158 @@
+"""Trainings and evaluations as the command lines that a user would type, each in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mldm_plugin.errors import MldmError
+from mldm_plugin.records.metrics import FILE_NAME as METRICS
+
+# Threads that wait do so asleep: awake, they take thirty times as long beside another busy program (measured).
+SETTINGS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+WEIGHTS = ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that makes a file.
+
+    Args:
+        words: as they are typed; `mldm` is this program.
+        made: what is there when it is done.
+    """
+
+    words: tuple[str, ...]
+    made: Path
+
+    def __str__(self) -> str:
+        return shlex.join(self.words).replace(sys.executable, "python")
+
+    def call(self, processes: int = 1) -> None:
+        """Run it, and show what it prints.
+
+        Args:
+            processes: over which `mldm evaluate` is spread: on a CPU two of one thread do more than one of two.
+
+        Raises:
+            MldmError: it fails.
+        """
+        words = list(self.words)
+        if words[0] == "mldm":
+            several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+            words = [sys.executable, *several, "-m", "mldm_plugin.cli", *words[1:]]
+        threads = str(threads_each(processes))
+        status = subprocess.run(words, env={**SETTINGS, "OMP_NUM_THREADS": threads, **os.environ}).returncode
+        if status or not self.made.is_file():
+            raise MldmError(f"ended with status {status}: {self}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of a trainer.
+
+    Args:
+        name: in tables and of its log.
+        folder: of the run.
+        trainer: `controlnet` or `text_to_image_lora`.
+        steps: its length, None where the preset's epochs say it.
+        flags: all others, in order.
+    """
+
+    name: str
+    folder: Path
+    trainer: str
+    steps: int | None
+    flags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "accelerate launch " + shlex.join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """What follows `accelerate launch`."""
+        length = [] if self.steps is None else ["--max_train_steps", str(self.steps)]
+        module = f"mldm_plugin.training.{self.trainer}"
+        return ["-m", module, *self.flags, *length, "--output_dir", str(self.folder)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the final weights are there."""
+        return any((self.folder / name).is_file() for name in WEIGHTS)
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps are logged."""
+        try:
+            return (self.folder / METRICS).read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def start(self, threads: int, out: IO[Any] | None = None) -> subprocess.Popen[bytes]:
+        """Begin, or go on at the last checkpoint, in a group of processes of its own; `out` gets what is printed."""
+        options = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
+        launch += ["--num_cpu_threads_per_process", str(threads), *self.words]
+        return subprocess.Popen(launch, stdout=out, stderr=out, env={**SETTINGS, **os.environ}, start_new_session=True)
+
+
+def processes_here() -> int:
+    """How many programs to run at a time: one with a GPU, else one a core."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def threads_each(processes: int) -> int:
+    """Threads of each of so many processes on this machine."""
+    return max((os.cpu_count() or 1) // processes, 1)
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that trainings are asked to stop, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a training for a checkpoint and an end, and wait for it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def seconds_a_step(folder: Path) -> float:
+    """The mean time between two steps that a training logged, over each process that it took.
+
+    Raises:
+        MldmError: no two steps are logged.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    gaps: list[float] = []
+    for file in sorted((folder / "logs").rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if "loss" in events.Tags()["scalars"]:
+            gaps += [b - a for a, b in itertools.pairwise(event.wall_time for event in events.Scalars("loss"))]
+    if not gaps:
+        raise MldmError(f"{folder} logged no two steps, from which their time could be told.")
+    return statistics.fmean(gaps)

@@ -1,0 +1,179 @@
+"""Carry a comparison out: data, trainings side by side, evaluation. Stopped, the same goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mldm_plugin.errors import MldmError
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.records.files import write_text
+from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop, threads_each
+from mldm_plugin.reproduce.recipes import Arm, Recipe
+from mldm_plugin.reproduce.scales import Mini, Paper, Person, run_name
+from mldm_plugin.reproduce.study import CLAIMS, Study
+
+LOOK = 2.0  # seconds between two looks at the trainings
+MARK = "reproduce.json"  # in the folder: what was asked for
+
+
+@dataclass
+class Reproduction:
+    """One comparison in one folder.
+
+    Args:
+        recipe: what is compared.
+        scale: how.
+        seeds: trainings of each arm.
+        prompts: pictures that each training draws.
+        jobs: trainings at a time, and processes of the evaluation.
+    """
+
+    recipe: Recipe
+    scale: Mini | Paper | Person
+    seeds: int
+    prompts: int
+    jobs: int = 1
+
+    @property
+    def out(self) -> Path:
+        return self.scale.out
+
+    def run(self) -> Path:
+        """All of it; returns the report.
+
+        Raises:
+            MldmError: the folder holds something else, or a command fails.
+        """
+        claim(self.scale, self.recipe.name)
+        self.make_data()
+        self.train(self.trainings(timed=False))
+        self.train(self.trainings(timed=True))
+        evaluation = self.evaluation()
+        evaluation.call(self.jobs)
+        if self.recipe.name in CLAIMS:
+            plugins = load_plugins(["mldm_plugin.people_mini.metrics"])
+            Study(evaluation.made.parent, plugins, CLAIMS[self.recipe.name]).write()
+        return evaluation.made
+
+    def make_data(self) -> None:
+        """What is not there yet."""
+        for command in self.scale.data():
+            if not command.made.is_file():
+                command.call()
+
+    def trainings(self, *, timed: bool) -> list[Training]:
+        """Those of so many steps, or those of equal time, whose steps are known when the others are done."""
+        return [self.scale.training(arm, seed, self.steps_of(arm)) for arm, seed in self.pairs(timed=timed)]
+
+    def evaluation(self) -> Command:
+        """What judges all arms."""
+        return self.scale.evaluation(self.recipe, self.seeds, self.prompts)
+
+    def plan(self) -> str:
+        """Every command, for a reader."""
+        lines = [str(command) for command in self.scale.data()]
+        for arm, seed in [*self.pairs(timed=False), *self.pairs(timed=True)]:
+            cost = f"as many steps as {arm.as_long_as} has time for" if arm.as_long_as else self.scale.cost(arm)
+            lines.append(f"{self.scale.training(arm, seed, self.scale.steps)}   # {cost}")
+        return "\n".join([*lines, str(self.evaluation())])
+
+    def pairs(self, *, timed: bool) -> list[tuple[Arm, int]]:
+        """Arms and seeds, all arms of a seed before the next."""
+        arms = [arm for arm in self.recipe.arms if arm.preset is not None and (arm.as_long_as is not None) == timed]
+        return [(arm, seed) for seed in range(self.seeds) for arm in arms]
+
+    def steps_of(self, arm: Arm) -> int | None:
+        """An arm's steps. Those of equal time are told by the arm that is trained alike, once, over all seeds.
+
+        Raises:
+            MldmError: the arms have no number of steps.
+        """
+        if arm.as_long_as is None:
+            return self.scale.steps
+        if self.scale.steps is None:
+            raise MldmError("arms of equal time need --steps.")
+        file = self.out / "equal_time.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if arm.name not in known:
+            slow = next(one for one in self.recipe.arms if one.name == arm.as_long_as)
+            same = next(one for one in self.recipe.arms if (one.preset, one.sets) == (arm.preset, arm.sets))
+            seconds = [self.mean_seconds(one) for one in (slow, same)]
+            known[arm.name] = {"steps": round(self.scale.steps * seconds[0] / seconds[1]), "seconds_a_step": seconds}
+            write_text(file, json.dumps(known, indent=1) + "\n")
+        return int(known[arm.name]["steps"])
+
+    def mean_seconds(self, arm: Arm) -> float:
+        """Time of a step of this arm."""
+        runs = [self.out / "runs" / run_name(arm, seed) for seed in range(self.seeds)]
+        return sum(map(seconds_a_step, runs)) / len(runs)
+
+    def train(self, trainings: Sequence[Training]) -> None:
+        """Run trainings, `jobs` at a time, under one bar of all their steps.
+
+        Raises:
+            MldmError: one ended without its weights; the others are asked to stop.
+        """
+        waiting = [training for training in trainings if not training.is_done]
+        running: list[tuple[Training, subprocess.Popen[bytes]]] = []
+        if not waiting:
+            return
+        steps = sum(training.steps or 0 for training in trainings) or None
+        bar = tqdm(total=steps, desc=f"{len(trainings)} trainings", unit="step", smoothing=0.05)
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    running.append((waiting[0], self.start(waiting.pop(0))))
+                time.sleep(LOOK)
+                for training, process in list(running):
+                    if process.poll() is not None:
+                        running.remove((training, process))
+                        self.check(training, process)
+                bar.set_postfix_str(", ".join(training.name for training, _ in running), refresh=False)
+                bar.update(sum(training.steps_done for training in trainings) - bar.n)
+        finally:
+            bar.close()
+            for _, process in running:
+                stop(process)
+
+    def start(self, training: Training) -> subprocess.Popen[bytes]:
+        """Begin a training; what it prints goes to logs/."""
+        log = self.log(training)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            return training.start(threads_each(self.jobs), out)
+
+    def log(self, training: Training) -> Path:
+        return self.out / "logs" / f"{training.name}.log"
+
+    def check(self, training: Training, process: subprocess.Popen[bytes]) -> None:
+        """Raises MldmError for a training that ended without its weights, with what it said last."""
+        if not training.is_done:
+            lines = self.log(training).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+            last = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+            raise MldmError(f"{training.name} ended early (status {process.returncode}): {last} ({self.log(training)})")
+
+
+def claim(scale: Mini | Paper | Person, name: str) -> None:
+    """Make the folder of a comparison; one that holds the same goes on, with more seeds or pictures, too.
+
+    Raises:
+        MldmError: it holds something else.
+    """
+    out, asked = scale.out, {"name": name, "scale": type(scale).__name__.lower()}
+    asked = json.loads(json.dumps({**asked, **vars(scale)}, default=str))
+    mark = out / MARK
+    if mark.is_file():
+        if (before := json.loads(mark.read_text(encoding="utf-8"))) != asked:
+            changed = [f"{key} {before.get(key)}, now {asked[key]}" for key in asked if before.get(key) != asked[key]]
+            raise MldmError(f"{out} was begun with {'; '.join(changed)}: give the same again, or another --out.")
+    elif out.exists() and any(out.iterdir()):
+        raise MldmError(f"{out} holds something else; choose another folder with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps(asked) + "\n")

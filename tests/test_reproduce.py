@@ -1,0 +1,278 @@
+"""`mldm reproduce`: the commands it prints, the trainings it runs and takes up again, and one comparison from end to
+end."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from weights_entries import needs_weights
+
+from mldm_plugin import load_plugins, load_preset
+from mldm_plugin.cli import main
+from mldm_plugin.errors import MldmError
+from mldm_plugin.reproduce import figure3
+from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stopping_in_order
+from mldm_plugin.reproduce.recipes import RECIPES, Arm, Recipe
+from mldm_plugin.reproduce.run import Reproduction, claim
+from mldm_plugin.reproduce.scales import FIRST_TEST, FIRST_TUNING, Mini, Paper, losses_of
+from mldm_plugin.training.command_line import parse, resolve
+from mldm_plugin.training.flags import ControlNetFlags
+
+
+def told(*words):
+    result = CliRunner().invoke(main, ["reproduce", *words])
+    return result.exit_code, result.output
+
+
+def flags_of(training):
+    """As the trainer reads them, the preset's among them."""
+    given = parse(ControlNetFlags, training.words[2:])
+    return resolve(ControlNetFlags, given, load_preset(given["preset"]).training)
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "likeness"])
+def test_every_arm_is_a_command_that_its_trainer_and_preset_take(name, scale, tmp_path):
+    plugins = load_plugins()
+    made = Mini(tmp_path, 20) if scale == "mini" else Paper(tmp_path, tmp_path / "coco", steps=20)
+    seen = set()
+    for arm in RECIPES[name].arms:
+        if arm.preset is None:
+            continue
+        training = made.training(arm, 3, 20)
+        flags = flags_of(training)
+        assert (flags.seed, flags.max_train_steps) == (3, 20)
+        assert flags.conditioning == "none"
+        preset = load_preset(flags.preset, flags.set or (), plugins=plugins)
+        seen.add((preset.model_copy(update={"training": {}}).dump(), arm.as_long_as))
+    assert len(seen) == sum(arm.preset is not None for arm in RECIPES[name].arms), "two arms are the same training"
+
+
+def test_the_arms_of_the_study_are_what_they_are_called(tmp_path):
+    arms = {arm.name: arm for arm in RECIPES["evidence"].arms}
+    plugins = load_plugins()
+
+    def preset(name):
+        flags = flags_of(Mini(tmp_path, 2).training(arms[name], 0, 2))
+        return load_preset(flags.preset, flags.set or (), plugins=plugins)
+
+    t100, t400, additive, released = (preset(n) for n in ("t100", "t400", "additive", "released"))
+    for one, gate in ((t100, 100), (t400, 400), (additive, 400), (released, 100)):
+        assert {loss.max_timestep for loss in one.losses.values()} == {gate}
+        assert one.losses["face"].options["network"] == "dlib_resnet"
+        assert {loss.detach for loss in one.losses.values()} == {one is released}
+    assert (t100.combine, additive.combine) == ("convex", "additive")
+    assert [loss.weight for loss in t400.losses.values()] == [0.2, 0.5]
+    assert preset("p2").base.weighting == "p2"
+    assert preset("plain").losses == preset("plain_t400").losses == {}
+    [masked] = preset("masked_mse").losses.values()
+    assert (masked.weight, masked.max_timestep) == (0.5, None)
+
+
+def test_nobody_is_tuned_on_who_is_tested_on(tmp_path):
+    """Drawings to train on, to tune on and to test on have no number in common, and people-mini saw none."""
+    test, tuning = Mini(tmp_path, 2), Mini(tmp_path, 2, tuning=True)
+    commands = [shlex.join(c.words) for one in (test, tuning) for c in one.data()]
+    assert commands[0] == commands[2]
+    assert f"--start {FIRST_TEST} " in commands[1]
+    assert f"--start {FIRST_TUNING} " in commands[3]
+    assert all(("--held-out" in c) == (i % 2 == 1) for i, c in enumerate(commands))
+    assert 40 * max(test.pictures, test.held_out * 10) < 1_000_000, "they would reach the next one's numbers"
+
+
+def test_a_dry_run_prints_commands_and_makes_nothing(tmp_path):
+    out = tmp_path / "out"
+    status, output = told("evidence", "--seeds", "2", "--out", str(out), "--dry-run")
+    assert status == 0
+    lines = output.splitlines()
+    assert sum(line.startswith("accelerate launch") for line in lines) == 2 * 11
+    assert sum("as many steps as t400 has time for" in line for line in lines) == 2
+    assert lines[-1].startswith("mldm evaluate --model plain=")
+    assert lines[-1].count("--model t100=") == 2
+    assert lines[-1].count("--model base=") == 1
+    assert not out.exists()
+
+
+def test_the_papers_scale_says_what_it_costs(tmp_path):
+    status, output = told("table1", "--scale", "paper", "--out", str(tmp_path / "out"), "--dry-run")
+    assert status == 0
+    assert "--target-count 37470" in output
+    assert "--target-count 1565" in output
+    assert "--sampler ddim --steps 50 --guidance 9" in output
+    assert "187350 steps of 2 pictures" in output
+    assert "449640 steps of 1 picture" in output
+
+
+def test_a_folder_of_something_else_or_of_other_settings_is_refused(tmp_path):
+    out = tmp_path / "out"
+    claim(Mini(out, 20), "table1")
+    claim(Mini(out, 20), "table1")
+    with pytest.raises(MldmError, match="steps 20, now 30: give the same again"):
+        claim(Mini(out, 30), "table1")
+    with pytest.raises(MldmError, match="tuning False, now True"):
+        claim(Mini(out, 20, tuning=True), "table1")
+    with pytest.raises(MldmError, match="name table1, now p2"):
+        claim(Mini(out, 20), "p2")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MldmError, match="holds something else"):
+        claim(Mini(tmp_path, 20), "table1")
+
+
+class Counting(Mini):
+    """Trainings that are programs of a few lines."""
+
+    def training(self, arm, seed, steps):
+        return Program(f"{arm.name}-s{seed}", self.out / "runs" / f"{arm.name}-s{seed}", arm.what, steps, ())
+
+
+class Program(Training):
+    """Logs a line a step, goes on where it was, and ends in good order when it is asked to."""
+
+    TEXT = """
+import pathlib, signal, sys, time
+folder, steps, kind = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+folder.mkdir(parents=True, exist_ok=True)
+signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").touch() or sys.exit(0))
+done = (folder / "metrics.jsonl").read_text().count("\\n") if (folder / "metrics.jsonl").exists() else 0
+for step in range(done, steps):
+    time.sleep(0.05 if kind == "quick" else 30)
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write("{}\\n")
+    if kind == "broken":
+        sys.exit("error: the weights are gone")
+(folder / "pytorch_lora_weights.safetensors").touch()
+"""
+
+    def start(self, threads, out=None):
+        words = [sys.executable, "-c", self.TEXT, str(self.folder), str(self.steps), self.trainer]
+        return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
+
+
+def reproduction(tmp_path, monkeypatch, *kinds, jobs=2):
+    monkeypatch.setattr("mldm_plugin.reproduce.run.LOOK", 0.05)
+    arms = tuple(Arm(f"arm{i}", kind, "baseline") for i, kind in enumerate(kinds))
+    return Reproduction(Recipe("test", "", arms), Counting(tmp_path, 3), 1, 0, jobs)
+
+
+def test_trainings_run_side_by_side_and_what_is_done_is_left(tmp_path, monkeypatch, capfd):
+    one = reproduction(tmp_path, monkeypatch, "quick", "quick", "quick")
+    trainings = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
+    one.train(trainings)
+    assert [training.steps_done for training in trainings] == [3, 3, 3]
+    assert "9/9" in capfd.readouterr().err
+    (trainings[1].folder / "pytorch_lora_weights.safetensors").unlink()
+    one.train(trainings)
+    assert [training.steps_done for training in trainings] == [3, 3, 3]
+    assert trainings[1].is_done
+
+
+def test_a_training_that_fails_stops_the_others_and_says_why(tmp_path, monkeypatch):
+    one = reproduction(tmp_path, monkeypatch, "slow", "broken")
+    monkeypatch.setattr(Program, "TEXT", Program.TEXT.replace('"quick"', '"broken"', 1).replace("== '", "== '"))
+    with pytest.raises(MldmError, match=r"arm1-s0 ended early \(status 1\): error: the weights are gone .*arm1-s0.log"):
+        one.train([one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)])
+    assert (tmp_path / "runs" / "arm0-s0" / "asked").exists()
+
+
+def test_a_signal_asks_the_trainings_to_stop(tmp_path, monkeypatch):
+    one = reproduction(tmp_path, monkeypatch, "slow")
+    [training] = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
+
+    def look(_):
+        if training.folder.exists():
+            time.sleep = sleep
+            sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sleep = time.sleep
+    monkeypatch.setattr("mldm_plugin.reproduce.run.time.sleep", look)
+    with pytest.raises(KeyboardInterrupt), stopping_in_order():
+        one.train([training])
+    assert (training.folder / "asked").exists()
+
+
+def test_the_time_of_a_step_leaves_out_what_lies_between_two_processes(tmp_path):
+    write_times(tmp_path, [(100, 101, 102), (5000, 5004)])
+    assert seconds_a_step(tmp_path) == pytest.approx((2 + 4) / 3)
+    with pytest.raises(MldmError, match="no two steps"):
+        seconds_a_step(tmp_path / "nothing")
+
+
+def write_times(folder, of_processes):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for number, times in enumerate(of_processes):
+        writer = SummaryWriter(str(folder / "logs" / str(number)))
+        for step, when in enumerate(times):
+            writer.add_scalar("loss", 1.0, step, walltime=when)
+        writer.close()
+
+
+def test_an_arm_of_equal_time_has_as_many_steps_as_that_time_allows(tmp_path):
+    recipe = replace(RECIPES["evidence"], arms=RECIPES["evidence"].arms)
+    one = Reproduction(recipe, Mini(tmp_path, 100), 2, 0)
+    for name, seconds in (("t400", 3), ("plain", 2)):
+        for seed in range(2):
+            write_times(tmp_path / "runs" / f"{name}-s{seed}", [(100, 100 + seconds, 100 + 2 * seconds)])
+    [arm] = [arm for arm in recipe.arms if arm.as_long_as == "t400"]
+    assert one.steps_of(arm) == 150
+    kept = json.loads((tmp_path / "equal_time.json").read_text())
+    assert kept == {"plain_t400": {"steps": 150, "seconds_a_step": [3.0, 2.0]}}
+    write_times(tmp_path / "runs" / "plain-s0", [(100, 200)])
+    assert one.steps_of(arm) == 150, "it is measured once"
+
+
+def test_a_command_that_fails_is_named(tmp_path):
+    with pytest.raises(MldmError, match="ended with status 3: python -c"):
+        Command((sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "x").call()
+    with pytest.raises(MldmError, match="ended with status 0"):
+        Command((sys.executable, "-c", "pass"), tmp_path / "x").call()
+
+
+def test_an_arm_without_training_has_no_losses():
+    with pytest.raises(MldmError, match="base is not trained"):
+        losses_of(Arm("base", "as it is"))
+
+
+@needs_weights("alexnet", "faceres")
+def test_figure_3_shows_estimates_that_get_worse_with_noise(tmp_path, monkeypatch):
+    shown = {}
+    draw = figure3._draw
+    monkeypatch.setattr(figure3, "_draw", lambda rows, out: shown.update(rows=rows) or draw(rows, out))
+    monkeypatch.setattr(figure3, "ROWS", 1)
+    path = figure3.Figure3(Mini(tmp_path / "f3", 2, held_out=3)).run()
+    with Image.open(path) as figure:
+        assert figure.size[0] > 1500
+    [(example, estimates)] = shown["rows"]
+    assert len(estimates) == 1 + len(figure3.TIMESTEPS)
+    lpips = [estimate.values["one_step_lpips_person"] for estimate in estimates]
+    assert lpips[0] < min(lpips[3:]), "the VAE's floor lies below the estimates at t ≥ 200"
+    assert lpips[2] < lpips[4] < lpips[6]
+    assert torch.isfinite(estimates[-1].picture).all()
+    assert len(example.face_boxes) == 1, "those with faces come first"
+
+
+@needs_weights("alexnet", "dlib_resnet", "vgg16", "mtcnn", "faceres")
+@pytest.mark.timeout(900)
+def test_table_1_from_end_to_end_by_real_processes(tmp_path):
+    """One seed, few steps, two trainings at a time; the report holds every arm."""
+    out = tmp_path / "table1"
+    scale = Mini(out, 2, pictures=8, held_out=3, photographs=2)
+    recipe = RECIPES["table1"]
+    report = Reproduction(recipe, scale, 1, 1, 2).run()
+    results = json.loads(report.with_name("metrics.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["plain", "base", "t100", "t400"]
+    assert {"one_step_face", "one_step_lpips_person", "attributes"} <= {m["name"] for m in results["metrics"]}
+    one_step = next(m for m in results["metrics"] if m["name"] == "one_step_error")
+    values = [one_step["models"][name]["value"] for name in ("plain", "base", "t100", "t400")]
+    assert len(set(values)) == 4, "every arm is another model"
+    assert "reaches the network" in (out / "logs" / "t400-s0.log").read_text()
