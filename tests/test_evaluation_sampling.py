@@ -56,6 +56,22 @@ def test_batch_order_and_share_change_nothing(pipeline, tmp_path, sampler):
     assert not same(one[:1], one[1:2])
 
 
+def test_a_controlnet_without_a_hint_draws_pictures_of_its_own_size(tiny_pipeline, pipeline, tmp_path):
+    """diffusers takes the size from the hint, and a black one has any."""
+    from diffusers import ControlNetModel
+
+    ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16)).save_pretrained(
+        tmp_path / "c"
+    )
+    controlled = load_pipeline(Run(str(tmp_path / "c"), "controlnet", str(tiny_pipeline)), "cpu", torch.float32)
+    for name, one in (("own", pipeline), ("controlled", controlled)):
+        draw(one, CASES[:1], Sampling(steps=1, guidance=1.0), tmp_path / name)
+    [own], [other] = (pixels(tmp_path / name, CASES[:1]) for name in ("own", "controlled"))
+    assert other.shape == own.shape
+    draw(controlled, CASES[:1], FEW, tmp_path / "asked")
+    assert pixels(tmp_path / "asked", CASES[:1])[0].shape == (64, 64, 3)
+
+
 def test_what_is_drawn_is_not_drawn_again(pipeline, tmp_path):
     draw(pipeline, CASES, FEW, tmp_path)
     (tmp_path / picture_name(CASES[1], 0)).unlink()

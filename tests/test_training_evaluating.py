@@ -111,7 +111,7 @@ def test_each_record_and_the_file_say_the_same(finished):
     run, found = finished[2], found_in(finished[2])
     assert list(found["steps"]) == ["0", "2", "3"]  # before training, every second step, and the end
     assert [r["step"] for r in records(run) if "evaluate/one_step_error" in r] == [2, 3]
-    assert [len(v) for v in found["steps"]["3"]["values"].values()] == [2] * 5
+    assert [len(v) for v in found["steps"]["3"]["values"].values()] == [2] * len(NAMES)
     for record in records(run)[1:]:
         of_step = found["steps"][str(record["step"])]
         for name in NAMES:

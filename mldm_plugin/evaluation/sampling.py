@@ -107,13 +107,21 @@ def _drawn(
     if sampling.resolution is not None:
         options |= {"height": sampling.resolution, "width": sampling.resolution}
     if (name := hint_option(pipeline)) is not None:
-        options[name] = torch.stack([_hint(case, photographs, sampling.resolution) for case, _ in some])
+        side = sampling.resolution or own_side(pipeline)
+        options[name] = torch.stack([_hint(case, photographs, side) for case, _ in some])
     generators = [noise_of(sampling.seed, case, repetition) for case, repetition in some]
     return pipeline([case.text for case, _ in some], generator=generators, **options).images
 
 
-def _hint(case: Case, photographs: Photographs | None, side: int | None) -> Tensor:
+def own_side(pipeline: Any) -> int:
+    """The side of the pictures that a pipeline draws when it is not told: a ControlNet's hint decides it."""
+    network = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    latents = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
+    return int(latents) * int(pipeline.vae_scale_factor)
+
+
+def _hint(case: Case, photographs: Photographs | None, side: int) -> Tensor:
     hint = None
     if photographs is not None and case.row is not None:
         hint = photographs.look(case.row).conditioning_pixel_values
-    return torch.zeros(3, side or 512, side or 512) if hint is None else hint
+    return torch.zeros(3, side, side) if hint is None else hint
