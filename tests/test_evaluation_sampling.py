@@ -60,7 +60,7 @@ def test_a_controlnet_without_a_hint_draws_pictures_of_its_own_size(tiny_pipelin
     """diffusers takes the size from the hint, and a black one has any."""
     from diffusers import ControlNetModel
 
-    ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16)).save_pretrained(
+    ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 8, 8, 16)).save_pretrained(
         tmp_path / "c"
     )
     controlled = load_pipeline(Run(str(tmp_path / "c"), "controlnet", str(tiny_pipeline)), "cpu", torch.float32)
