@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from scipy import stats
+from weights_entries import needs_weights
 
 from mldm_plugin import load_plugins
 from mldm_plugin.errors import MldmError
@@ -61,6 +62,7 @@ def study(report, *claims):
     return Study(report, load_plugins(["mldm_plugin.people_mini.metrics"]), claims)
 
 
+@needs_weights("dlib_resnet")
 def test_what_is_there_is_shown_and_what_is_not_is_not(report):
     claims = (
         Claim("A", "one_step_error", "better", "plain", "smaller"),
