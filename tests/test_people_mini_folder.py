@@ -12,9 +12,10 @@ from mldm_plugin.errors import DataError
 from mldm_plugin.people_mini import image_folder
 from mldm_plugin.people_mini.__main__ import main
 from mldm_plugin.people_mini.attributes import attributes_of
-from mldm_plugin.people_mini.drawn import draw_sample
+from mldm_plugin.people_mini.drawn import draw_sample, draw_square
 from mldm_plugin.people_mini.image_folder import face_boxes, write_drawings
 from mldm_plugin.people_mini.split import is_drawing_held_out
+from mldm_plugin.prepare.people import label_map
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,12 @@ def test_it_holds_the_wanted_drawings_of_the_tenth_that_was_asked_for(folder):
 def test_masks_and_boxes_lie_on_the_person(folder):
     faces = 0
     for row in rows(folder):
+        square = draw_square(int(row["file_name"][:7]))
+        x0, y0, x1, y1 = square.box
+        whole = label_map([square.person], square.drawn.image["height"], square.drawn.image["width"])
+        across, down = (np.linspace(a, b, 128, endpoint=False) + (b - a) / 256 for a, b in ((x0, x1), (y0, y1)))
+        expected = whole[down.astype(int)[:, None], across.astype(int)]
+        assert (np.asarray(Image.open(folder / row["mask_file_name"])) == expected).mean() > 0.97
         mask = np.asarray(Image.open(folder / row["mask_file_name"]))
         assert mask.shape == (128, 128)
         assert set(np.unique(mask)) == {0, 1}
