@@ -15,7 +15,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
 from mldm_plugin.reproduce.recipes import RECIPES
-from mldm_plugin.reproduce.study import CLAIMS, Claim, Study, texture, verdict
+from mldm_plugin.reproduce.study import CLAIMS, Claim, Study, is_refuted, texture, verdict
 
 SEEDS, CASES = 3, 24
 SHIFTS = {"plain": 0.0, "better": -0.5, "same": 0.0}
@@ -83,9 +83,9 @@ def test_what_is_there_is_shown_and_what_is_not_is_not(report):
     }
     first = found["claims"][0]
     assert first["value"] == pytest.approx(-0.5, abs=0.05)
-    assert first["detectable"] == pytest.approx(
-        first["error"] * (stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)), rel=1e-4
-    )
+    reach = stats.t.ppf(1 - 0.025 / len(claims), 2) + stats.t.ppf(0.8, 2)
+    assert first["detectable"] == pytest.approx(first["error"] * reach, rel=1e-4)
+    assert [one["hypothesis"] for one in found["claims"] if one["refuted"]] == ["B"]
     assert first["p_holm"] >= first["p"]
     assert set(found["arms"]) == set(SHIFTS)
     assert len(found["arms"]["plain"]["metrics"]["kd_face"]["seeds"]) == SEEDS
@@ -112,6 +112,31 @@ def test_a_photograph_of_which_nothing_is_known_is_left_out_of_both_arms(report)
 def test_a_claim_about_what_was_not_measured_is_an_error(report):
     with pytest.raises(MldmError, match="cannot say anything of.*hands_found"):
         study(report, Claim("H", "hands_found", "better", "plain", "larger")).write()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "predicted", "by", "refuted"),
+    [
+        (1, 2, "smaller", None, True),
+        (-2, -1, "smaller", None, False),
+        (-2, -1, "larger", None, True),
+        (-1, 1, "larger", None, False),
+        (-2, -1, "equal", "smaller", True),
+        (1, 2, "equal", "smaller", False),
+        (math.nan, math.nan, "smaller", None, False),
+    ],
+)
+def test_what_refutes(low, high, predicted, by, refuted):
+    assert is_refuted({"low": low, "high": high, "predicted": predicted, "refuted_by": by}) is refuted
+
+
+def test_other_judges_than_the_protocols_are_refused(report, tmp_path):
+    mark = tmp_path / "one_step" / "plain" / "0" / "made.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text(json.dumps({"judges": {"face": "dlib_resnet", "lpips": "alex"}}))
+    (tmp_path / "metrics.json").write_text((report / "metrics.json").read_text())
+    with pytest.raises(MldmError, match="was judged by.*dlib_resnet.*expected.*faceres"):
+        study(tmp_path)
 
 
 @pytest.mark.parametrize(

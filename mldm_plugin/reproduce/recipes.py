@@ -107,6 +107,7 @@ RECIPES = {
                     as_long_as="masked_ldm",
                 ),
             ),
+            seeds=5,
             prompts=8,
         ),
         Recipe(

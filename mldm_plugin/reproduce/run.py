@@ -59,7 +59,11 @@ class Reproduction:
         evaluation.call(self.jobs)
         if self.recipe.name in CLAIMS:
             plugins = load_plugins(["mldm_plugin.people_mini.metrics"])
-            Study(evaluation.made.parent, plugins, CLAIMS[self.recipe.name]).write()
+            study = Study(evaluation.made.parent, plugins, CLAIMS[self.recipe.name])
+            wanted = {arm.name: self.seeds if arm.preset else 1 for arm in self.recipe.arms}
+            if study.runs != wanted:  # a run that failed is not left out in silence
+                raise MldmError(f"{evaluation.made} holds the runs {study.runs}, expected {wanted}; see why there.")
+            study.write()
         return evaluation.made
 
     def make_data(self) -> None:
@@ -90,7 +94,8 @@ class Reproduction:
         return [(arm, seed) for seed in range(self.seeds) for arm in arms]
 
     def steps_of(self, arm: Arm) -> int | None:
-        """An arm's steps. Those of equal time are told by the arm that is trained alike, once, over all seeds.
+        """An arm's steps. Those of equal time are told by the arm that is trained alike, once, over the
+        seeds that there are then.
 
         Raises:
             MldmError: the arms have no number of steps.

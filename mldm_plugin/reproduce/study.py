@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from mldm_plugin.errors import MldmError
+from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation import statistics
 from mldm_plugin.evaluation.notes import read_notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
@@ -25,6 +25,7 @@ from mldm_plugin.records.files import write_text
 Array = NDArray[np.float64]
 Direction = Literal["smaller", "larger", "equal"]
 FILE = "study.json"
+JUDGES = {"face": "faceres", "lpips": "alex"}  # docs/evidence_protocol.md
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Claim:
         metric: a metric of `mldm evaluate`, or a quantity of its one-step measurements.
         arm, against: which arms.
         predicted: which of them the hypothesis expects to be smaller or larger; `equal` for no difference.
+        refuted_by: what speaks against it; None for the opposite of what is predicted.
     """
 
     hypothesis: str
@@ -43,6 +45,7 @@ class Claim:
     arm: str
     against: str
     predicted: Direction
+    refuted_by: Direction | None = None
 
 
 FACES, PEOPLE = "one_step_face", "one_step_lpips_person"
@@ -63,7 +66,7 @@ def _alike(against: str) -> tuple[Claim, ...]:
     return (
         Claim("H6", "identity", "masked_ldm", against, "larger"),
         Claim("H6", FACES, "masked_ldm", against, "smaller"),
-        Claim("H6", "copying", "masked_ldm", against, "equal"),
+        Claim("H6", "copying", "masked_ldm", against, "equal", "larger"),
     )
 
 
@@ -77,7 +80,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("H4", FACES, "face_0.75", "face_0", "smaller"),
         Claim("H4", "one_step_lpips_outside", "face_0.75", "face_0", "larger"),
         Claim("H4", "attributes", "face_0.75", "face_0", "smaller"),
-        *(Claim("H5", metric, "released", "plain", "equal") for metric, _ in JUDGED),
+        *(Claim("H5", metric, "released", "plain", "equal", better) for metric, better in JUDGED),
         *_better("H7", "p2", "plain"),
     ),
     "likeness": (*_alike("plain"), *_alike("plain_same_time")),
@@ -91,12 +94,18 @@ class Study:
         report: its folder.
         plugins: with the metrics of sets.
         claims: that are judged.
+
+    Raises:
+        MldmError: the one-step measurements were judged by other networks than the protocol names.
     """
 
     def __init__(self, report: Path, plugins: Plugins, claims: Sequence[Claim]) -> None:
         self.report, self.plugins, self.claims = report, plugins, claims
         self.results = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
         self.runs = {model["name"]: len(model["runs"]) for model in self.results["models"]}
+        for mark in sorted(report.glob("one_step/*/*/made.json")):
+            if (judges := json.loads(mark.read_text(encoding="utf-8"))["judges"]) != JUDGES:
+                raise MldmError(f"{mark.parent} was judged by {judges}, expected {JUDGES}: fetch their weights.")
         self.repetitions = self.results["sampling"]["repetitions"]
         self.cases = [case["key"] for case in self.results["cases"]]
 
@@ -111,11 +120,7 @@ class Study:
         for claim in self.claims:
             if not {claim.arm, claim.against} <= self.runs.keys() or claim.metric not in known:
                 raise MldmError(f"{self.report} cannot say anything of {claim}: an arm or the metric was not measured.")
-        found = [self.judge(claim) for claim in self.claims]
-        corrected = statistics.holm([one["p"] for one in found])
-        for one, p in zip(found, corrected, strict=True):
-            one["p_holm"] = p
-            one["verdict"] = verdict(one)
+        found = corrected([self.judge(claim) for claim in self.claims])
         out = self.report / FILE
         study = {"arms": arms, "timesteps": TIMESTEPS, "claims": found}
         write_text(out, json.dumps(_rounded(study), indent=1, allow_nan=False) + "\n")
@@ -124,10 +129,10 @@ class Study:
     def judge(self, claim: Claim) -> dict[str, Any]:
         """The paired difference of two arms, over the same seeds, prompts and noise, and what could have been seen."""
         gap = self.difference(claim.metric, claim.arm, claim.against)
-        freedom = max(min(self.runs[claim.arm], self.runs[claim.against]) - 1, 1)
-        reach = float(stats.t.ppf(0.975, freedom) + stats.t.ppf(statistics.POWER, freedom))
+        runs = min(self.runs[claim.arm], self.runs[claim.against])
+        freedom = runs - 1 if runs > 1 else max(len(self.cases) - 1, 1)  # the fewest that the interval may have
         mean = self._means(claim.against)["metrics"][claim.metric]["mean"]
-        return {**asdict(claim), **asdict(gap), "against_mean": mean, "detectable": reach * gap.error}
+        return {**asdict(claim), **asdict(gap), "against_mean": mean, "freedom": freedom}
 
     def difference(self, metric: str, arm: str, against: str) -> statistics.Estimate:
         """arm − against."""
@@ -210,14 +215,42 @@ class Study:
         def value(run: int, cases: Sequence[int]) -> float:
             notes = self._measured[arm][run]
             keys = [(self.cases[c], r) for c in cases for r in range(self.repetitions)]
-            return float(distance(_stacked(notes[key].get(label) for key in keys), real))
+            try:
+                return float(distance(_stacked(notes[key].get(label) for key in keys), real))
+            except DataError:  # too few faces are found in its pictures
+                return math.nan
 
         return value
 
 
+def corrected(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Claims with p-values corrected for their number, verdicts, and what each could have shown.
+
+    `detectable` is the difference that four of five such studies would show with this standard error: (t₁₋ₐ + t₀.₈) ·
+    error, a = .025 / number of claims, with the fewest degrees of freedom that the interval may have.
+    """
+    p_values = statistics.holm([one["p"] if one["p"] is not None else math.nan for one in claims])
+    level = 1 - (1 - statistics.LEVEL) / 2 / max(len(claims), 1)
+    for one, p in zip(claims, p_values, strict=True):
+        reach = float(stats.t.ppf(level, one["freedom"]) + stats.t.ppf(statistics.POWER, one["freedom"]))
+        one |= {"p_holm": p, "detectable": None if one["error"] is None else reach * one["error"]}
+        one |= {"verdict": verdict(one), "refuted": is_refuted(one)}
+    return claims
+
+
+def is_refuted(found: dict[str, Any]) -> bool:
+    """Whether the interval lies on the side that speaks against the hypothesis, before any correction."""
+    opposite = {"smaller": "larger", "larger": "smaller"}.get(found["predicted"])
+    against = found["refuted_by"] or opposite
+    if found["low"] is None or not found["low"] <= found["high"]:
+        return False
+    return bool(found["low"] > 0 if against == "larger" else found["high"] < 0)
+
+
 def verdict(found: dict[str, Any]) -> str:
     """`shown`, `the opposite is shown` or `not shown`; for a predicted equality `a difference is shown` or not."""
-    holds_zero = not (found["low"] > 0 or found["high"] < 0)
+    known = found["low"] is not None and found["low"] <= found["high"]
+    holds_zero = not known or not (found["low"] > 0 or found["high"] < 0)
     if holds_zero or not found["p_holm"] < 1 - statistics.LEVEL:
         return "no difference is shown" if found["predicted"] == "equal" else "not shown"
     if found["predicted"] == "equal":
