@@ -96,8 +96,8 @@ def curves(results: dict[str, Any], out: Path) -> Any:
             for k, name in enumerate(names):
                 _line(axes, curve["t"], lines.get(name) or [], k, name)
         grid[1, column].axhline(0, color="#1a1c20", linewidth=0.6)
-        grid[1, column].set(xlabel="t", xlim=(0, 1000), xticks=[0, 500, 1000])
-        grid[0, column].set_title(_wrapped(curve["title"]))
+        grid[1, column].set(xlabel="t", xlim=(0, 1000), xticks=[0, 1000])
+        grid[0, column].set_title(_wrapped(curve["title"], 90 // len(found)))
     grid[1, 0].set_ylabel(f"difference to {names[0]}")
     _legend(grid[0, 0])
     return figure
