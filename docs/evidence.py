@@ -3,7 +3,7 @@
 python docs/evidence.py collect RUN P009=RUN P010=RUN    docs/evidence.json, from runs of `mldm reproduce`
 python docs/evidence.py figures                          docs/images/evidence_*.png
 
-docs/generate.py writes the tables into docs/evidence.md.
+Its tables are for docs/evidence.md, which is written when all seeds are there.
 """
 
 from __future__ import annotations

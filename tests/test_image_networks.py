@@ -44,7 +44,7 @@ def test_random_networks_are_seeded_and_one_picture_is_blind_to_the_others(name,
     assert vectors.shape == (2, width)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(twin.embed(images[1:]), vectors[1:], rtol=1e-4, atol=1e-5)
-    assert 0.02 < vectors.std() < 20
+    assert (0.02 if name == "alexnet" else 0.05) < vectors.std() < 20
 
 
 def test_vgg16_is_the_average_of_its_last_relu():

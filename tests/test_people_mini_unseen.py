@@ -37,10 +37,12 @@ def test_the_mask_is_the_person_and_the_box_is_on_it(person):
         assert photo.picture.size == photo.mask.shape == (256, 256)
         assert 0.4 < photo.mask.mean() < 0.8
         x0, y0, x1, y1 = (round(v) for v in photo.face)
-        assert photo.mask[y0:y1, x0:x1].mean() > 0.9  # hair and ears aside, all of the box is face
+        assert photo.mask[y0:y1, x0:x1].mean() > (
+            0.9 if person == "P010" else 0.97
+        )  # hair and ears aside, all of the box is face
         assert not photo.mask[:10, :10].any()  # the studio's wall
         assert not photo.mask[:10, -10:].any()
-        assert photo.mask[-1].mean() > 0.45  # the shoulders reach the lower border
+        assert photo.mask[-1].mean() > (0.45 if person == "P010" else 0.5)  # the shoulders reach the lower border
         backdrop = np.asarray(photo.picture)[~photo.mask].astype(float)
         assert np.abs(backdrop - backdrop.mean(axis=1, keepdims=True)).mean() < 8  # grey, and nothing of the person
 

@@ -122,7 +122,7 @@ checks: {pictur: warn}
         "losses.face.weight: input should be greater than or equal to 0, got -1",
         "losses.face.max_timestep: input should be less than or equal to 999, got 1000",
         "losses.face.netwrok: unknown key; did you mean 'network'?",
-        "losses.masked_lpisp: unknown loss 'masked_lpisp': did you mean 'masked_lpips'",
+        "losses.masked_lpisp: unknown loss 'masked_lpisp': did you mean 'masked_lpips' or 'masked_mse'?",
         "losses.masked_lpips.form: input should be 'spatial' or 'features', got 'spatiall'",
         "base: unknown base weighting 'min_snrr': did you mean 'min_snr'?",
         "checks.pictur: unknown key; did you mean 'picture'?",

@@ -6,24 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mldm_plugin import hookimpl
 from mldm_plugin.perceptual.face_crops import FaceCrop, crop_faces
+from mldm_plugin.perceptual.laplacian import laplacian
 
 CROP = FaceCrop(size=96, extent=1.0)
 NOT_FOUND = 4.0  # octaves: as far from photographs as a blur that leaves a sixteenth of the detail
 
 
 def detail(faces: Tensor) -> Tensor:
-    """The root mean square of the Laplacian of the luma, (K,), for faces (K, 3, S, S) in [-1, 1].
-
-    Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000 (variance of the Laplacian).
-    """
-    luma = (faces * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1).to(faces)).sum(1, keepdim=True)
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3).to(faces)
-    return F.conv2d(luma, kernel).square().mean((1, 2, 3)).sqrt()
+    """The root mean square of the Laplacian of the luma, (K,), for faces (K, 3, S, S) in [-1, 1]."""
+    return laplacian(faces).square().mean((1, 2, 3)).sqrt()
 
 
 class FaceSharpness:

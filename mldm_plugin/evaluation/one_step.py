@@ -26,6 +26,7 @@ from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.perceptual.face_crops import crop_faces
 from mldm_plugin.perceptual.face_networks import FaceFeatures
+from mldm_plugin.perceptual.laplacian import laplacian
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.perceptual.masked_distance import masked_sum
 from mldm_plugin.perceptual.unit_difference import weighted_square
@@ -223,10 +224,6 @@ def detail(picture: Tensor, mask: Tensor) -> Tensor:
     Args:
         picture: (1, 3, H, W).
         mask: (1, 1, H, W) in [0, 1], not empty.
-
-    Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000 (variance of the Laplacian).
     """
-    luma = (picture * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1).to(picture)).sum(1, keepdim=True)
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3).to(picture)
-    change = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), kernel)
+    change = laplacian(F.pad(picture, (1, 1, 1, 1), mode="replicate"))
     return (change.square() * mask).sum() / mask.sum() + 1e-12

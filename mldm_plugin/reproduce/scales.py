@@ -22,8 +22,27 @@ FIRST_DRAWING = 1_000_000  # people-mini was trained on numbers below 200 000
 FIRST_TEST, FIRST_TUNING = 2_000_000, 3_000_000  # of the held-out tenth
 
 
+class OnPeopleMini:
+    """What the scales have in common that train people-mini."""
+
+    resolution = 128
+    model = str(PIPELINE)
+    out: Path
+    steps: int
+    batch: int
+
+    @staticmethod
+    def prompts_of(recipe: Recipe) -> int:
+        """How many captions each run draws."""
+        return recipe.prompts
+
+    def cost(self, arm: Arm) -> str:
+        """Of a training of this arm."""
+        return _in_words(self.steps, self.batch)
+
+
 @dataclass(frozen=True)
-class Mini:
+class Mini(OnPeopleMini):
     """people-mini and drawn people, for two CPU cores or a GPU.
 
     A ControlNet without a hint, as in the paper, from people-mini's U-Net; every picture is of a drawing that
@@ -43,13 +62,6 @@ class Mini:
     photographs: int = 24
     batch: int = 4
     learning_rate: float = 5e-4
-    resolution = 128
-    model = str(PIPELINE)
-
-    @staticmethod
-    def prompts_of(recipe: Recipe) -> int:
-        """How many pictures each run draws."""
-        return recipe.prompts
 
     def data(self) -> list[Command]:
         """Draw the people to train on, and those to judge on."""
@@ -97,10 +109,6 @@ class Mini:
             (*losses, *words, "--cache_latents"),
         )
 
-    def cost(self, arm: Arm) -> str:
-        """Of a training of this arm."""
-        return _in_words(self.steps, self.batch)
-
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
         """All arms on held-out drawings."""
         out = self.out / "report"
@@ -112,7 +120,7 @@ class Mini:
 
 
 @dataclass(frozen=True)
-class Person:
+class Person(OnPeopleMini):
     """people-mini and ten photographs of somebody whom it has never seen: a LoRA, as its users would train one.
 
     Args:
@@ -129,13 +137,6 @@ class Person:
     batch: int = 4
     noises: int = 2
     sampler_steps: int = 20
-    resolution = 128
-    model = str(PIPELINE)
-
-    @staticmethod
-    def prompts_of(recipe: Recipe) -> int:
-        """How many captions are drawn."""
-        return recipe.prompts
 
     def data(self) -> list[Command]:
         """Ten photographs to learn, eight to compare with."""
@@ -174,10 +175,6 @@ class Person:
         switches = ("--random_flip", "--center_crop", "--cache_latents")
         name = run_name(arm, seed)
         return Training(name, self.out / "runs" / name, "text_to_image_lora", steps, (*losses, *words, *switches))
-
-    def cost(self, arm: Arm) -> str:
-        """Of a training of this arm."""
-        return _in_words(self.steps, self.batch)
 
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
         """The same pictures by each, and one step of the photographs that were kept back."""

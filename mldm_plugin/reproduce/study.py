@@ -19,6 +19,7 @@ from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation import statistics
 from mldm_plugin.evaluation.notes import read_notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.perceptual.laplacian import luma
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.records.files import write_text
 
@@ -271,10 +272,10 @@ def texture(path: Path) -> tuple[float, float]:
     from mldm_plugin.evaluation.picture import read_image
 
     image = read_image(path)[None]
-    luma = (image * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)[0]
-    side = min(luma.shape)
-    luma = luma[:side, :side] * torch.hann_window(side)[:, None] * torch.hann_window(side)
-    power = torch.fft.fft2(luma - luma.mean()).abs().square().numpy()
+    grey = luma(image)[0, 0]
+    side = min(grey.shape)
+    grey = grey[:side, :side] * torch.hann_window(side)[:, None] * torch.hann_window(side)
+    power = torch.fft.fft2(grey - grey.mean()).abs().square().numpy()
     frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side) * side,) * 2))
     rings = np.arange(4, side // 4)
     radial = [power[(frequency >= ring) & (frequency < ring + 1)].mean() for ring in rings]
