@@ -16,7 +16,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/mldm weights fetch vgg16 alexnet dlib_resnet mtcnn faceres mediapipe_palm mediapipe_hand mediapipe_person \
-		mediapipe_pose || echo "some weights are not here: what needs them is skipped"
+		mediapipe_pose mediapipe_selfie || echo "some weights are not here: what needs them is skipped"
 	touch .venv/ready
 
 demo: setup

@@ -170,7 +170,7 @@ def test_faces_and_their_points_are_found_in_real_photographs(tmp_path, stored):
 
 
 def test_masks_that_are_no_folder_are_refused(tmp_path):
-    with pytest.raises(DataError, match="is neither maskrcnn nor none nor a folder"):
+    with pytest.raises(DataError, match="is none of auto, maskrcnn, selfie, none, nor a folder"):
         plans.folder(tmp_path, masks=str(tmp_path / "nothing"))
 
 

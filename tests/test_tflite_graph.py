@@ -1,5 +1,6 @@
 """Networks of TensorFlow Lite compute what TensorFlow Lite computes, operator by operator and as a whole."""
 
+import struct
 import zipfile
 
 import numpy as np
@@ -15,7 +16,10 @@ from mldm_plugin.perceptual.weights import WEIGHT_FILES, cache_folder, load_stat
 from mldm_plugin.perceptual.weights.tflite import read_tflite
 
 NUMBERS = np.random.default_rng(0)
-NETWORKS = ("mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose")
+NETWORKS = ("mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose", "mediapipe_selfie")
+
+
+TRANSPOSED = "Convolution2DTransposeBias"  # MediaPipe's
 
 
 def floats(*shape):
@@ -47,6 +51,17 @@ OPERATORS = {
     "depthwise 2": ("DEPTHWISE_CONV_2D", [0, floats(1, 5, 5, 3), floats(3)], (1, 3, 4, 3), depthwise(0, 2, 3)),
     "pool VALID": ("MAX_POOL_2D", [0], (1, 3, 3, 3), {0: 1, 1: 2, 2: 2, 3: 2, 4: 2}),
     "pool SAME": ("MAX_POOL_2D", [0], (1, 3, 4, 3), {0: 0, 1: 2, 2: 2, 3: 3, 4: 3}),
+    "average": ("AVERAGE_POOL_2D", [0], (1, 1, 1, 3), {0: 1, 1: 7, 2: 6, 3: 7, 4: 6}),
+    "average SAME": ("AVERAGE_POOL_2D", [0], (1, 3, 7, 3), {0: 0, 1: 1, 2: 2, 3: 1, 4: 2}),
+    "transposed": (
+        TRANSPOSED,
+        [0, floats(4, 2, 3, 3), floats(4)],
+        (1, 12, 21, 4),
+        {"bytes": struct.pack("<3i", 1, 3, 2)},
+    ),
+    "multiplied": ("MUL", [0, floats(1, 1, 1, 3)], (1, 6, 7, 3), {0: 0}),
+    "relu": ("RELU", [0], (1, 6, 7, 3), {}),
+    "hard swish": ("HARD_SWISH", [0], (1, 6, 7, 3), {}),
     "add": ("ADD", [0, 0], (1, 6, 7, 3), {0: 1}),
     "concatenation": ("CONCATENATION", [0, 0], (1, 6, 7, 6), {0: 3}),
     "concatenation from the end": ("CONCATENATION", [0, 0], (1, 6, 7, 6), {0: -1}),
@@ -151,6 +166,19 @@ def test_gradients_are_those_of_the_function():
 def test_only_what_wanted_outputs_need_is_computed():
     content = tflite_file((1, 6, 7, 3), [OPERATORS["logistic"], OPERATORS["prelu"]])
     assert len(TfliteGraph(read_tflite(content))._operators) == 1  # the chain's first one leads nowhere
+
+
+def test_a_transposed_convolution_puts_blocks_side_by_side():
+    weight = np.arange(1, 5, dtype=np.float32).reshape(1, 2, 2, 1)
+    options = {"bytes": struct.pack("<3i", 1, 2, 2)}
+    network = network_of(
+        (TRANSPOSED, [0, weight, wholes(0).astype(np.float32)], (1, 2, 4, 1), options), shape=(1, 1, 2, 1)
+    )
+    assert network(torch.tensor([1.0, 10.0]).view(1, 1, 1, 2))[0].squeeze().tolist() == [[1, 2, 10, 20], [3, 4, 30, 40]]
+    overlapping = {"bytes": struct.pack("<3i", 1, 1, 1)}
+    for given in (overlapping, {"bytes": b"123"}):
+        with pytest.raises(WeightsError, match="expected equal strides"):
+            network_of((TRANSPOSED, [0, weight, floats(1)], (1, 1, 2, 1), given), shape=(1, 1, 2, 1))
 
 
 def test_faults_are_said():

@@ -12,6 +12,7 @@ import numpy as np
 KINDS = {"float32": 0, "float16": 1, "int32": 2}
 CODES = {
     "ADD": 0,
+    "AVERAGE_POOL_2D": 1,
     "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 4,
@@ -20,23 +21,29 @@ CODES = {
     "FULLY_CONNECTED": 9,
     "LOGISTIC": 14,
     "MAX_POOL_2D": 17,
+    "MUL": 18,
+    "RELU": 19,
     "RESHAPE": 22,
     "RESIZE_BILINEAR": 23,
     "PAD": 34,
     "MEAN": 40,
     "PRELU": 54,
+    "HARD_SWISH": 117,
     "DENSIFY": 124,
 }
+CUSTOM = 32  # code of operators that are known by their name; their options are bytes
 VERSIONS = {"DEQUANTIZE": 2, "RESIZE_BILINEAR": 3}
 # The number of an operator's kind of options in the schema's union; those without any are left out.
 UNION = {
     "CONV_2D": 1,
     "DEPTHWISE_CONV_2D": 2,
+    "AVERAGE_POOL_2D": 5,
     "MAX_POOL_2D": 5,
     "FULLY_CONNECTED": 8,
     "CONCATENATION": 10,
     "ADD": 11,
     "RESIZE_BILINEAR": 15,
+    "MUL": 21,
     "RESHAPE": 17,
     "PAD": 22,
     "MEAN": 27,
@@ -94,7 +101,7 @@ def _align(out: bytearray, to: int, ahead: int = 0) -> None:
 
 
 def tflite_file(
-    shape: Sequence[int], operators: Sequence[tuple[str, Sequence[Any], Sequence[int], dict[int, Any]]]
+    shape: Sequence[int], operators: Sequence[tuple[str, Sequence[Any], Sequence[int], dict[Any, Any]]]
 ) -> bytes:
     """A network as a chain.
 
@@ -123,10 +130,16 @@ def tflite_file(
         outputs.append(len(tensors))
         tensors.append({0: list(out_shape), 1: KINDS["float16" if half else "float32"], 3: f"output {len(outputs)}"})
         operator: dict[int, Any] = {0: kinds.index(kind), 1: inputs, 2: [outputs[-1]]}
-        written.append({**operator, **({3: UNION[kind], 4: options} if kind in UNION else {})})
-    codes = [{0: CODES[kind], 2: VERSIONS.get(kind, 1), 3: CODES[kind]} for kind in kinds]
+        given = {5: options["bytes"]} if kind not in CODES else {3: UNION[kind], 4: options} if kind in UNION else {}
+        written.append({**operator, **given})
+    codes = [_code(kind) for kind in kinds]
     graph = {0: tensors, 1: [0], 2: [outputs[-1]], 3: written, 4: "main"}
     return flatbuffer({0: 3, 1: codes, 2: [graph], 3: "tiny", 4: buffers})
+
+
+def _code(kind: str) -> dict[int, Any]:
+    code = CODES.get(kind, CUSTOM)
+    return {0: code, **({} if kind in CODES else {1: kind}), 2: VERSIONS.get(kind, 1), 3: code}
 
 
 def _constant(one: np.ndarray | Sparse, buffer: int) -> dict[int, Any]:

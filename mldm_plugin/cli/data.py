@@ -101,10 +101,12 @@ def coco(instances: Path, stats: bool, **options: Any) -> None:
 @click.option("--caption", metavar="TEXT", help="For pictures that have no caption of their own.")
 @click.option(
     "--masks",
-    default="maskrcnn",
+    default="auto",
     show_default=True,
-    metavar="maskrcnn|none|DIR",
-    help="Who finds the people: torchvision's Mask R-CNN, nobody, or a folder with a label picture NAME.png each.",
+    metavar="auto|maskrcnn|selfie|none|DIR",
+    help="Who finds the people: torchvision's Mask R-CNN, MediaPipe's selfie segmentation (0.2 MB, for people who "
+    "are near), nobody, or a folder with a label picture NAME.png each. auto takes Mask R-CNN where its weights can be "
+    "had, else selfie, and says which.",
 )
 @_output_options
 def folder(folder: Path, **options: Any) -> None:

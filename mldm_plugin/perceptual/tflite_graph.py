@@ -146,6 +146,15 @@ def _depthwise_conv_2d(options: Options, x: Tensor, weight: Tensor, bias: Tensor
     return _convolution(options, x, weight.permute(3, 0, 1, 2), bias, groups=x.shape[3])
 
 
+def _average_pool_2d(options: Options, x: Tensor) -> Tensor:
+    """The files here average whole maps or whole blocks: without padding."""
+    kernel, strides = (options["filter_h"], options["filter_w"]), (options["stride_h"], options["stride_w"])
+    padded, padding = _padded(x.permute(0, 3, 1, 2), options, kernel)
+    if any(padding) or padded.shape[2:] != x.shape[1:3]:
+        raise WeightsError("AVERAGE_POOL_2D with padding is not understood.")
+    return _activated(F.avg_pool2d(padded, kernel, strides).permute(0, 2, 3, 1), options)
+
+
 def _max_pool_2d(options: Options, x: Tensor) -> Tensor:
     kernel = (options["filter_h"], options["filter_w"])
     padded, _ = _padded(x.permute(0, 3, 1, 2), options, kernel, value=-torch.inf)
@@ -159,6 +168,18 @@ def _fully_connected(options: Options, x: Tensor, weight: Tensor, bias: Tensor) 
 
 def _add(options: Options, x: Tensor, y: Tensor) -> Tensor:
     return _activated(x + y, options)
+
+
+def _mul(options: Options, x: Tensor, y: Tensor) -> Tensor:
+    return _activated(x * y, options)
+
+
+def _relu(options: Options, x: Tensor) -> Tensor:
+    return F.relu(x)
+
+
+def _hard_swish(options: Options, x: Tensor) -> Tensor:
+    return F.hardswish(x)
 
 
 def _concatenation(options: Options, *xs: Tensor) -> Tensor:
@@ -200,22 +221,33 @@ def _depth_to_space(options: Options, x: Tensor) -> Tensor:
     return y.permute(0, 1, 3, 2, 4, 5).reshape(count, height * block, width * block, -1)
 
 
+def _transposed_convolution(options: Options, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`weight` (out, H, W, in): each pixel becomes H × W pixels, the strides."""
+    strides = (options["stride_h"], options["stride_w"])
+    return F.conv_transpose2d(x.permute(0, 3, 1, 2), weight.permute(3, 0, 1, 2), bias, strides).permute(0, 2, 3, 1)
+
+
 def _logistic(options: Options, x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "ADD": _add,
+    "AVERAGE_POOL_2D": _average_pool_2d,
     "CONCATENATION": _concatenation,
     "CONV_2D": _conv_2d,
+    "Convolution2DTransposeBias": _transposed_convolution,
     "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
     "DEPTH_TO_SPACE": _depth_to_space,
     "FULLY_CONNECTED": _fully_connected,
+    "HARD_SWISH": _hard_swish,
     "LOGISTIC": _logistic,
     "MAX_POOL_2D": _max_pool_2d,
     "MEAN": _mean,
+    "MUL": _mul,
     "PAD": _pad,
     "PRELU": _prelu,
+    "RELU": _relu,
     "RESHAPE": _reshape,
     "RESIZE_BILINEAR": _resize_bilinear,
 }

