@@ -1,15 +1,17 @@
 """What is stored of pictures, and its way into a batch; the folder of masks; which pictures had none."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder, annotate
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate, annotate
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.frame import Frame
+from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import check_placement
 from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
@@ -137,6 +139,42 @@ def test_a_side_folder_is_searched_by_file_name(tmp_path):
     assert placed.person_mask.flatten(1).any(1).tolist() == [True, True, False]
     assert [len(b) for b in placed.face_boxes] == [0, 1, 0]
     assert placed.on_record == (True, True, False)
+
+
+def training_set(folder, *rows):
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    Image.new("L", (48, 32), 1).save(folder / "masks" / "a.png")
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_a_training_set_is_a_side_folder(tmp_path, monkeypatch):
+    """`mldm data` keeps boxes in its metadata.jsonl; there is no second place where they could be others."""
+    rows = [
+        {"file_name": "images/a.jpg", "mask_file_name": "masks/a.png", "face_boxes": [[2, 4, 10, 12]]},
+        {"file_name": "images/b.png", "face_boxes": []},
+    ]
+    examples = [example("x/a.jpg", mask=None, boxes=None), example("x/b.webp", mask=None, boxes=None)]
+    training_set(tmp_path / "people", *rows)
+    monkeypatch.chdir(tmp_path)
+    placed = annotate(examples, batch_of(examples), SideFolder(Path("people")))
+    assert placed.person_mask.flatten(1).any(1).tolist() == [True, False]
+    assert placed.face_boxes[0].tolist() == [[2, 4, 10, 12]]
+    assert len(placed.face_boxes[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (({"file_name": "x/a.jpg"}, {"file_name": "y/a.png"}), "line 2: a second picture is called a"),
+        (({"file_name": "a.jpg", "mask_file_name": "../masks/a.png"},), "leaves the folder"),
+        (({"text": "nobody"},), "line 1: expected an object with a file_name"),
+        ((), "holds neither"),
+    ],
+)
+def test_a_training_set_that_cannot_be_used(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        SideFolder(training_set(tmp_path / "people", *rows))
 
 
 def test_a_side_folder_without_boxes_offers_none(tmp_path):

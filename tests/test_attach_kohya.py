@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from tiny_people import SCENES, face_pixels, person_pixels, second_person_pixels, write_class_pictures, write_dreambooth
 
 from mldm_plugin.attach import kohya, kohya_loop, kohya_masks
-from mldm_plugin.attach.annotation import KEY, SideFolder
+from mldm_plugin.attach.annotation import KEY
 from mldm_plugin.attach.edits import ScriptError
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.attach.on_record import SideFolder
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import stable_diffusion_snr
 from mldm_plugin.errors import DataError

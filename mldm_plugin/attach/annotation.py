@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
 from mldm_plugin.attach import ledger
-from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame
+from mldm_plugin.attach.frame import Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.attach.on_record import ExampleColumns, SideFolder, Stored
 from mldm_plugin.attach.placement import Placement, check_placement
 from mldm_plugin.data.annotations import (
     check_boxes_inside,
-    check_mask_mode,
     check_mask_size,
-    parse_boxes,
 )
 from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
@@ -70,84 +65,6 @@ class Fault:
 
     def to(self, *_: Any, **__: Any) -> Fault:
         return self
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is on record of one picture, in the frame of its source: mask uint8 (1, H, W) or None, boxes (K, 4)."""
-
-    mask: Tensor | None
-    boxes: Tensor | None
-
-
-class ExampleColumns:
-    """Annotation that the script's data set keeps in columns of its own."""
-
-    def __init__(self, mask: str, boxes: str) -> None:
-        self._mask, self._boxes = mask, boxes
-
-    def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
-        mask = example.get(self._mask)
-        if mask is not None and not isinstance(mask, PIL.Image.Image):
-            raise DataError(f"{name}: column {self._mask!r} holds {type(mask).__name__}, expected a label picture.")
-        labels = None
-        if mask is not None:
-            cut = frame_of(mask)
-            if cut is not None and cut.affine != IDENTITY:
-                raise DataError(
-                    f"{name}: the script has cropped or turned the mask itself, and it would be moved twice; leave "
-                    f"column {self._mask!r} as it is stored."
-                )
-            labels = _labels(mask, name)
-        boxes = example.get(self._boxes)
-        return Stored(labels, None if self._boxes not in example else parse_boxes(boxes, name))
-
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether there are masks, and boxes, for pictures like this one."""
-        return self._mask in example, self._boxes in example
-
-
-class SideFolder:
-    """A folder with `<stem>.png`, a label picture, and `<stem>.json`, {"face_boxes": [[x0, y0, x1, y1], …]}.
-
-    Raises:
-        DataError: there is no such folder, or nothing of the kind in it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError(f"--mldm-mask-dir {folder} is not a folder.")
-        self._masks = {p.stem: p for p in sorted(folder.glob("*.png"))}
-        self._boxes = {p.stem: p for p in sorted(folder.glob("*.json"))}
-        if not self._masks and not self._boxes:
-            raise DataError(
-                f"--mldm-mask-dir {folder} holds neither NAME.png nor NAME.json: give the folder with the label masks, "
-                "each named like its picture."
-            )
-
-    def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
-        if frame is None or not frame.source:
-            check_frame(frame, (0, 0) if frame is None else frame.size, name)
-            raise DataError(
-                f"{name}: the picture's file name is not known (it was read from memory), so its mask cannot be found "
-                "in --mldm-mask-dir; keep masks in a column of the data set."
-            )
-        path = Path(frame.source)
-        mask = boxes = None
-        if path.stem in self._masks:
-            mask = _read_labels(self._masks[path.stem])
-        if path.stem in self._boxes:
-            boxes = _read_boxes(self._boxes[path.stem])
-        return Stored(mask, boxes)
-
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether there are masks, and boxes, for pictures like this one."""
-        return bool(self._masks), bool(self._boxes)
-
-    @property
-    def stems(self) -> set[str]:
-        """Names, without suffix, of the pictures that something is on record of."""
-        return {*self._masks, *self._boxes}
 
 
 def annotate(
@@ -283,29 +200,6 @@ def _check_is_row(picture: Any, row: Tensor, key: str, name: str) -> None:
             f"{name} is not in its place in the batch's {key!r}: the script's collate function changes its pictures, "
             "so masks would not fit. Use the library form (docs/attach.md)."
         )
-
-
-def _labels(mask: PIL.Image.Image, name: str) -> Tensor:
-    check_mask_mode(mask.mode, name)
-    return torch.from_numpy(np.array(mask, dtype=np.uint8)).unsqueeze(0)
-
-
-def _read_labels(path: Path) -> Tensor:
-    try:
-        with PIL.Image.open(path) as mask:
-            return _labels(mask, str(path))
-    except OSError as error:
-        raise DataError(f"mask {path} cannot be read ({error}); replace it.") from error
-
-
-def _read_boxes(path: Path) -> Tensor:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(record, dict) or "face_boxes" not in record:
-        raise DataError(f'{path} has no "face_boxes"; expected {{"face_boxes": [[x0, y0, x1, y1], …]}}.')
-    return parse_boxes(record["face_boxes"], str(path))
 
 
 class Collate:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate, ExampleColumns, SideFolder
+from mldm_plugin.attach.annotation import KEY, Annotation, Collate
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
+from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import Placement
 from mldm_plugin.attach.ranks import refuse_unshown, refuse_unshown_in
 from mldm_plugin.attach.records import Records

@@ -49,8 +49,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--mldm-mask-dir": {
         "dest": "mask_dir",
         "metavar": "DIR",
-        "help": 'Folder with NAME.png, a label mask, and NAME.json, {"face_boxes": [[x0, y0, x1, y1], …]}, for each '
-        "picture NAME.jpg; for scripts that do not keep extra columns of their data set.",
+        "help": "Masks and boxes by the pictures' file names, for scripts that do not keep extra columns of their data "
+        "set: a folder that `mldm data` made (with its metadata.jsonl), or one with NAME.png, a label mask, and "
+        'NAME.json, {"face_boxes": [[x0, y0, x1, y1], …]}, for each picture NAME.jpg.',
     },
     "--mldm-mask-column": {
         "dest": "mask_column",

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import ledger
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, SideFolder, Stored, annotate
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate
 from mldm_plugin.attach.frame import Affine, Frame, scaling
 from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.attach.on_record import SideFolder, Stored
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"
