@@ -261,3 +261,20 @@ def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
     counts = prepare(own(tmp_path / "photos"), Output(tmp_path / "out", workers=0))
     assert (counts.pictures, counts.rejected) == (1, 1)
     assert "is not UTF-8: rename the file" in counts.left_out[0]
+
+
+def test_pictures_are_left_out_and_held_out(tmp_path):
+    for name in "abcdef":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+    listed = list(sources(tmp_path, "anna", leave_out=("b.png",), held_out=2))
+    assert [(one.name, one.split) for one in listed] == [
+        ("a", "train"),
+        ("c", "validation"),
+        ("d", "train"),
+        ("e", "validation"),
+        ("f", "train"),
+    ]
+    with pytest.raises(DataError, match=r"--leave-out g\.png: there is no such picture"):
+        list(sources(tmp_path, "anna", leave_out=("g.png",)))
+    with pytest.raises(DataError, match="--held-out 6 of 6 pictures leaves none to train on"):
+        list(sources(tmp_path, "anna", held_out=6))

@@ -108,6 +108,15 @@ def coco(instances: Path, stats: bool, **options: Any) -> None:
     "are near), nobody, or a folder with a label picture NAME.png each. auto takes Mask R-CNN where its weights can be "
     "had, else selfie, and says which.",
 )
+@click.option("--leave-out", multiple=True, metavar="NAME", help="Pass this picture over. May be repeated.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep N photos, evenly over all, for judging: DIR/validation; the others are DIR/train.",
+)
 @_output_options
 def folder(folder: Path, **options: Any) -> None:
     """Photos of your own; they are left as they are.

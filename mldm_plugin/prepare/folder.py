@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +28,13 @@ _OURS = {
 _TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}  # pyarrow's names
 
 
-def sources(folder: Path, caption: str | None = None, masks: Path | None = None) -> Iterator[Source]:
+def sources(
+    folder: Path,
+    caption: str | None = None,
+    masks: Path | None = None,
+    leave_out: Collection[str] = (),
+    held_out: int = 0,
+) -> Iterator[Source]:
     """The pictures below `folder` in the order of their names.
 
     A caption is the row's `text` where the folder has a metadata.jsonl, else that of `NAME.txt` or `NAME.caption`
@@ -39,9 +45,12 @@ def sources(folder: Path, caption: str | None = None, masks: Path | None = None)
         folder: is only read.
         caption: for pictures that have none of their own.
         masks: a folder with a label picture NAME.png for each picture, folders inside as in `folder`.
+        leave_out: names of pictures below `folder` that are passed over.
+        held_out: how many go into the split `validation`, evenly over all, the others into `train`; 0 makes no splits.
 
     Raises:
-        DataError: the folder has no pictures, a metadata.jsonl that is broken, or pictures without a caption.
+        DataError: the folder has no pictures, a metadata.jsonl that is broken, pictures without a caption, a picture
+            to leave out that is not there, or too few to hold so many out.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: name the folder with the photos.")
@@ -50,6 +59,8 @@ def sources(folder: Path, caption: str | None = None, masks: Path | None = None)
     paths = [folder / name for name in metadata] or _pictures(folder, masks)
     if not paths:
         raise DataError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}).")
+    paths = _without(paths, folder, leave_out)
+    splits = _splits(len(paths), held_out)
     described = [_described(path, folder, metadata.get(path.relative_to(folder).as_posix(), {})) for path in paths]
     names = dict.fromkeys(name for _, columns in described for name in columns)
     without = [path.relative_to(folder) for path, (text, _) in zip(paths, described, strict=True) if text is None]
@@ -59,7 +70,7 @@ def sources(folder: Path, caption: str | None = None, masks: Path | None = None)
             f"{without[0].with_suffix('.txt')}, or give --caption for those that have none."
         )
     several = any(isinstance(text, list) for text, _ in described)
-    for path, (text, columns) in zip(paths, described, strict=True):
+    for path, (text, columns), split in zip(paths, described, splits, strict=True):
         relative = path.relative_to(folder)
         text = caption or "" if text is None else text
         yield Source(
@@ -68,8 +79,30 @@ def sources(folder: Path, caption: str | None = None, masks: Path | None = None)
             text=[text] if several and isinstance(text, str) else text,
             mask=None if masks is None else _mask(masks, relative),
             columns={name: columns.get(name) for name in names},
+            split=split,
             fault=fault_of(str(relative), folder),
         )
+
+
+def _without(paths: list[Path], folder: Path, names: Collection[str]) -> list[Path]:
+    left_out = {folder / name for name in names}
+    if strangers := sorted(str(path.relative_to(folder)) for path in left_out.difference(paths)):
+        raise DataError(f"--leave-out {strangers[0]}: there is no such picture in {folder}.")
+    return [path for path in paths if path not in left_out]
+
+
+def _splits(count: int, held_out: int) -> list[str]:
+    """The split of each picture, in their order.
+
+    >>> _splits(5, 2)
+    ['train', 'validation', 'train', 'validation', 'train']
+    """
+    if not held_out:
+        return [""] * count
+    if held_out >= count:
+        raise DataError(f"--held-out {held_out} of {count} pictures leaves none to train on.")
+    chosen = {(2 * k + 1) * count // (2 * held_out) for k in range(held_out)}
+    return ["validation" if number in chosen else "train" for number in range(count)]
 
 
 def _pictures(folder: Path, masks: Path | None) -> list[Path]:

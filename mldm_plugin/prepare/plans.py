@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,18 @@ def coco(
     )
 
 
-def folder(photos: Path, *, caption: str | None = None, masks: str = "auto", faces: str = "auto") -> Plan:
+def folder(
+    photos: Path,
+    *,
+    caption: str | None = None,
+    masks: str = "auto",
+    faces: str = "auto",
+    leave_out: Sequence[str] = (),
+    held_out: int = 0,
+) -> Plan:
     """Somebody's own photos; `masks` is `auto`, `maskrcnn`, `selfie`, `none` or a folder of label pictures.
+
+    What `leave_out` and `held_out` are, `mldm_plugin.prepare.folder.sources` says.
 
     Raises:
         DataError: `masks` is not a folder.
@@ -99,7 +109,7 @@ def folder(photos: Path, *, caption: str | None = None, masks: str = "auto", fac
         masks = _network(masks)
 
     def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
-        listed = list(own_folder.sources(photos, caption, given))
+        listed = list(own_folder.sources(photos, caption, given, leave_out, held_out))
         return {"faces": _detector(faces, annotated=False), "columns": own_folder.types(listed)}, listed
 
     def recipe(facts: Facts) -> Recipe:
@@ -113,6 +123,8 @@ def folder(photos: Path, *, caption: str | None = None, masks: str = "auto", fac
             caption=caption,
             masks=masks if given is None else str(given.resolve()),
             faces=faces,
+            leave_out=sorted(leave_out),
+            held_out=held_out,
         ),
         sources=sources,
         recipe=recipe,
