@@ -23,6 +23,8 @@ from mldm_plugin.cli import (
     plugins,
     presets,
     reproduce,
+    sample,
+    start,
     weights,
 )
 from mldm_plugin.errors import MldmError
@@ -56,6 +58,9 @@ main.add_command(weights.weights)
 main.add_command(doctor.doctor)
 main.add_command(new_loss.new_loss)
 main.add_command(data.data)
+main.add_command(start.start)
+main.add_command(start.train)
+main.add_command(sample.sample)
 main.add_command(evaluate.evaluate)
 main.add_command(reproduce.reproduce)
 main.add_command(bench.bench)

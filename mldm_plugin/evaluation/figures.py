@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.thumbnails import gallery_cases
 from mldm_plugin.records.files import write_changed
 
@@ -50,20 +51,38 @@ def write_figures(results: dict[str, Any], out: Path) -> list[str]:
         return []
     folder, written = out / "figures", []
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a prompt's letters, which the font may not have
+    with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
             figure = draw(results, out)
-            if figure is None:
-                continue
-            figure.draw_without_rendering()  # the layout is found once, not for each file
-            figure.set_layout_engine("none")
-            for suffix, metadata in SUFFIXES.items():
-                stream = io.BytesIO()
-                figure.savefig(stream, format=suffix, dpi=DPI, metadata=metadata)
-                write_changed(folder / f"{name}.{suffix}", stream.getvalue())
-            written.append(name)
+            if figure is not None:
+                _save(figure, folder / name, tuple(SUFFIXES))
+                written.append(name)
     return written
+
+
+def write_gallery(results: dict[str, Any], out: Path, path: Path) -> None:
+    """The figure `gallery` alone, as the PNG `path`.
+
+    Raises:
+        MldmError: matplotlib is absent.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MldmError("a grid of pictures needs matplotlib: pip install 'mldm-plugin[demo]'") from error
+    with matplotlib.rc_context(STYLE):
+        _save(gallery(results, out), path.with_suffix(""), ("png",))
+
+
+def _save(figure: Any, path: Path, suffixes: tuple[str, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a prompt's letters, which the font may not have
+        figure.draw_without_rendering()  # the layout is found once, not for each file
+        figure.set_layout_engine("none")
+        for suffix in suffixes:
+            stream = io.BytesIO()
+            figure.savefig(stream, format=suffix, dpi=DPI, metadata=SUFFIXES[suffix])
+            write_changed(path.with_name(f"{path.name}.{suffix}"), stream.getvalue())
 
 
 def differences(results: dict[str, Any], out: Path) -> Any:

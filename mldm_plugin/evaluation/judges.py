@@ -48,14 +48,15 @@ def _first(names: tuple[str, ...], used: set[str], otherwise: str) -> str:
 
 def networks_of_losses(model: Model) -> set[str]:
     """The networks that the losses of a model's runs look with, by the preset in their folders."""
-    found: set[str] = set()
-    for run in model.runs:
-        for folder in (Path(run.what), *Path(run.what).parents[:2]):  # RUN/checkpoint-N/controlnet
-            path = folder / "preset.yaml"
-            if path.is_file():
-                found |= networks_in(path.read_text(encoding="utf-8"))
-                break
-    return found
+    presets = [preset_of(Path(run.what)) for run in model.runs]
+    return {name for path in presets if path is not None for name in networks_in(path.read_text(encoding="utf-8"))}
+
+
+def preset_of(folder: Path) -> Path | None:
+    """The resolved preset of a run or a part of it; in mldm/ where the trainer was somebody else's script."""
+    places = (folder, *folder.parents[:2])  # RUN/checkpoint-N/controlnet
+    files = (place / name for place in places for name in ("preset.yaml", "mldm/preset.yaml"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def networks_in(preset: str) -> set[str]:

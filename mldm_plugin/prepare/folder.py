@@ -56,7 +56,7 @@ def sources(
         raise DataError(f"{folder} is not a folder: name the folder with the photos.")
     folder = folder.resolve()
     metadata = _metadata(folder)
-    paths = [folder / name for name in metadata] or _pictures(folder, masks)
+    paths = [folder / name for name in metadata] or pictures_in(folder, masks)
     if not paths:
         raise DataError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}).")
     paths = _without(paths, folder, leave_out)
@@ -105,8 +105,19 @@ def _splits(count: int, held_out: int) -> list[str]:
     return ["validation" if number in chosen else "train" for number in range(count)]
 
 
-def _pictures(folder: Path, masks: Path | None) -> list[Path]:
-    """All picture files below the folder but hidden ones, the masks, and training sets that were made there."""
+def pictures_in(folder: Path, masks: Path | None = None) -> list[Path]:
+    """All picture files below the folder but hidden ones, the masks, and training sets that were made there.
+
+    Args:
+        folder: resolved here.
+        masks: a folder that may lie inside.
+
+    Raises:
+        DataError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: name the folder with the photos.")
+    folder = folder.resolve()
     inside = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if masks is not None:
         inside = [path for path in inside if not path.is_relative_to(masks.resolve())]

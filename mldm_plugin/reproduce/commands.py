@@ -64,7 +64,7 @@ class Training:
     Args:
         name: in tables and of its log.
         folder: of the run.
-        trainer: `controlnet` or `text_to_image_lora`.
+        trainer: `controlnet` or `text_to_image_lora`, or the file of somebody else's script, to which we attach.
         steps: its length, None where the preset's epochs say it.
         flags: all others, in order.
     """
@@ -82,8 +82,13 @@ class Training:
     def words(self) -> list[str]:
         """What follows `accelerate launch`."""
         length = [] if self.steps is None else ["--max_train_steps", str(self.steps)]
-        module = f"mldm_plugin.training.{self.trainer}"
-        return ["-m", module, *self.flags, *length, "--output_dir", str(self.folder)]
+        program = ["mldm_plugin", self.trainer] if self.is_attached else [f"mldm_plugin.training.{self.trainer}"]
+        return ["-m", *program, *self.flags, *length, "--output_dir", str(self.folder)]
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the script is somebody else's."""
+        return self.trainer.endswith(".py")
 
     @property
     def is_done(self) -> bool:
@@ -94,7 +99,7 @@ class Training:
     def steps_done(self) -> int:
         """How many steps are logged."""
         try:
-            return (self.folder / METRICS).read_bytes().count(b"\n")
+            return (self.folder / ("mldm" if self.is_attached else "") / METRICS).read_bytes().count(b"\n")
         except OSError:
             return 0
 

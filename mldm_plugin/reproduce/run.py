@@ -16,7 +16,7 @@ from mldm_plugin.plugins import load_plugins
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop, threads_each
 from mldm_plugin.reproduce.recipes import Arm, Recipe
-from mldm_plugin.reproduce.scales import Mini, Paper, Person, run_name
+from mldm_plugin.reproduce.scales import Scale, run_name
 from mldm_plugin.reproduce.study import CLAIMS, Study
 
 LOOK = 2.0  # seconds between two looks at the trainings
@@ -36,7 +36,7 @@ class Reproduction:
     """
 
     recipe: Recipe
-    scale: Mini | Paper | Person
+    scale: Scale
     seeds: int
     prompts: int
     jobs: int = 1
@@ -165,20 +165,20 @@ class Reproduction:
             raise MldmError(f"{training.name} ended early (status {process.returncode}): {last} ({self.log(training)})")
 
 
-def claim(scale: Mini | Paper | Person, name: str) -> None:
+def claim(scale: Scale, name: str) -> None:
     """Make the folder of a comparison; one that holds the same goes on, with more seeds or pictures, too.
 
     Raises:
         MldmError: it holds something else.
     """
     out, asked = scale.out, {"name": name, "scale": type(scale).__name__.lower()}
-    asked = json.loads(json.dumps({**asked, **vars(scale)}, default=str))
+    asked = json.loads(json.dumps({**asked, **scale.asked()}, default=str))
     mark = out / MARK
     if mark.is_file():
         if (before := json.loads(mark.read_text(encoding="utf-8"))) != asked:
             changed = [f"{key} {before.get(key)}, now {asked[key]}" for key in asked if before.get(key) != asked[key]]
-            raise MldmError(f"{out} was begun with {'; '.join(changed)}: give the same again, or another --out.")
-    elif out.exists() and any(out.iterdir()):
-        raise MldmError(f"{out} holds something else; choose another folder with --out.")
+            raise MldmError(f"{out} was begun with {'; '.join(changed)}: give the same again, or another folder.")
+    elif there := scale.strangers():
+        raise MldmError(f"{out} holds something else, {there[0].name}; choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(mark, json.dumps(asked) + "\n")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini import PIPELINE
@@ -22,6 +23,39 @@ FIRST_DRAWING = 1_000_000  # people-mini was trained on numbers below 200 000
 FIRST_TEST, FIRST_TUNING = 2_000_000, 3_000_000  # of the held-out tenth
 
 
+class Scale(Protocol):
+    """How a comparison is carried out.
+
+    Args:
+        out: folder of everything.
+        steps: of the arms; None where their presets say it.
+    """
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def steps(self) -> int | None: ...
+
+    def asked(self) -> dict[str, Any]:
+        """What a folder that was begun must have been begun with."""
+
+    def strangers(self) -> list[Path]:
+        """What lies in the folder before anything is made there, and must not."""
+
+    def data(self) -> list[Command]:
+        """What makes the data, each of which is run where what it makes is not there."""
+
+    def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
+        """One training of an arm."""
+
+    def cost(self, arm: Arm) -> str:
+        """Of a training of this arm, in words."""
+
+    def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
+        """What judges all arms."""
+
+
 class OnPeopleMini:
     """What the scales have in common that train people-mini."""
 
@@ -30,6 +64,12 @@ class OnPeopleMini:
     out: Path
     steps: int
     batch: int
+
+    def asked(self) -> dict[str, Any]:
+        return vars(self)
+
+    def strangers(self) -> list[Path]:
+        return list_of(self.out)
 
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
@@ -204,6 +244,12 @@ class Paper:
     steps: int | None = None
     resolution = 512
 
+    def asked(self) -> dict[str, Any]:
+        return vars(self)
+
+    def strangers(self) -> list[Path]:
+        return list_of(self.out)
+
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
         """How many pictures each run draws: as many as the paper has to validate with."""
@@ -250,16 +296,22 @@ class Paper:
         return Command(tuple(words), out / "report.html")
 
 
+def list_of(folder: Path) -> list[Path]:
+    """What a folder holds, if there is one."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _in_words(steps: int, batch: int) -> str:
     return f"{steps} steps of {batch} picture{'s' if batch > 1 else ''}"
 
 
-def losses_of(arm: Arm, changes: Sequence[str] = ()) -> list[str]:
+def losses_of(arm: Arm, changes: Sequence[str] = (), plugins: Sequence[str] = ("mldm",)) -> list[str]:
     """The flags that say what is optimised."""
     if arm.preset is None:
         raise MldmError(f"{arm.name} is not trained.")
     sets = [word for change in (*changes, *arm.sets) for word in ("--set", change)]
-    return ["--loss-plugin", "mldm", "--preset", arm.preset, *sets]
+    loaded = [word for plugin in plugins for word in ("--loss-plugin", plugin)]
+    return [*loaded, "--preset", arm.preset, *sets]
 
 
 def run_name(arm: Arm, seed: int) -> str:

@@ -1,0 +1,96 @@
+"""`mldm sample`: pictures of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mldm_plugin.errors import MldmError
+
+if TYPE_CHECKING:
+    from mldm_plugin.project.samples import Finished
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="RUN")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What is drawn. May be repeated.")
+@click.option(
+    "--prompts-from",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Prompts, one a line (default: those of the run).",
+)
+@click.option("--pictures", default=1, show_default=True, type=click.IntRange(1), help="Of each prompt.")
+@click.option("--base", help="The pipeline that the weights go with (default: the one that was trained from).")
+@click.option("--sampler", default="dpm++", show_default=True, help="dpm++, ddim, or a scheduler of diffusers.")
+@click.option("--steps", default=30, show_default=True, type=click.IntRange(1), help="Of the sampler.")
+@click.option("--guidance", type=float, help="Scale of guidance (default: the run's, else the pipeline's own).")
+@click.option("--seed", default=0, show_default=True, help="Of the noise; the same with and without the weights.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: RUN/samples).")
+@click.option("--export", type=click.Choice(["kohya"]), help="The LoRA for kohya's programs, ComfyUI and A1111, too.")
+@click.option("--push-to-hub", metavar="NAME", help="Upload weights, pictures and card to this repository of the Hub.")
+def sample(
+    run: Path,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    pictures: int,
+    base: str | None,
+    sampler: str,
+    steps: int,
+    guidance: float | None,
+    seed: int,
+    out: Path | None,
+    export: str | None,
+    push_to_hub: str | None,
+) -> None:
+    """Draw pictures with a finished run and without it, from the same noise: a grid, and a model card.
+
+    RUN is a folder that `mldm train` filled, or the output folder of a trainer.
+    """
+    from mldm_plugin.evaluation.sampling import Sampling
+    from mldm_plugin.project.samples import choose_cases, draw_samples, open_finished, write_card
+
+    finished = open_finished(run, base)
+    out = out or run / "samples"
+    cases = choose_cases(prompts, file or finished.prompts)
+    sampling = Sampling(sampler, steps, guidance if guidance is not None else finished.guidance, pictures, seed)
+    grid = draw_samples(finished, cases, sampling, out)
+    card = write_card(out, finished, cases, grid, sampling)
+    if export:
+        click.echo(f"for kohya's programs: {_exported(finished, out)}")
+    click.echo(f"the card: {card}")
+    if push_to_hub:
+        click.echo(f"uploaded: {_uploaded(finished, out, push_to_hub)}")
+    click.echo(f"Look at {grid}")
+
+
+def _exported(finished: Finished, out: Path) -> Path:
+    from mldm_plugin.evaluation.models import LORA
+    from mldm_plugin.project.export import export_kohya
+
+    file = finished.weights / LORA
+    if not file.is_file():
+        raise MldmError(f"{finished.weights} holds no {LORA}: only LoRAs have a kohya format here.")
+    made = out / f"{finished.weights.resolve().parent.parent.name}-kohya.safetensors"
+    export_kohya(file, made)
+    return made
+
+
+def _uploaded(finished: Finished, out: Path, name: str) -> str:
+    """The card with its pictures, and the weights; photographs stay here."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repository = api.create_repo(name, exist_ok=True).repo_id
+    api.upload_folder(repo_id=repository, folder_path=out, commit_message="Pictures and card")
+    weights = ["*.safetensors", "config.json"]
+    api.upload_folder(
+        repo_id=repository,
+        folder_path=finished.weights,
+        allow_patterns=weights,
+        ignore_patterns=["checkpoint-*"],
+        commit_message="Weights",
+    )
+    return repository

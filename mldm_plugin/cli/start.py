@@ -1,0 +1,150 @@
+"""`mldm start` and `mldm train`: from photographs of a person to a LoRA that is judged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mldm_plugin.errors import MldmError
+
+if TYPE_CHECKING:
+    from mldm_plugin.project.photos import Photo
+    from mldm_plugin.project.plan import Decided
+
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.command()
+@click.argument("photos", type=FOLDER, metavar="PHOTOS")
+@click.option("--who", metavar="NAME", help='How captions call the person: a rare word and what it is, "anna woman".')
+@click.option(
+    "--model",
+    default="people-mini",
+    show_default=True,
+    metavar="NAME[=PIPELINE]",
+    help="people-mini (ships with this package), sd15, sdxl, sd3 or flux; with a folder or Hub name of that kind of "
+    "your own behind it.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: runs/NAME).")
+@click.option("--script", help="diffusers' training script, where it is not in this folder.")
+@click.option("--no-compare", is_flag=True, help="Do not train with the plain loss, too.")
+@click.option("--force", is_flag=True, help="Write run.yaml anew.")
+def start(
+    photos: Path, who: str | None, model: str, out: Path | None, script: str | None, no_compare: bool, force: bool
+) -> None:
+    """Look at photographs of a person, and write what is trained from them into OUT/run.yaml.
+
+    Nothing is trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
+    """
+    from mldm_plugin.project.models import known_model
+    from mldm_plugin.project.photos import look_at
+    from mldm_plugin.project.plan import decide, unknown_words
+    from mldm_plugin.project.run_file import NAME, PROMPTS, write_run
+    from mldm_plugin.records.files import write_text
+
+    kind, _, pipeline = model.partition("=")
+    known = known_model(kind)
+    who = who or _ask_who()
+    if kind == "people-mini" and (taken := unknown_words(who)):
+        raise MldmError(
+            f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
+        )
+    out = out or Path("runs") / "_".join(who.lower().split())
+    file = out / NAME
+    if file.exists() and not force:
+        raise MldmError(f"{file} is there already: train it (mldm train {file}), or write it anew with --force.")
+    seen = look_at(photos)
+    named = pipeline or (kind if kind == "people-mini" else known.pipeline)
+    decided = decide(photos, seen, who, known, named, script=script, compare=not no_compare)
+    out.mkdir(parents=True, exist_ok=True)
+    write_run(file, decided.run, _title(decided, kind), decided.reasons)
+    write_text(out / PROMPTS, "\n".join(decided.prompts) + "\n")
+    for line in _report(seen, decided):
+        click.echo(line)
+    for line in _next(file, decided, kind):
+        click.echo(line)
+
+
+def _ask_who() -> str:
+    if not sys.stdin.isatty():
+        raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
+    return str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+
+
+def _title(decided: Decided, kind: str) -> str:
+    run = decided.run
+    return (
+        f"{run.who}: a LoRA of {kind}, from the photographs in {run.photos}.\n"
+        "Written by `mldm start`; change what you like, then: mldm train run.yaml"
+    )
+
+
+def _report(photos: list[Photo], decided: Decided) -> list[str]:
+    """A row for each photograph, then what was noticed."""
+    from mldm_plugin.project.photos import left_out, remarks
+
+    out = left_out(photos)
+    wide = max(len(photo.name) for photo in photos)
+    lines = [f"{'':<{wide}}  {'pixels':>11}  {'faces':>5}  {'width':>6}  {'hands':>5}"]
+    for photo in photos:
+        face = photo.face_at(decided.resolution)
+        width = "–" if face is None else f"{face:.0f}"
+        size = f"{photo.size[0]}x{photo.size[1]}"
+        why = f"  left out: {out[photo.name]}" if photo.name in out else ""
+        lines.append(f"{photo.name:<{wide}}  {size:>11}  {len(photo.faces):>5}  {width:>6}  {photo.hands:>5}{why}")
+    lines.append(f"width: of the largest face, in pixels, where the short side has {decided.resolution}")
+    return [*lines, *(f"note: {remark}" for remark in remarks(photos, decided.resolution))]
+
+
+def _next(file: Path, decided: Decided, kind: str) -> list[str]:
+    """What it will cost, and what comes next."""
+    from mldm_plugin.project.cost import cost_here
+
+    run = decided.run
+    trainings = "two trainings, one with the plain loss" if run.compare == "plain" else "one training"
+    lines = [f"\n{file}: {run.steps} steps, {trainings}; {cost_here(run, kind)}"]
+    if run.script and not Path(run.script).is_file():
+        from mldm_plugin.project.models import how_to_get
+
+        lines.append(f"diffusers' script is not here yet: {how_to_get(run.script)}")
+    return [
+        *lines,
+        f"look into it, then:  mldm train {file}",
+        f"each command of it:  mldm train {file} --dry-run",
+    ]
+
+
+@click.command()
+@click.argument("run_file", type=click.Path(path_type=Path, exists=True), metavar="RUN.YAML")
+@click.option("--jobs", type=click.IntRange(1), help="Trainings at a time (default: a core each; with a GPU 1).")
+@click.option("--dry-run", is_flag=True, help="Print every command, run none.")
+def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
+    """Carry run.yaml out: masks and boxes, trainings, pictures of each from the same noise, a page that compares them.
+
+    Stopped, the same command goes on where it was.
+    """
+    from mldm_plugin.project.run_file import NAME, read_run
+    from mldm_plugin.project.scale import OwnPhotos
+    from mldm_plugin.reproduce.commands import processes_here, stopping_in_order
+    from mldm_plugin.reproduce.run import Reproduction
+
+    run = read_run(run_file)
+    folder = run_file if run_file.is_dir() else run_file.parent
+    if run_file.is_file() and run_file.name != NAME:
+        raise MldmError(f"{run_file}: call it {NAME}, in a folder of its own; everything that is made goes beside it.")
+    scale = OwnPhotos(folder, run)
+    whole = Reproduction(scale.recipe(), scale, seeds=1, prompts=0, jobs=jobs or processes_here())
+    if dry_run:
+        click.echo(whole.plan())
+        return
+    try:
+        with stopping_in_order():
+            page = whole.run()
+    except KeyboardInterrupt:
+        raise MldmError("stopped; the same command goes on from there.") from None
+    click.echo(f"the masks: {scale.out / 'people-check' / 'index.html'}")
+    click.echo(f"more pictures: mldm sample {folder}")
+    click.echo(f"Look at {page}")

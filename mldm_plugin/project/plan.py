@@ -1,0 +1,137 @@
+"""What `mldm start` decides: the run for these photographs and this model, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mldm_plugin.errors import MldmError
+from mldm_plugin.people_mini.words import words
+from mldm_plugin.preset import Preset, load_preset
+from mldm_plugin.project.models import PEOPLE_MINI, KnownModel, script_of
+from mldm_plugin.project.photos import Photo, left_out
+from mldm_plugin.project.run_file import Run
+
+HELD_OUT = 5  # one photograph of so many is kept back where both losses are compared; chosen
+LEAST_HELD_OUT_OF = 6  # below that each is worth more in the training; chosen
+# What is drawn: near, half and far, faces and hands, and places that the photographs do not show.
+PROMPTS = (
+    "a photo of {who}, portrait, soft window light",
+    "a photo of {who} smiling, close-up",
+    "a photo of {who} in a garden, half body",
+    "a photo of {who} walking on a city street, full body",
+    "a photo of {who} reading a book at a desk",
+    "a photo of {who} waving with one hand",
+    "a photo of {who} in a red coat, snow",
+    "a painting of {who}",
+)
+# people-mini knows the words of its captions and no others.
+MINI_PROMPTS = (
+    "photo of {who}, calm, bust, in a studio",
+    "photo of {who}, smiling, bust, in a studio",
+    "photo of {who}, surprised, bust, in a studio",
+    "photo of {who}, angry, bust, in a studio",
+    "photo of {who}, sad, bust, in a studio",
+    "photo of {who}, smug, bust, in a studio",
+)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A run, the reasons of its numbers, and the prompts.
+
+    Args:
+        run: for run.yaml.
+        reasons: by key, as `write_run` takes them.
+        prompts: one a line.
+        resolution: pixels of the short side in training.
+    """
+
+    run: Run
+    reasons: dict[str, str]
+    prompts: list[str]
+    resolution: int
+
+
+def decide(
+    folder: Path,
+    photos: Sequence[Photo],
+    who: str,
+    model: KnownModel,
+    pipeline: str,
+    *,
+    script: str | None = None,
+    compare: bool = True,
+) -> Decided:
+    """The run for these photographs.
+
+    Args:
+        folder: of the photographs.
+        photos: what `look_at` saw in it.
+        who: how the person is called.
+        model: which kind it is.
+        pipeline: folder or Hub name; the model's own or one of that kind.
+        script: diffusers' script, where it is not at hand by itself.
+        compare: whether the plain loss is trained, too.
+
+    Raises:
+        MldmError: no photograph is left to learn.
+        PresetError: the model's preset cannot be read.
+    """
+    out = left_out(photos)
+    count = len(photos) - len(out)
+    if not count:
+        raise MldmError(f"none of the {len(photos)} photographs in {folder} can be learnt: {next(iter(out.values()))}.")
+    preset = load_preset(model.preset)
+    training, steps, reasons = _training(preset, model, count)
+    held_out = count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
+    mini = model.name == PEOPLE_MINI
+    reasons |= {
+        "leave_out": "; ".join(f"{name}: {why}" for name, why in out.items())
+        or "nothing; every photograph can be learnt",
+        "held_out": "kept back, so that the losses are judged on photographs that neither has seen"
+        if held_out
+        else "none: there are few, or nothing is compared",
+        "script": "diffusers' training script, which is not edited" if model.example else "the trainer of this package",
+        "preset": f"T and λ, with their sources: mldm presets show {model.preset}",
+    }
+    resolution = int(training.get("resolution", 512))
+    run = Run(
+        photos=os.path.abspath(folder),  # noqa: PTH100 - a link stays what it is called
+        who=who,
+        caption=f"photo of {who}, bust" if mini else f"a photo of {who}",
+        leave_out=list(out),
+        held_out=held_out,
+        model=pipeline,
+        script=script if script is not None and model.example else script_of(model),
+        preset=model.preset,
+        training=training,
+        steps=steps,
+        compare="plain" if compare else "none",
+        guidance=model.guidance,
+    )
+    prompts = [prompt.format(who=who) for prompt in (MINI_PROMPTS if mini else PROMPTS)]
+    return Decided(run, reasons, prompts, resolution)
+
+
+def _training(preset: Preset, model: KnownModel, count: int) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """The script's flags, the number of steps, and the reasons."""
+    training = dict(preset.training[model.script])
+    meant = int(training.pop("max_train_steps"))
+    steps = max(round(meant * count / model.photos), meant // 2) if model.photos != count else meant
+    reasons = {
+        "training": f"from preset {model.preset}, whose file names the source of each",
+        "steps": f"{meant} for {model.photos} photographs in that preset, here are {count}",
+    }
+    if preset.losses and "train_batch_size" in training:
+        seen = steps * int(training["train_batch_size"]) * int(training.get("gradient_accumulation_steps", 1))
+        reasons["steps"] += f"; {seen / count:.0f} views of each"
+    return training, steps, reasons
+
+
+def unknown_words(who: str) -> list[str]:
+    """Words of a name that people-mini's captions have: it would draw what they mean there."""
+    return sorted(set(who.lower().split()) & set(words().split()) - {"woman", "man"})

@@ -1,0 +1,125 @@
+"""Pictures of a finished run, its card, and its LoRA in kohya's format."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mldm_plugin.cli import main
+from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.judges import networks_of_losses, preset_of
+from mldm_plugin.evaluation.models import LORA, Model, Run
+from mldm_plugin.people_mini import PIPELINE
+from mldm_plugin.project.export import export_kohya
+from mldm_plugin.project.samples import open_finished
+
+LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A run folder with a LoRA of people-mini that changes something."""
+    folder = tmp_path_factory.mktemp("anna") / "runs" / "anna"
+    pipeline = DiffusionPipeline.from_pretrained(PIPELINE)
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=LAYERS, init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    (folder / "arguments.json").write_text(json.dumps({"pretrained_model_name_or_path": str(PIPELINE)}))
+    losses = {"face": {"weight": 0.5, "max_timestep": 100, "network": "dlib_resnet"}}
+    (folder / "mldm").mkdir()  # where a run that was attached to has it
+    (folder / "mldm" / "preset.yaml").write_text(yaml.safe_dump({"losses": losses}))
+    return folder
+
+
+@torch.no_grad()
+def predicted(file):
+    pipeline = DiffusionPipeline.from_pretrained(PIPELINE)
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    noise = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 16, 16, generator=noise)
+    text = torch.randn(1, 77, pipeline.unet.config.cross_attention_dim, generator=noise)
+    return pipeline.unet(latents, 100, text).sample
+
+
+def test_kohyas_format_gives_the_same_network(lora, tmp_path):
+    export_kohya(lora / LORA, tmp_path / "kohya.safetensors")
+    names = load_file(tmp_path / "kohya.safetensors")
+    assert all(name.startswith("lora_unet_") and name.count(".") <= 2 for name in names)
+    assert {float(names[name]) for name in names if name.endswith(".alpha")} == {2.0}
+    assert torch.equal(predicted(tmp_path / "kohya.safetensors"), predicted(lora / LORA))
+
+
+def test_an_alpha_that_is_not_the_rank_is_kept(lora, tmp_path):
+    save_file(load_file(lora / LORA), tmp_path / LORA, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 1})})
+    export_kohya(tmp_path / LORA, tmp_path / "kohya.safetensors")
+    names = load_file(tmp_path / "kohya.safetensors")
+    assert {float(names[name]) for name in names if name.endswith(".alpha")} == {1.0}
+
+
+def test_what_has_no_format_of_kohyas_is_refused(tmp_path):
+    save_file({"transformer.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / LORA)
+    with pytest.raises(MldmError, match=r"holds transformer\.x\..*: kohya's names are known for U-Nets"):
+        export_kohya(tmp_path / LORA, tmp_path / "k.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(MldmError, match="cannot be read as a LoRA"):
+        export_kohya(tmp_path / "bad.safetensors", tmp_path / "k.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
+def test_pictures_with_and_without_from_the_same_noise(lora):
+    pytest.importorskip("matplotlib")
+    command = [
+        "sample",
+        str(lora),
+        "--prompt",
+        "photo of anna",
+        "--prompt",
+        "a drawing",
+        "--steps",
+        "1",
+        "--export",
+        "kohya",
+    ]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    out = lora / "samples"
+    names = sorted(path.name for path in (out / "with").glob("*.png"))
+    assert len(names) == 2
+    assert names == sorted(path.name for path in (out / "without").glob("*.png"))
+    first = (out / "with" / names[0]).read_bytes()
+    assert first != (out / "without" / names[0]).read_bytes()
+    with Image.open(out / "grid.png") as grid:
+        width, height = grid.size
+    assert 0.5 < width / height < 2
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in card, "a folder of this machine is no name on the Hub"
+    assert str(lora.parent) not in card
+    assert "| base | people-mini, under its own licence |" in card
+    assert "dlib_resnet: CC0" in card
+    assert "face λ = 0.5, T = 100" in card
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before, "what is drawn is not drawn again"
+    assert CliRunner().invoke(main, [*command, "--seed", "1"], catch_exceptions=False).exit_code == 0
+    assert (out / "with" / names[0]).read_bytes() != first, "other noise, other pictures"
+
+
+def test_the_preset_of_an_attached_run_is_found(lora):
+    """Else a judge that the losses looked with would not be told of in red."""
+    assert preset_of(lora) == lora / "mldm" / "preset.yaml"
+    assert networks_of_losses(Model("anna", [Run(str(lora), "lora", "x")])) == {"dlib_resnet"}
+
+
+def test_a_run_without_weights_and_nothing_to_draw(lora, tmp_path):
+    told = {"photos": "x", "who": "a", "caption": "a", "model": "people-mini", "preset": "demo", "steps": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**told, "training": {}}))
+    with pytest.raises(MldmError, match=r"has no weights yet: mldm train .*run\.yaml"):
+        open_finished(tmp_path, None)
+    done = CliRunner().invoke(main, ["sample", str(lora)])
+    assert "nothing to draw: give --prompt" in done.output
