@@ -235,7 +235,7 @@ class Paper:
 
     def cost(self, arm: Arm) -> str:
         """Of a training of this arm: the paper's RTX 3090 took about 6 hours an epoch of the plain loss (section 4)."""
-        settings = load_preset(str(arm.preset), arm.sets).training
+        settings = load_preset(str(arm.preset), arm.sets).training["train_controlnet"]
         batch, epochs = settings["train_batch_size"], settings["num_train_epochs"]
         if self.steps is not None:
             return _in_words(self.steps, batch)
