@@ -1,4 +1,4 @@
-"""Train a ControlNet: `accelerate launch train_controlnet.py --loss-plugin mldm --preset mldm …`."""
+"""Train a ControlNet: `accelerate launch train_controlnet.py --loss-plugin mldm --preset controlnet …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a LoRA: `accelerate launch train_text_to_image_lora.py --loss-plugin mldm --preset mldm …`."""
+"""Train a LoRA: `accelerate launch train_text_to_image_lora.py --loss-plugin mldm --preset lora-sd15 …`."""
 
 import sys
 

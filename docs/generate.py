@@ -47,12 +47,15 @@ def make(request: str) -> str:
     return MAKERS[name](*arguments)
 
 
-def presets_table() -> str:
-    """Every built-in preset, with its numbers and what it is."""
-    rows = ["| preset | plain loss | mix | losses | T | what it is |", "|---|---|---|---|---|---|"]
-    for name, path in sorted(built_in_presets().items()):
+def presets_table(group: str) -> str:
+    """The presets of a group, with their numbers and what they are; of those by task, the scripts they set up."""
+    by_task = group == "task"
+    rows = ["| preset | plain loss | mix | losses | T | what it is |" + (" scripts |" if by_task else "")]
+    rows.append("|---|---|---|---|---|---|" + "---|" * by_task)
+    for name, path in sorted(built_in_presets(group).items()):
         preset = load_preset(name)
-        cells = (f"`{name}`", _base(preset), _mix(preset), _weights(preset), _gates(preset), summary(path))
+        cells = [f"`{name}`", _base(preset), _mix(preset), _weights(preset), _gates(preset), summary(path)]
+        cells += [", ".join(f"`{script}.py`" for script in preset.training)] if by_task else []
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mldm_plugin.errors import PluginError, PresetError, nearest
 
 FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
+# Presets by task, and those of the papers, with what `mldm reproduce` and the demo train.
+GROUPS = {"task": FOLDER, "paper": FOLDER / "paper"}
 
 
 class LossSettings(BaseModel):
@@ -81,16 +84,67 @@ class Preset(BaseModel):
     )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
-    training: dict[str, Any] = {}
+    training: dict[str, dict[str, Any]] = Field(
+        default={}, description="the name of a training script, without .py → flags that fill what is left unset"
+    )
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _by_script(cls, training: Any) -> Any:
+        if not isinstance(training, dict):
+            return training
+        sections = {name: section or {} for name, section in training.items()}
+        if loose := [f"{name}: {value}" for name, value in sections.items() if not isinstance(value, dict)]:
+            raise ValueError(
+                "expected the names of training scripts with their flags under them, as in "
+                f"{{train_controlnet: {{learning_rate: 1.0e-5}}}}, got {', '.join(loose)}"
+            )
+        return sections
 
     def dump(self) -> str:
         """The preset as YAML that `load_preset` reads back."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def built_in_presets() -> dict[str, Path]:
-    """Name → file of the presets that ship with the package."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+def built_in_presets(group: str | None = None) -> dict[str, Path]:
+    """Name → file of the presets that ship with the package.
+
+    Args:
+        group: of `GROUPS`; None takes all, in that order.
+    """
+    folders = [folder for name, folder in GROUPS.items() if group in (None, name)]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def task_preset(script: str) -> str:
+    """The preset of the group `task` that has settings for a training script.
+
+    DreamBooth's presets are for scripts with that word in their name; any other script gets another one if it can.
+
+    Args:
+        script: its name without .py.
+
+    Raises:
+        PresetError: there is none.
+    """
+    known = built_in_presets("task")
+    found = [name for name in known if script in load_preset(name).training]
+    if not found:
+        raise PresetError(
+            f"no built-in preset has settings for {script}.py: say which one with --preset, for example one of "
+            f"{', '.join(known)} (mldm presets list)."
+        )
+    return min(found, key=lambda name: name.startswith("dreambooth") != ("dreambooth" in script))
+
+
+def nothing_for(script: str, training: Mapping[str, Any]) -> str:
+    """That a preset leaves a script as it is."""
+    return f"has settings for {', '.join(f'{name}.py' for name in training)}, none for {script}.py: its own hold."
+
+
+def changed_line(preset: str, name: str, default: Any, value: Any) -> str:
+    """A line on one flag."""
+    return f"preset {preset}: {name} {'unset' if default is None else default} → {value}"
 
 
 def load_preset(
@@ -98,6 +152,7 @@ def load_preset(
     overrides: Sequence[str] = (),
     *,
     plugins: Any = None,
+    check_training: Callable[[Any], list[str]] | None = None,
 ) -> Preset:
     """A preset by name or by path of a YAML file.
 
@@ -106,14 +161,21 @@ def load_preset(
         overrides: `a.b=c` each, the value in YAML: `losses.face.weight=0.3`.
         plugins: the loaded `Plugins`. With it the options of every loss are checked too, and filled in with their
             defaults, so that the result says everything; without it only the preset's own keys are.
+        check_training: what is wrong with a `training:` section, a line for each fault, to be told with the others.
 
     Raises:
-        PresetError: unknown name, unreadable file, or any fault in the contents; all faults at once.
+        PresetError: unknown name, unreadable file, or any fault in the contents; all faults at once, those that an
+            override brought with its name.
     """
     contents, source = (name.model_dump(), "given") if isinstance(name, Preset) else _read(name, plugins)
+    changed = copy.deepcopy(contents)
     for override in overrides:
-        _apply(contents, override)
-    return _validate(contents, source, plugins)
+        _apply(changed, override)
+    preset, faults = _examine(changed, plugins, check_training)
+    if preset is None or faults:
+        of_file = set(_examine(contents, plugins, check_training)[1]) if overrides else set(faults)
+        raise PresetError(_account(faults, of_file, source, overrides))
+    return preset
 
 
 def _read(name: str | Path, plugins: Any) -> tuple[dict[str, Any], str]:
@@ -170,7 +232,10 @@ def _apply(contents: dict[str, Any], override: str) -> None:
         raise PresetError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
-def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
+def _examine(
+    contents: dict[str, Any], plugins: Any, check_training: Callable[[Any], list[str]] | None
+) -> tuple[Preset | None, list[str]]:
+    """The preset, None where it is none, and all its faults."""
     faults: list[str] = []
     preset: Preset | None = None
     try:
@@ -180,9 +245,24 @@ def _validate(contents: dict[str, Any], source: str, plugins: Any) -> Preset:
     faults += _check_room(contents if preset is None else preset.model_dump())
     if plugins is not None:
         faults += _fill_options(contents, preset, plugins)
-    if faults or preset is None:
-        raise PresetError(f"preset {source} has {len(faults)} fault(s):\n" + "\n".join(f"  {f}" for f in faults))
-    return preset
+    if check_training is not None:
+        faults += check_training(contents.get("training"))
+    return preset, faults
+
+
+def _account(faults: list[str], of_file: set[str], source: str, overrides: Sequence[str]) -> str:
+    """The faults of the file under its name, the others under the overrides that brought them."""
+    own, brought = [f for f in faults if f in of_file], [f for f in faults if f not in of_file]
+    lines = [f"preset {source} has {len(own)} fault(s):", *(f"  {fault}" for fault in own)] if own else []
+    for fault in brought:
+        where = fault.split(": ")[0]
+        to_blame = [o for o in overrides if _related(where, o.partition("=")[0].strip())] or overrides
+        lines.append(f"--set {' '.join(to_blame)}: {fault}")
+    return "\n".join(lines)
+
+
+def _related(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _check_room(contents: dict[str, Any]) -> list[str]:

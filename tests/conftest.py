@@ -64,7 +64,7 @@ def the_error(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
     def read() -> str:
         err = capfd.readouterr().err
         assert "Traceback" not in err
-        (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
+        (line,) = [x for x in err.splitlines() if x.startswith("mldm: ")]
         return line
 
     return read

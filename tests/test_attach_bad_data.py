@@ -11,7 +11,7 @@ def test_cropping_tensors_is_refused(run_attached):
     done, weights, *_ = run_attached(COLUMNS, "--tensor_crop", "--dataloader_num_workers", "2")
     assert done.returncode == 1
     assert not weights
-    assert "error: " in done.stderr.splitlines()[-1]
+    assert "mldm: " in done.stderr.splitlines()[-1]
     assert "how this picture was cropped is not known" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -30,7 +30,7 @@ def test_a_mask_of_the_wrong_size_is_named(run_attached, tmp_path):
     flags = edit_people(tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
     done, *_ = run_attached(COLUMNS, *flags)
     assert done.returncode == 1
-    assert re.search(r"error: mask .* is 112x88, its picture .*\.png is \d+x\d+", done.stderr)
+    assert re.search(r"mldm: mask .* is 112x88, its picture .*\.png is \d+x\d+", done.stderr)
 
 
 def test_pictures_without_a_mask_are_counted_and_named(run_attached, tmp_path):

@@ -86,7 +86,7 @@ def test_other_scripts_are_refused_in_their_first_step(folder, name, words):
     done, weights, out = attached(folder, name, "plain")
     assert done.returncode == 1
     assert not weights
-    (line,) = re.findall(r"^error: (.*)", done.stderr, re.M)
+    (line,) = re.findall(r"^mldm: (.*)", done.stderr, re.M)
     assert words in line
     assert "mldm_plugin/attach" not in done.stderr  # no traceback of ours
     assert not (out / "steps").exists()

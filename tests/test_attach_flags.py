@@ -15,13 +15,13 @@ from mldm_plugin.errors import MldmError, PresetError
 
 
 def test_ours_are_taken_and_the_rest_stays_in_order():
-    settings, rest = take(
-        ["--seed", "1", "--loss-plugin=mldm", "--loss_plugin", "my.py", "pos", "--set", "a=1", "--flip", "--set", "b=2"]
-    )
+    words = "--seed 1 --loss-plugin=mldm --loss_plugin my.py pos --set a=1 --flip --set b=2"
+    settings, rest = take(words.split(), name="train_controlnet")
     assert rest == ["--seed", "1", "pos", "--flip"]
     assert settings.loss_plugin == ("mldm", "my.py")
     assert settings.set == ("a=1", "b=2")
-    assert settings.preset == "mldm"
+    assert settings.preset == "controlnet"
+    assert settings.script == "train_controlnet"
     assert settings.panel_steps == PANEL_STEPS
     assert settings.mask_column == "mask"
 
@@ -39,6 +39,7 @@ def test_abbreviations_are_the_scripts():
         ([], "nothing to do"),
         (["--seed", "1"], "nothing to do"),
         (["--loss-plugin", "mine"], "without --preset"),
+        (["--loss-plugin", "mldm"], r"no built-in preset has settings for own.py: .* --preset"),
         (["--loss-plugn", "mldm", "--preset", "mldm"], "did you mean '--loss-plugin'"),
         (["--preset", "mldm", "--mldm-mask-dirs", "x"], "did you mean '--mldm-mask-dir'"),
         (["--preset", "mldm", "--mldm-mask-dirs=x"], "did you mean '--mldm-mask-dir'"),
@@ -47,23 +48,23 @@ def test_abbreviations_are_the_scripts():
 )
 def test_what_is_misspelt_or_missing(argv, message):
     with pytest.raises((MldmError, PresetError), match=message):
-        take(argv)
+        take(argv, name="own")
 
 
 def test_a_flag_of_the_scripts_own_is_left_alone_or_named():
-    _, rest = take(["--presets", "x", "--loss-plugin", "mldm"], 'parser.add_argument("--presets")')
+    _, rest = take(["--presets", "x", "--preset", "mldm"], 'parser.add_argument("--presets")')
     assert rest == ["--presets", "x"]
     with pytest.raises(MldmError, match="a flag --preset of its own"):
         take(["--preset", "x"], 'parser.add_argument("--preset")')
     with pytest.raises(MldmError, match="a flag --preset of its own"):
         take(["--preset", "x"], "parser.add_argument('--preset')")
-    assert take(["--loss-plugin", "mldm", "--reset"])[1] == ["--reset"]
+    assert take(["--preset", "mldm", "--reset"])[1] == ["--reset"]
 
 
 def test_mldm_run_hands_everything_to_the_launcher(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("raise SystemExit(3)\n", encoding="utf-8")
-    result = CliRunner().invoke(cli, ["run", str(script), "--help", "--loss-plugin", "mldm"])
+    result = CliRunner().invoke(cli, ["run", str(script), "--help", "--preset", "mldm"])
     assert result.exit_code == 1
     assert "expected one call of accelerator.backward" in result.output
     assert CliRunner().invoke(cli, ["run", "--help"]).exit_code == 0

@@ -54,7 +54,7 @@ def test_cached_latents_that_cannot_be_followed_are_refused(run_attached):
     assert done.returncode == 1
     assert not weights
     assert not steps
-    (line,) = re.findall(r"^error: (.*)", done.stderr, re.M)
+    (line,) = re.findall(r"^mldm: (.*)", done.stderr, re.M)
     assert "leave --cache_latents out" in line
 
 

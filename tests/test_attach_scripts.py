@@ -126,10 +126,20 @@ def test_a_loop_in_an_imported_module_is_found_by_its_frame(run_attached):
     assert all(torch.equal(run.weights[k], spliced[k]) for k in spliced)
 
 
+def test_a_presets_settings_reach_the_script(run_attached, attach_ground, tmp_path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("losses: {}\ntraining: {columns: {max_train_steps: 1, resolution: 32}}\n", encoding="utf-8")
+    run = run_attached(COLUMNS, "--resolution", "64", "--preset", str(preset), plugin=False)
+    assert run.process.returncode == 0, run.process.stderr
+    assert f"preset {preset}: max_train_steps 2 → 1\n" in run.process.stderr
+    assert "resolution" not in run.process.stderr
+    assert [r["step"] for r in run.records] == [1]
+
+
 def test_a_script_without_a_step_ends_with_an_error(tmp_path):
     script = tmp_path / "idle.py"
     script.write_text("print('nothing to train')\n", encoding="utf-8")
-    done = forked.run("-m", "mldm_plugin", script, "--loss-plugin", "mldm", "--mldm-by-frame")
+    done = forked.run("-m", "mldm_plugin", script, "--preset", "baseline", "--mldm-by-frame")
     assert done.returncode == 1
     assert "not one training step came by" in done.stderr
 

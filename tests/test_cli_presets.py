@@ -41,6 +41,7 @@ def test_list_names_each_preset_and_what_it_is():
     for name in built_in_presets():
         assert f"\n{name} " in f"\n{output}"
     assert 'mldm                     Masked LDM, section 5: "best results".' in output
+    assert output.index("\nlora-sd15 ") < output.index("\nbaseline ")
     assert "Needs:" not in output
     assert max(map(len, output.splitlines())) <= 100
 
@@ -55,10 +56,29 @@ def test_list_names_presets_of_plugins(tmp_path):
 
 @pytest.mark.parametrize("name", built_in_presets())
 def test_each_built_in_preset_is_sound_and_shown_with_its_comments(name):
-    assert run("show", name).output == built_in_presets()[name].read_text(encoding="utf-8")
+    file, given = built_in_presets()[name].read_text(encoding="utf-8"), run("show", name).output
+    assert given.startswith(file)
+    assert yaml.safe_load(given) == yaml.safe_load(file), "what follows is comments"
     result = run("validate", name)
     assert result.exit_code == 0, result.stderr
     assert result.output.startswith(f"{name} is sound: ")
+
+
+def test_show_says_what_each_script_is_given(tmp_path):
+    own = "{flip: true, plain: false, words: [a, b], rate: 1.0e-5, nothing: null}"
+    path = write(tmp_path, f"training: {{own: {own}, other: {{}}}}\n")
+    assert run("show", path).output.splitlines()[1:] == [
+        "# own.py is given --flip --words a b --rate 1e-05",
+        "# other.py is given",
+    ]
+
+
+def test_list_of_a_group():
+    tasks, papers = (run("list", "--group", group).output for group in ("task", "paper"))
+    assert "lora-sdxl" in tasks
+    assert "mldm" not in tasks
+    assert f"\n{papers}".count("\nmldm ") == 1
+    assert "lora-sdxl" not in papers
 
 
 def test_resolved_says_everything_and_takes_overrides():
@@ -78,11 +98,12 @@ def test_validate_tells_all_faults_at_once_and_none_is_lost(tmp_path):
         tmp_path,
         "combin: convex\n"
         "losses: {fcae: {weight: 0.2}, face: {weight: 0.1, from: spatial}}\n"
-        "training: {resolution: big, learnin_rate: 1.0e-5}\n",
+        "training: {train_controlnet: {resolution: big, learnin_rate: 1.0e-5}, anything: {x: 1}}\n",
     )
     message = refused("validate", path)
     assert "has 5 fault(s):" in message
-    for fault in ("combin:", "losses.fcae:", "losses.face.from:", "training.resolution:", "training.learnin_rate:"):
+    ours = "training.train_controlnet"
+    for fault in ("combin:", "losses.fcae:", "losses.face.from:", f"{ours}.resolution:", f"{ours}.learnin_rate:"):
         assert f"\n  {fault}" in message
     assert "'combine'" in message
     assert "'face'" in message
@@ -91,8 +112,8 @@ def test_validate_tells_all_faults_at_once_and_none_is_lost(tmp_path):
 
 
 def test_validate_checks_the_flags_of_a_preset_whose_losses_are_sound(tmp_path):
-    message = refused("validate", write(tmp_path, "losses: {}\ntraining: {resolution: big}\n"))
-    assert "has 1 fault(s):\n  training.resolution" in message
+    message = refused("validate", write(tmp_path, "losses: {}\ntraining: {train_controlnet: {resolution: big}}\n"))
+    assert "has 1 fault(s):\n  training.train_controlnet.resolution" in message
 
 
 @pytest.mark.parametrize(

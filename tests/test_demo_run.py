@@ -129,7 +129,7 @@ def test_its_command_line_is_one_that_accelerate_launches(tmp_path):
     with (tmp_path / "log").open("wb") as out:
         assert training.start(1, out).wait(180) == 1
     told = (tmp_path / "log").read_text()
-    assert "error: " in told
+    assert "mldm: " in told
     assert str(tmp_path / "data") in told
 
 

@@ -1,7 +1,7 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo → reproduce → people_mini → training, attach, bench → evaluation → prepare → records, planning → data →
-engine → decode, preset → perceptual, plugins → errors
+cli → demo, project → reproduce → people_mini → training, attach, bench → evaluation → prepare → records, planning →
+data → engine → decode, preset → perceptual, plugins → errors
 hooks → the public names of mldm_plugin, errors and perceptual, never each other
 """
 
@@ -31,7 +31,7 @@ LAYERS = (
     {"training", "attach", "bench"},
     {"people_mini"},
     {"reproduce"},
-    {"demo"},
+    {"demo", "project"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

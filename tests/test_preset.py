@@ -41,11 +41,13 @@ def test_presets_say_what_the_papers_say(name, plugins):
     assert preset.base.weighting == weighting
     if weighting == "p2":
         assert preset.base.options == {"k": 1.0, "gamma": 0.5}
-    assert preset.training["train_batch_size"] == batch
-    assert preset.training["num_train_epochs"] == epochs
-    assert preset.training["resolution"] == 512
-    assert preset.training["learning_rate"] == 1e-5
-    assert preset.training["conditioning"] == "none"
+    assert preset.training.keys() == {"train_controlnet"}
+    training = preset.training["train_controlnet"]
+    assert training["train_batch_size"] == batch
+    assert training["num_train_epochs"] == epochs
+    assert training["resolution"] == 512
+    assert training["learning_rate"] == 1e-5
+    assert training["conditioning"] == "none"
     if lpips is None:
         assert preset.losses == {}
         return
@@ -55,7 +57,8 @@ def test_presets_say_what_the_papers_say(name, plugins):
 
 
 def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
-    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400"} == set(built_in_presets())
+    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400"} == set(built_in_presets("paper"))
+    assert set(built_in_presets()) == set(built_in_presets("paper")) | set(built_in_presets("task"))
     for name in built_in_presets():
         preset = load_preset(name, plugins=plugins)
         (tmp_path / "resolved.yaml").write_text(preset.dump(), encoding="utf-8")
@@ -68,7 +71,7 @@ def test_a_preset_says_which_licences_it_rests_on(name, plugins):
     networks = [s.options["network"] for s in load_preset(name, plugins=plugins).losses.values()]
     for network in (TRUNKS.get(network, network) for network in networks):
         assert f"{network} {WEIGHT_FILES[network].terms}" in line
-        if name.startswith(("mldm-open", "demo")):
+        if name.startswith(("mldm-open", "demo")) or name in built_in_presets("task"):
             assert WEIGHT_FILES[network].terms.startswith(("CC0", "BSD-3-Clause"))
     assert networks or line == "no network's but the model's own."
 
@@ -143,6 +146,8 @@ checks: {pictur: warn}
         ("a: [1", "cannot be read"),
         ("base: {weighting: none, k: 3}", "weighting none takes no options, got k"),
         ("base: p2", "base: input should be a valid dictionary"),
+        ("training: {learning_rate: 1}", r"training: expected the names of training scripts.*got learning_rate: 1"),
+        ("training: [1]", "training: input should be a valid dictionary"),
     ],
 )
 def test_bad_presets(tmp_path, plugins, text, message):
@@ -176,6 +181,24 @@ def test_overrides(plugins):
         load_preset("mldm", ["losses.face.wieght=1"], plugins=plugins)
     with pytest.raises(PresetError, match="the value is not YAML"):
         load_preset("mldm", ["combine=[1"])
+
+
+def test_a_fault_of_an_override_is_told_under_its_name(tmp_path, plugins):
+    with pytest.raises(PresetError) as error:
+        load_preset("mldm", ["target=decoded", "losses.face.weight=0.9"], plugins=plugins)
+    assert str(error.value).startswith("--set losses.face.weight=0.9: losses: the weights sum to 1.1")
+    own = write(tmp_path, "combin: convex\nlosses: {face: {weight: 0.1}}")
+    with pytest.raises(PresetError) as error:
+        load_preset(own, ["losses.face.wieght=1", "losses.face.form=flat"], plugins=plugins)
+    first, fault, *flags = str(error.value).splitlines()
+    assert first == f"preset {own} has 1 fault(s):"
+    assert fault.startswith("  combin: ")
+    assert [line.partition(": ")[0] for line in flags] == ["--set losses.face.form=flat", "--set losses.face.wieght=1"]
+
+
+def test_an_override_may_mend_a_file(tmp_path, plugins):
+    own = write(tmp_path, "losses: {face: {max_timestep: 3}}")
+    assert load_preset(own, ["losses.face.weight=0.2"], plugins=plugins).losses["face"].weight == 0.2
 
 
 def test_from_preset_builds_what_the_preset_says(tmp_path):

@@ -51,7 +51,7 @@ def test_run_yaml_says_each_number_with_its_reason_and_is_read_back(tmp_path):
     made = decided(tmp_path, "flux")
     write_run(tmp_path / NAME, made.run, "anna: two\nlines", made.reasons)
     text = (tmp_path / NAME).read_text(encoding="utf-8")
-    assert text.startswith("# anna: two\n# lines\nphotos: ")
+    assert text.startswith("# anna: two\n# lines\n")
     assert max(map(len, text.splitlines())) <= 120
     assert read_run(tmp_path) == read_run(tmp_path / NAME) == made.run
     for key in Run.model_fields:
@@ -74,7 +74,7 @@ def test_all_faults_of_a_run_file_are_told_at_once(tmp_path):
     with pytest.raises(MldmError, match=r"has 4 fault\(s\)") as told:
         read_run(tmp_path / NAME)
     assert "stepz: unknown key" in str(told.value)
-    assert "did you mean steps" in str(told.value).lower()
+    assert "did you mean 'steps'" in str(told.value).lower()
     assert "who: is missing" in str(told.value)
     with pytest.raises(MldmError, match="`mldm start PHOTOS --who NAME` writes one"):
         read_run(tmp_path / "none")

@@ -270,7 +270,7 @@ def test_an_unreadable_picture_is_one_line(data, train, tmp_path, capfd):
     (data / "3.png").write_bytes(b"no picture")
     assert train(tmp_path / "run", "--cache_latents", "--train_data_dir", data) == 1
     err = capfd.readouterr().err
-    assert "3.png cannot be read as a picture" in err[err.index("error: ") :]
+    assert "3.png cannot be read as a picture" in err[err.index("mldm: ") :]
     assert not (tmp_path / "run").exists()
 
 

@@ -9,8 +9,8 @@ from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.preset import built_in_presets, load_preset
 from mldm_plugin.training.command_line import (
     TRAINERS,
+    changes,
     make_parser,
-    of_other_trainers,
     parse,
     resolve,
     training_faults,
@@ -52,7 +52,8 @@ DEFAULTS = {
 
 
 def flags(*argv: str, training: dict | None = None):
-    return resolve(ControlNetFlags, parse(ControlNetFlags, [*NEEDED, *argv]), training)
+    section = None if training is None else {"train_controlnet": training}
+    return resolve(ControlNetFlags, parse(ControlNetFlags, [*NEEDED, *argv]), section)
 
 
 def test_the_defaults_are_those_of_diffusers():
@@ -81,15 +82,39 @@ def test_a_preset_may_set_switches_lists_and_nothing():
     assert flags("--conditioning", "none", training={"validation_prompt": ["a", "b"]}).validation_prompt == ["a", "b"]
 
 
-def test_a_section_is_checked_for_any_trainer_and_used_by_one():
-    section = {"conditioning": "none", "rank": 8, "validation_prompt": "a person", "resolution": 256}
-    assert training_faults(section) == []
-    assert of_other_trainers(ControlNetFlags, section) == ["rank"]
-    assert of_other_trainers(LoraFlags, section) == ["conditioning"]
-    resolved = resolve(LoraFlags, parse(LoraFlags, NEEDED), section)
-    assert (resolved.rank, resolved.validation_prompt) == (8, "a person")
-    with pytest.raises(PresetError, match=r"unknown flag; did you mean 'rank'"):
-        resolve(LoraFlags, parse(LoraFlags, NEEDED), {"rnak": 8})
+def test_a_trainer_takes_its_own_section_alone():
+    training = {
+        "train_controlnet": {"conditioning": "none", "learning_rate": 1e-5},
+        "train_text_to_image_lora": {"rank": 8, "learning_rate": 2e-4},
+        "somebody_elses": {"rnak": 8},
+    }
+    assert training_faults(training) == []
+    lora = resolve(LoraFlags, parse(LoraFlags, NEEDED), training)
+    assert (lora.rank, lora.learning_rate) == (8, 2e-4)
+    control = resolve(ControlNetFlags, parse(ControlNetFlags, NEEDED), training)
+    assert (control.conditioning, control.learning_rate) == ("none", 1e-5)
+    del training["train_text_to_image_lora"]
+    assert resolve(LoraFlags, parse(LoraFlags, NEEDED), training).learning_rate == 1e-4
+    with pytest.raises(PresetError, match=r"training.train_text_to_image_lora.rnak: unknown flag; did you mean 'rank'"):
+        resolve(LoraFlags, parse(LoraFlags, NEEDED), {"train_text_to_image_lora": {"rnak": 8}})
+    with pytest.raises(PresetError, match="conditioning: unknown flag"):
+        resolve(LoraFlags, parse(LoraFlags, NEEDED), {"train_text_to_image_lora": {"conditioning": "none"}})
+
+
+def test_each_setting_that_a_preset_changes_has_a_line():
+    training = {
+        "train_text_to_image_lora": {"learning_rate": "5e-5", "rank": 4, "max_train_steps": 9, "resolution": 64}
+    }
+    given = parse(LoraFlags, [*NEEDED, "--resolution", "256"])
+    assert changes(resolve(LoraFlags, given, training), given, "own", training) == [
+        "preset own: learning_rate 0.0001 → 5e-05",
+        "preset own: max_train_steps unset → 9",
+    ]
+    control = resolve(ControlNetFlags, parse(ControlNetFlags, NEEDED), training)
+    assert changes(control, {}, "own", training) == [
+        "preset own has settings for train_text_to_image_lora.py, none for train_controlnet.py: its own hold."
+    ]
+    assert changes(control, {}, "own", {}) == []
 
 
 def test_each_trainer_has_the_defaults_of_its_script():
@@ -111,8 +136,9 @@ def test_every_fault_of_a_training_section_is_named():
         "num_train_epochs": 0,
         "preset": "mldm",
     }
-    faults = training_faults(section)
-    assert sorted(fault.partition(":")[0] for fault in faults) == sorted(f"training.{key}" for key in section)
+    faults = training_faults({"train_controlnet": section})
+    named = sorted(f"training.train_controlnet.{key}" for key in section)
+    assert sorted(fault.partition(":")[0] for fault in faults) == named
     with pytest.raises(PresetError) as error:
         flags(training=section)
     assert all(fault in str(error.value) for fault in faults)
@@ -124,7 +150,7 @@ def test_faults_of_the_command_line_and_of_the_preset_are_told_apart_and_togethe
     with pytest.raises(PresetError) as error:
         flags("--train_batch_size", "0", training={"resolution": 4})
     assert "--train_batch_size: " in str(error.value)
-    assert "training.resolution: " in str(error.value)
+    assert "training.train_controlnet.resolution: " in str(error.value)
 
 
 @pytest.mark.parametrize("name", built_in_presets())
@@ -134,7 +160,8 @@ def test_the_training_sections_that_ship_are_flags(name):
 
 def test_plugin_and_preset_imply_each_other():
     assert "preset" not in parse(ControlNetFlags, [])
-    assert parse(ControlNetFlags, ["--loss-plugin", "mldm"])["preset"] == "mldm"
+    assert parse(ControlNetFlags, ["--loss-plugin", "mldm"])["preset"] == "controlnet"
+    assert parse(LoraFlags, ["--loss-plugin", "mldm"])["preset"] == "lora-sd15"
     assert parse(ControlNetFlags, ["--preset", "p2"])["loss_plugin"] == ["mldm"]
     with pytest.raises(PresetError, match="without --preset"):
         parse(ControlNetFlags, ["--loss-plugin", "own.py"])
@@ -209,7 +236,9 @@ def test_a_word_that_is_no_choice_is_refused(kind, capsys):
     with pytest.raises(SystemExit):
         parse(kind, ["--timestep_sampling", "even"])
     assert "uniform" in capsys.readouterr().err
-    assert "'uniform' or 'stratified', got 'even'" in training_faults({"timestep_sampling": "even"})[0]
+    assert (
+        "'uniform' or 'stratified', got 'even'" in training_faults({kind.section(): {"timestep_sampling": "even"}})[0]
+    )
 
 
 def test_help_names_every_flag_and_imports_no_torch():

@@ -143,7 +143,7 @@ def test_an_error_of_one_process_is_one_line(watched, tiny_pipeline, make_data, 
     statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, data, *watched[1]), tmp_path)
     assert statuses == [1, 1]
     assert not any("Traceback" in output for output in outputs)
-    (line,) = [x for output in outputs for x in output.splitlines() if x.startswith("error: ")]
+    (line,) = [x for output in outputs for x in output.splitlines() if x.startswith("mldm: ")]
     assert line in outputs[0]
     assert "1.png" in line
     assert "reversed" in line

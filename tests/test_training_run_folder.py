@@ -29,12 +29,12 @@ def snapshot(path: Path) -> dict[str, bytes]:
 def used(tmp_path):
     """A folder in which a run with a preset has made steps."""
     path = tmp_path / "run"
-    folder(path, preset="losses: {face: {weight: 0.5}}\ntraining: {resolution: 512}\n").write()
+    folder(path, preset="losses: {face: {weight: 0.5}}\ntraining: {train_controlnet: {resolution: 512}}\n").write()
     (path / "metrics.jsonl").write_text('{"step": 1}\n')
     return path
 
 
-PRESET = "training: {resolution: 256}\nlosses: {face: {weight: 0.5}}\n"
+PRESET = "training: {train_controlnet: {resolution: 256}}\nlosses: {face: {weight: 0.5}}\n"
 
 
 def test_a_new_or_an_unrelated_folder_is_free(tmp_path):
@@ -136,7 +136,10 @@ BAD_INPUT = {
     "unknown preset": (["--preset", "mlmd"], "did you mean 'mldm'"),
     "unknown plugin": (["--loss-plugin", "mldmm"], "without --preset"),
     "unknown loss": ([*OWN, "--set", "losses.fase.weight=0.1"], "did you mean 'face'"),
-    "unknown flag in a preset": ([*OWN, "--set", "training.resolutoin=64"], "did you mean 'resolution'"),
+    "unknown flag in a preset": (
+        [*OWN, "--set", "training.train_controlnet.resolutoin=64"],
+        "did you mean 'resolution'",
+    ),
     "no such pipeline": (["--pretrained_model_name_or_path", "{tmp}/nowhere"], "cannot be loaded"),
     "no such data": (["--train_data_dir", "{tmp}/nowhere"], "cannot be opened"),
     "no such column": (["--image_column", "picture"], "no column 'picture'"),
@@ -163,7 +166,7 @@ def test_bad_flags_are_one_line_and_nothing_is_written(train, tmp_path, random_p
     assert train(tmp_path / "run", *flags) == 1
     err = capfd.readouterr().err
     assert "Traceback" not in err
-    assert words.format(preset=random_preset, tmp=tmp_path) in err[err.index("error: ") :]
+    assert words.format(preset=random_preset, tmp=tmp_path) in err[err.index("mldm: ") :]
     assert not (tmp_path / "run").exists()
 
 

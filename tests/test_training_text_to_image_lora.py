@@ -127,11 +127,12 @@ def test_validation_at_the_end_of_passes_changes_nothing(train_lora, tmp_path):
     assert pictures == ["step-000002-prompt-0-0.png", "step-000004-prompt-0-0.png"]
 
 
-def test_flags_of_another_trainer_in_a_preset_are_told_and_left_out(train_lora, tmp_path, capfd):
+def test_a_presets_settings_for_this_trainer_are_told_and_those_for_another_left_out(train_lora, tmp_path, capfd):
     preset = tmp_path / "own.yaml"
-    preset.write_text("losses: {}\ntraining: {conditioning: none, learning_rate: 0.5}\n")
+    sections = "{train_controlnet: {conditioning: none}, train_text_to_image_lora: {learning_rate: 0.5}}"
+    preset.write_text(f"losses: {{}}\ntraining: {sections}\n")
     assert train_lora(tmp_path / "run", "--preset", preset, "--max_train_steps", 1) == 0
-    assert "not used here, flags of another trainer: training.conditioning" in capfd.readouterr().err
+    assert f"preset {preset}: learning_rate 0.0001 → 0.5" in capfd.readouterr().err.splitlines()
     arguments = json.loads((tmp_path / "run" / "arguments.json").read_text())
     assert arguments["learning_rate"] == 0.5
     assert "conditioning" not in arguments
@@ -140,7 +141,10 @@ def test_flags_of_another_trainer_in_a_preset_are_told_and_left_out(train_lora, 
 BAD_INPUT = {
     "no such data": (["--train_data_dir", "{tmp}/nowhere"], "cannot be opened"),
     "no mask column": (["--preset", "{preset}", "--mask_column", "masks"], "needs person_mask"),
-    "unknown flag in a preset": (["--preset", "p2", "--set", "training.rnak=2"], "did you mean 'rank'"),
+    "unknown flag in a preset": (
+        ["--preset", "p2", "--set", "training.train_text_to_image_lora.rnak=2"],
+        "did you mean 'rank'",
+    ),
 }
 
 
@@ -150,7 +154,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(train_lora, tmp_path, rand
     assert train_lora(tmp_path / "run", *(str(f).format(tmp=tmp_path, preset=random_preset) for f in flags)) == 1
     err = capfd.readouterr().err
     assert "Traceback" not in err
-    assert words in err[err.index("error: ") :]
+    assert words in err[err.index("mldm: ") :]
     assert not (tmp_path / "run").exists()
 
 

@@ -63,7 +63,7 @@ def write_preset(path: Path) -> Path:
         "losses:\n"
         "  masked_lpips: {weight: 0.2, max_timestep: 600, weights: random}\n"
         "checks: {picture: warn}\n"
-        "training: {resolution: 64}\n",
+        "training: {train_controlnet: {resolution: 64}, train_text_to_image_lora: {resolution: 64}}\n",
         encoding="utf-8",
     )
     return path

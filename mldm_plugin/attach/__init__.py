@@ -9,6 +9,7 @@ The functions here are what a spliced script calls. One process runs one script,
                    its loss back to `accelerator.backward`; says what was seen (coverage) and writes it down (records)
     ranks          refuses what was not shown to work on several processes
     kohya_loop, kohya_masks     the same for sd-scripts, whose step and pictures are spread over methods
+    script_flags   a preset's settings for the script, as defaults of its parser
     by_frame       for a loop in an imported module: watched instead of spliced
 """
 
@@ -18,6 +19,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mldm_plugin.attach.flags import Settings, take
@@ -50,7 +52,7 @@ def _start_alone() -> Attachment:
     def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         failures.append(error)
         if isinstance(error, MldmError):
-            sys.stderr.write(f"\nerror: {error}\n")  # after a progress bar
+            sys.stderr.write(f"\nmldm: {error}\n")  # after a progress bar
         else:
             sys.__excepthook__(kind, error, trace)
 
@@ -60,12 +62,12 @@ def _start_alone() -> Attachment:
         try:
             attachment.finish()
         except MldmError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"mldm: {error}\n")
             sys.stderr.flush()
             os._exit(1)  # at exit there is no other way to a status
 
     sys.excepthook = explain
-    settings, sys.argv[1:] = take(sys.argv[1:])
+    settings, sys.argv[1:] = take(sys.argv[1:], name=Path(sys.argv[0]).stem)
     attachment = Attachment(settings)
     atexit.register(finish)
     return attachment

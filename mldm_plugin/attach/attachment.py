@@ -32,6 +32,7 @@ from mldm_plugin.attach.scope import (
     tolerance_of,
     turned,
 )
+from mldm_plugin.attach.script_flags import fill_when_parsed
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.report import LossReport
@@ -84,8 +85,7 @@ class Attachment:
         self.plugins = load_plugins(settings.loss_plugin)
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings
-        if self.preset.training:
-            announce(f"the training: section of preset {settings.preset} is not used; the script has its own flags.")
+        fill_when_parsed(settings.preset, settings.script, self.preset.training)
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
             if settings.mask_dir is not None

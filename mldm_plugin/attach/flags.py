@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
+from mldm_plugin.preset import task_preset
 
 PANEL_STEPS = 500  # chosen: as rare as the checkpoints of diffusers' scripts
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the plugin was asked to do."""
+    """What the plugin was asked to do; `script` is the script's name without .py, whose settings a preset may have."""
 
     loss_plugin: tuple[str, ...]
     preset: str
+    script: str = ""
     set: tuple[str, ...] = ()
     mask_dir: str | None = None
     mask_column: str = "mask"
@@ -38,8 +40,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--preset": {
         "metavar": "NAME",
-        "help": "What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is mldm. Its "
-        "training: section is not used: the script has its own flags.",
+        "help": "What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is the one "
+        "by task that has settings for this script. Settings fill the flags that are left unset, a line for each.",
     },
     "--set": {
         "action": "append",
@@ -107,12 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def take(argv: Sequence[str], script: str = "") -> tuple[Settings, list[str]]:
+def take(argv: Sequence[str], script: str = "", name: str = "") -> tuple[Settings, list[str]]:
     """The plugin's settings, and the rest of a command line for the script.
 
     Args:
         argv: all flags, the script's name left out.
         script: the script's text; a flag that is written in it belongs to the script.
+        name: the script's, without .py; that of a patched copy may end in _mldm.
 
     Raises:
         MldmError: a flag that is almost one of ours, or one of ours that is also the script's.
@@ -129,7 +132,7 @@ def take(argv: Sequence[str], script: str = "") -> tuple[Settings, list[str]]:
         if flag.startswith("--mldm") or (close and not _has(script, flag)):
             raise MldmError(f"unknown flag {flag}: {nearest(flag, ours)}")
     given = {name: value for name, value in vars(known).items() if value is not None}
-    return Settings(**_complete(given)), rest
+    return Settings(**_complete(given, name.removesuffix("_mldm"))), rest
 
 
 def _has(script: str, flag: str) -> bool:
@@ -137,7 +140,7 @@ def _has(script: str, flag: str) -> bool:
     return f'"{flag}"' in script or f"'{flag}'" in script
 
 
-def _complete(given: dict[str, Any]) -> dict[str, Any]:
+def _complete(given: dict[str, Any], script: str) -> dict[str, Any]:
     """Fill in what `--loss-plugin` and `--preset` leave to each other, as train_controlnet.py does."""
     plugins = tuple(given.pop("loss_plugin", ()))
     if not plugins and "preset" not in given:
@@ -153,6 +156,7 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
     return {
         **given,
         "loss_plugin": plugins or ("mldm",),
-        "preset": given.get("preset", "mldm"),
+        "preset": given["preset"] if "preset" in given else task_preset(script),
+        "script": script,
         "set": tuple(given.get("set", ())),
     }

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(Path(arguments[0]), arguments[1:])
     except MldmError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"mldm: {error}\n")
         return 1
 
 
@@ -39,7 +39,7 @@ def run(script: Path, flags: Sequence[str]) -> int:
         MldmError: a flag, the script's layout, its data or a loss is not what it should be.
     """
     text = read_script(script)
-    settings, rest = take(flags, text)
+    settings, rest = take(flags, text, script.stem)
     texts = {} if settings.by_frame else splice_all(text, script)
     spliced = texts.pop(script, text)
     kohya.install(texts)

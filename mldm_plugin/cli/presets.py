@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,22 @@ def presets() -> None:
 
 
 @presets.command("list")
+@click.option("--group", type=click.Choice(["task", "paper"]), help="Only those by task, or those of the papers.")
 @options.loss_plugin
-def list_presets(names: tuple[str, ...]) -> None:
-    """List the presets that can be named."""
-    from mldm_plugin.preset import built_in_presets
+def list_presets(group: str | None, names: tuple[str, ...]) -> None:
+    """List the presets that can be named: those by task, then those of the papers."""
+    from mldm_plugin.preset import GROUPS, built_in_presets
 
-    known = built_in_presets()
+    known = {name: built_in_presets(name) for name in GROUPS if group in (None, name)}
     if plugins := _plugins(names):
-        known |= {name: Path(path) for name, path in plugins.presets.entries.items()}
-    width = max(map(len, known))
-    for name, path in sorted(known.items()):
-        first, *rest = click.wrap_text(summary(path), 96 - width).splitlines() or [""]
-        click.echo(f"{name:<{width}}  {first}")
-        for line in rest:
-            click.echo(" " * (width + 2) + line)
+        known["plugins"] = {name: Path(path) for name, path in plugins.presets.entries.items()}
+    width = max(len(name) for of_group in known.values() for name in of_group)
+    for of_group in known.values():
+        for name, path in sorted(of_group.items()):
+            first, *rest = click.wrap_text(summary(path), 96 - width).splitlines() or [""]
+            click.echo(f"{name:<{width}}  {first}")
+            for line in rest:
+                click.echo(" " * (width + 2) + line)
 
 
 @presets.command()
@@ -42,7 +44,7 @@ def list_presets(names: tuple[str, ...]) -> None:
 @options.overrides
 @options.loss_plugin
 def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """Print the preset NAME, a name or a .yaml file, with its comments."""
+    """Print the preset NAME, a name or a .yaml file, with its comments, and what each training script is given."""
     from mldm_plugin.errors import PresetError
     from mldm_plugin.preset import find_preset, load_preset
 
@@ -51,7 +53,21 @@ def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str
         return
     if overrides:
         raise PresetError("--set changes the resolved preset: add --resolved.")
-    click.echo(_read(find_preset(name, _plugins(names))), nl=False)
+    plugins = _plugins(names)
+    click.echo(_read(find_preset(name, plugins)), nl=False)
+    for script, section in load_preset(name, plugins=plugins).training.items():
+        click.echo(click.wrap_text(f"{script}.py is given {as_flags(section)}", 110, "# ", "#     "))
+
+
+def as_flags(section: Mapping[str, Any]) -> str:
+    """Settings for a script as its command line would have them."""
+    flags = []
+    for name, value in section.items():
+        if isinstance(value, bool):
+            flags += [f"--{name}"] if value else []
+        elif value is not None:
+            flags.append(f"--{name} " + " ".join(map(str, value if isinstance(value, list) else [value])))
+    return " ".join(flags)
 
 
 @presets.command()
@@ -100,26 +116,10 @@ def check(name: str, overrides: Sequence[str], plugins: Any) -> Preset:
     Raises:
         PresetError: all faults of both.
     """
-    import yaml
-
-    from mldm_plugin.errors import PresetError
-    from mldm_plugin.preset import find_preset, load_preset
+    from mldm_plugin.preset import load_preset
     from mldm_plugin.training.command_line import training_faults
 
-    faults = []
-    try:
-        preset = load_preset(name, overrides, plugins=plugins)
-        training: Any = preset.training
-    except PresetError as error:
-        head, *faults = str(error).splitlines()
-        if "fault(s):" not in head:  # there is nothing more to be found in a file that cannot be read
-            raise
-        contents = yaml.safe_load(_read(find_preset(name, plugins)))
-        training = contents.get("training")
-    faults += [f"  {fault}" for fault in training_faults(training if isinstance(training, dict) else {})]
-    if faults:
-        raise PresetError(f"preset {find_preset(name, plugins)} has {len(faults)} fault(s):\n" + "\n".join(faults))
-    return preset
+    return load_preset(name, overrides, plugins=plugins, check_training=training_faults)
 
 
 def describe(preset: Preset) -> str:

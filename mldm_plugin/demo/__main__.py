@@ -45,7 +45,7 @@ def main() -> int:
         with stopping_in_order():
             run(Person(arguments.out, arguments.steps, arguments.person, fetch_weights()))
     except MldmError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"mldm: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from there.\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,7 @@ def decide(
     training, steps, reasons = _training(preset, model, count)
     held_out = count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
     mini = model.name == PEOPLE_MINI
-    reasons |= {
-        "leave_out": "; ".join(f"{name}: {why}" for name, why in out.items())
-        or "nothing; every photograph can be learnt",
-        "held_out": "kept back, so that the losses are judged on photographs that neither has seen"
-        if held_out
-        else "none: there are few, or nothing is compared",
-        "script": "diffusers' training script, which is not edited" if model.example else "the trainer of this package",
-        "preset": f"T and λ, with their sources: mldm presets show {model.preset}",
-    }
+    reasons |= _reasons(model, out, held_out)
     resolution = int(training.get("resolution", 512))
     run = Run(
         photos=os.path.abspath(folder),  # noqa: PTH100 - a link stays what it is called
@@ -115,6 +107,18 @@ def decide(
     )
     prompts = [prompt.format(who=who) for prompt in (MINI_PROMPTS if mini else PROMPTS)]
     return Decided(run, reasons, prompts, resolution)
+
+
+def _reasons(model: KnownModel, out: Mapping[str, str], held_out: int) -> dict[str, str]:
+    return {
+        "leave_out": "; ".join(f"{name}: {why}" for name, why in out.items())
+        or "nothing; every photograph can be learnt",
+        "held_out": "kept back, so that the losses are judged on photographs that neither has seen"
+        if held_out
+        else "none: there are few, or nothing is compared",
+        "script": "diffusers' training script, which is not edited" if model.example else "the trainer of this package",
+        "preset": f"T and λ, with their sources: mldm presets show {model.preset}",
+    }
 
 
 def _training(preset: Preset, model: KnownModel, count: int) -> tuple[dict[str, Any], int, dict[str, str]]:

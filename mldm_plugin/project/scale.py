@@ -10,7 +10,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.project.models import OURS, how_to_get, pipeline_of
 from mldm_plugin.project.run_file import Run
 from mldm_plugin.reproduce.commands import Command, Training
-from mldm_plugin.reproduce.recipes import Arm, Recipe
+from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
 METRICS = ("identity", "copying", "face_found", "face_sharpness")
@@ -64,7 +64,7 @@ class OwnPhotos:
     def recipe(self) -> Recipe:
         """The arms: the plain loss if it is asked for, and the preset's."""
         run = self.run
-        plain = Arm("plain", "the plain loss", run.preset, (*run.set, "losses={}"))
+        plain = Arm("plain", "the plain loss", run.preset, (*run.set, *NO_LOSSES))
         arms = (
             *([plain] if run.compare == "plain" else []),
             Arm("mldm", f"preset {run.preset}", run.preset, tuple(run.set)),

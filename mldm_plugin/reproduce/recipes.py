@@ -51,6 +51,7 @@ def _weights(lpips: float, face: float) -> tuple[str, ...]:
     return f"losses.masked_lpips.weight={lpips}", f"losses.face.weight={face}"
 
 
+NO_LOSSES = ("losses={}",)  # a preset's settings with the plain loss
 PLAIN = Arm("plain", "the plain loss", "baseline")
 BASE = Arm("base", "the model before training")
 RELEASED = Arm("released", "the released code's objective: losses without gradient", "mldm-released-objective")
@@ -99,11 +100,12 @@ RECIPES = {
             "A LoRA of somebody whom people-mini has never seen, of ten photographs",
             (
                 Arm("masked_ldm", "Masked LDM", "demo"),
-                PLAIN,
+                Arm("plain", "the plain loss", "demo", NO_LOSSES),
                 Arm(
                     "plain_same_time",
                     "the plain loss, as long as Masked LDM takes",
-                    "baseline",
+                    "demo",
+                    NO_LOSSES,
                     as_long_as="masked_ldm",
                 ),
             ),

@@ -192,16 +192,10 @@ class Person(OnPeopleMini):
         return [Command(words, self.out / "data" / "validation" / "metadata.jsonl")]
 
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
-        """A LoRA of rank 16, latents cached once for all; docs/demo.md says what was tried on P008."""
+        """A LoRA with the settings of preset `demo`, latents cached once for all."""
         flags = {
             "--pretrained_model_name_or_path": self.model,
             "--train_data_dir": self.out / "data" / "train",
-            "--resolution": self.resolution,
-            "--train_batch_size": self.batch,
-            "--rank": 16,
-            "--learning_rate": 1e-3,
-            "--lr_scheduler": "cosine",
-            "--lr_warmup_steps": 0,
             "--checkpointing_steps": 50,
             "--checkpoints_total_limit": 1,
             "--resume_from_checkpoint": "latest",
@@ -211,10 +205,8 @@ class Person(OnPeopleMini):
             "--seed": seed,
         }
         words = [str(word) for pair in flags.items() for word in pair]
-        losses = [] if arm.preset == "baseline" else losses_of(arm)  # that preset's flags are a ControlNet's
-        switches = ("--random_flip", "--center_crop", "--cache_latents")
         name = run_name(arm, seed)
-        return Training(name, self.out / "runs" / name, "text_to_image_lora", steps, (*losses, *words, *switches))
+        return Training(name, self.out / "runs" / name, "text_to_image_lora", steps, (*losses_of(arm), *words))
 
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
         """The same pictures by each, and one step of the photographs that were kept back."""
@@ -281,7 +273,7 @@ class Paper:
 
     def cost(self, arm: Arm) -> str:
         """Of a training of this arm: the paper's RTX 3090 took about 6 hours an epoch of the plain loss (section 4)."""
-        settings = load_preset(str(arm.preset), arm.sets).training
+        settings = load_preset(str(arm.preset), arm.sets).training["train_controlnet"]
         batch, epochs = settings["train_batch_size"], settings["num_train_epochs"]
         if self.steps is not None:
             return _in_words(self.steps, batch)

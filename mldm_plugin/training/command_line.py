@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
+from mldm_plugin.preset import changed_line, nothing_for, task_preset
 from mldm_plugin.training.flags import ControlNetFlags, LoraFlags, TrainerFlags
 
 TRAINERS: tuple[type[TrainerFlags], ...] = (ControlNetFlags, LoraFlags)
@@ -54,8 +55,8 @@ def _options(field: FieldInfo) -> dict[str, Any]:
 def parse(kind: type[TrainerFlags], argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The flags that the user gave, and no others, with what `--loss-plugin` and `--preset` leave to each other.
 
-    A preset without a plugin is one of the built-in plugin; `--loss-plugin mldm` without a preset means the
-    preset `mldm`; any other plugin needs a preset.
+    A preset without a plugin is one of the built-in plugin; `--loss-plugin mldm` without a preset means that of the
+    trainer's task; any other plugin needs a preset.
 
     Raises:
         PresetError: a plugin of the user's without a preset, or `--set` without one.
@@ -64,7 +65,7 @@ def parse(kind: type[TrainerFlags], argv: Sequence[str] | None = None) -> dict[s
     if "preset" in given:
         given.setdefault("loss_plugin", ["mldm"])
     elif "mldm" in given.get("loss_plugin", ()):
-        given["preset"] = "mldm"
+        given["preset"] = task_preset(kind.section())
     elif "loss_plugin" in given:
         raise PresetError(
             f"--loss-plugin {' '.join(given['loss_plugin'])} comes without --preset: name the preset "
@@ -75,38 +76,60 @@ def parse(kind: type[TrainerFlags], argv: Sequence[str] | None = None) -> dict[s
     return given
 
 
-def resolve(kind: type[F], given: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> F:
-    """All flags: what the user gave, else what the preset's `training:` section says, else the default.
+def resolve(kind: type[F], given: Mapping[str, Any], training: Mapping[str, Mapping[str, Any]] | None = None) -> F:
+    """All flags: what the user gave, else what this trainer's part of a preset's `training:` says, else the default.
 
     Raises:
-        PresetError: `training` names a flag that no trainer has, or gives it a value it cannot have.
+        PresetError: that part names a flag that the trainer does not have, or gives it a value it cannot have.
         MldmError: values that the user gave and that cannot be, or flags that do not belong together. All at once.
     """
-    section = training or {}
+    section = (training or {}).get(kind.section(), {})
     used = {name: value for name, value in section.items() if name in _settable(kind)}
-    faults = _unknown(section)
+    faults = _unknown(kind, section)
     try:
         flags = kind.model_validate({**used, **given})
     except ValidationError as error:
-        faults += [text for _, text in _describe(error, given)]
+        faults += [text for _, text in _describe(error, given, kind)]
     if faults:
         of_preset = any(fault.startswith("training.") for fault in faults)
         raise (PresetError if of_preset else MldmError)("; ".join(faults))
     return flags
 
 
-def of_other_trainers(kind: type[TrainerFlags], training: Mapping[str, Any]) -> list[str]:
-    """The flags of a preset's `training:` section that this trainer does not have, but another does."""
-    return [n for n in training if n not in _settable(kind) and any(n in _settable(other) for other in TRAINERS)]
+def changes(flags: TrainerFlags, given: Mapping[str, Any], preset: str, training: Mapping[str, Any]) -> list[str]:
+    """What a preset makes of the trainer's defaults, a line for each flag; or that it has nothing for this trainer.
+
+    Args:
+        flags: those of the run.
+        given: flags of the command line, which a preset does not change.
+        preset: its name, for the lines.
+        training: its section.
+    """
+    script, fields = flags.section(), type(flags).model_fields
+    if script not in training:
+        return [f"preset {preset} {nothing_for(script, training)}"] if training else []
+    changed = {name: getattr(flags, name) for name in training[script] if name not in given}
+    return [
+        changed_line(preset, name, fields[name].default, value)
+        for name, value in changed.items()
+        if value != fields[name].default
+    ]
 
 
-def training_faults(training: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a preset's `training:` section: flags that no trainer has, values that none can take."""
-    faults = _unknown(training)
-    for name, value in training.items():
-        rejections = [_rejection(kind, name, value) for kind in TRAINERS if name in _settable(kind)]
-        if rejections and all(rejections):
-            faults.append(rejections[0])
+def training_faults(training: Any) -> list[str]:
+    """What is wrong with the parts of a preset's `training:` that are for our trainers: unknown flags, bad values.
+
+    Parts for other people's scripts are not looked at: their flags are known when they run.
+    """
+    if not isinstance(training, Mapping):
+        return []  # that is told with the faults of the preset itself
+    faults = []
+    for kind in TRAINERS:
+        section = training.get(kind.section())
+        if isinstance(section, Mapping):
+            faults += _unknown(kind, section)
+            rejections = (_rejection(kind, name, value) for name, value in section.items() if name in _settable(kind))
+            faults += [rejection for rejection in rejections if rejection]
     return faults
 
 
@@ -114,9 +137,10 @@ def _settable(kind: type[TrainerFlags]) -> set[str]:
     return kind.model_fields.keys() - NOT_IN_PRESETS
 
 
-def _unknown(training: Mapping[str, Any]) -> list[str]:
-    known = set().union(*map(_settable, TRAINERS))
-    return [f"training.{name}: unknown flag; {nearest(str(name), known)}" for name in training if name not in known]
+def _unknown(kind: type[TrainerFlags], section: Mapping[str, Any]) -> list[str]:
+    known = _settable(kind)
+    where = f"training.{kind.section()}"
+    return [f"{where}.{name}: unknown flag; {nearest(str(name), known)}" for name in section if name not in known]
 
 
 def _rejection(kind: type[TrainerFlags], name: str, value: Any) -> str:
@@ -124,16 +148,16 @@ def _rejection(kind: type[TrainerFlags], name: str, value: Any) -> str:
     try:
         kind.model_validate({name: value})
     except ValidationError as error:
-        return "; ".join(text for where, text in _describe(error, {}) if where == name)
+        return "; ".join(text for where, text in _describe(error, {}, kind) if where == name)
     return ""
 
 
-def _describe(error: ValidationError, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe(error: ValidationError, given: Mapping[str, Any], kind: type[TrainerFlags]) -> list[tuple[str, str]]:
     """Each fault: the flag, empty where several do not belong together, and a line on what was expected."""
     lines: list[tuple[str, str]] = []
     for fault in error.errors():
         name = str(fault["loc"][0]) if fault["loc"] else ""
-        where = f"--{name}" if name in given else f"training.{name}"
+        where = f"--{name}" if name in given else f"training.{kind.section()}.{name}"
         if not name:
             lines.append((name, str(fault["ctx"]["error"])))
         elif fault["type"] == "missing":

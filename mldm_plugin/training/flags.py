@@ -134,7 +134,8 @@ class TrainerFlags(DiffusersFlags):
     """Losses to train with: mldm (the built-in ones), an installed plugin, a dotted module or a .py file. May be
     repeated."""
     preset: str | None = None
-    """What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is mldm."""
+    """What to optimise: the name of a preset or a .yaml file. With --loss-plugin mldm alone it is the one by
+    task that has settings for this trainer."""
     set: Repeated = None
     """Override one value of the preset, for example losses.face.weight=0.3. May be repeated."""
     mask_column: str = "mask"
@@ -169,6 +170,11 @@ class TrainerFlags(DiffusersFlags):
     default the split validation or test of --train_data_dir."""
     evaluate_photographs: PositiveInt = 16
     """How many of them are looked at."""
+
+    @classmethod
+    def section(cls) -> str:
+        """The trainer's name in a preset's `training:`."""
+        return cls.script.removesuffix(".py")
 
     @classmethod
     def ours(cls) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mldm_plugin.announce import announce
 from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.step import DiffusionStep
@@ -56,28 +56,22 @@ def main(kind: type[Trainer], argv: Sequence[str] | None = None) -> int:
         if "preset" in given:
             plugins = load_plugins(given["loss_plugin"])
             preset = load_preset(given["preset"], given.get("set", ()), plugins=plugins)
-        section = {} if preset is None else preset.training
-        if others := command_line.of_other_trainers(kind.flags_type, section):
-            _tell(f"not used here, flags of another trainer: {', '.join(f'training.{name}' for name in others)}")
-        flags = command_line.resolve(kind.flags_type, given, section)
+        training = {} if preset is None else preset.training
+        flags = command_line.resolve(kind.flags_type, given, training)
+        for line in command_line.changes(flags, given, str(flags.preset), training):
+            announce(line)
         refuse_sharding()
     except MldmError as error:  # all processes fail alike
-        _tell(f"error: {error}")
+        announce(f"mldm: {error}")
         return 1
     try:
         Run(kind, flags, preset, plugins).train()
     except ReportedElsewhereError:
         return 1
     except MldmError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"mldm: {error}\n")
         return 1
     return 0
-
-
-def _tell(line: str) -> None:
-    """A line on standard error, from the first process of a run."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(line + "\n")
 
 
 class Run:
