@@ -2,7 +2,8 @@
 
 import sys
 
-from mldm_plugin.training.controlnet import main
+from mldm_plugin.training.asked import start
+from mldm_plugin.training.flags import ControlNetFlags
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start(ControlNetFlags, "mldm_plugin.training.controlnet"))

@@ -2,7 +2,8 @@
 
 import sys
 
-from mldm_plugin.training.text_to_image_lora import main
+from mldm_plugin.training.asked import start
+from mldm_plugin.training.flags import LoraFlags
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start(LoraFlags, "mldm_plugin.training.text_to_image_lora"))

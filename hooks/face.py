@@ -13,7 +13,7 @@ from torch import Tensor
 from mldm_plugin import DiffusionStep, hookimpl
 from mldm_plugin.errors import DataError, PresetError
 from mldm_plugin.perceptual.face_crops import crop_faces, largest
-from mldm_plugin.perceptual.face_networks import FaceFeatures
+from mldm_plugin.perceptual.face_networks import FaceFeatures, weight_files
 from mldm_plugin.perceptual.known_gradient import with_gradient
 
 # A face of 224² keeps 82 MB of VGGFace2's activations, eight keep as much as a tenth of a picture's decode. Chosen.
@@ -85,6 +85,7 @@ class Face:
     """
 
     needs = frozenset({"pred_images", "face_boxes"})
+    weight_files = staticmethod(weight_files)
 
     def __init__(
         self,
@@ -126,9 +127,8 @@ class Face:
 
     def _distance(self, pred: Tensor, target: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
-            target_features = self.features(crop_faces(target, boxes, self.features.crop))
-        pred_features = self.features(crop_faces(pred, boxes, self.features.crop))
-        return face_distance(pred_features, target_features, self.layer_weights)
+            true = self.features(crop_faces(target, boxes, self.features.crop))
+        return face_distance(self.features(crop_faces(pred, boxes, self.features.crop)), true, self.layer_weights)
 
 
 def _at_a_time(boxes: Sequence[Tensor], number: int) -> Iterator[list[Tensor]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin import DiffusionStep, hookimpl
-from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
+from mldm_plugin.perceptual.lpips_network import LPIPSNetwork, weight_files
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm, masked_sum
 from mldm_plugin.perceptual.unit_difference import weighted_square
 
@@ -96,6 +96,7 @@ class MaskedLPIPS:
     """
 
     needs = frozenset({"pred_images", "person_mask"})
+    weight_files = staticmethod(weight_files)
 
     def __init__(
         self,

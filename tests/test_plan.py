@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shlex
 import subprocess
 import sys
 
@@ -17,6 +19,8 @@ from mldm_plugin.planning.families import FAMILIES, Family, read_family
 from mldm_plugin.planning.meta import building, compute_like_cuda_autocast
 from mldm_plugin.planning.step import StepMemory, TrainedNetworks
 from mldm_plugin.planning.tensor_memory import TensorMemory
+from mldm_plugin.preset import load_preset
+from mldm_plugin.training.command_line import TRAINERS, parse, resolve
 
 CPU = torch.device("cpu")
 SMALL = Family(
@@ -136,6 +140,7 @@ def test_the_recommendation_is_the_largest_batch_and_then_the_fastest():
     assert budget.recommend(peaks, 17).setting == budget.Setting(2, False, True, "checkpointed")
     assert budget.recommend(peaks, 30).setting == budget.Setting(2, False, True, "whole")
     assert budget.recommend(peaks, 5) is None
+    assert budget.recommend(peaks, 30, 1).setting == budget.Setting(1, False, True, "whole")
 
 
 class KnownPictures:
@@ -176,36 +181,91 @@ def test_the_whole_command(pipeline):
     result = CliRunner().invoke(
         main, ["plan", *flags, "--batch", "8", "--train", "lora", "--json"], catch_exceptions=False
     )
-    found = json.loads(result.output)
+    found = json.loads(result.stdout)
+    assert result.stderr.splitlines() == [
+        "measuring the network …",
+        "measuring the network, checkpointed …",
+        "measuring the encoder …",
+        "measuring the decoder and the losses …",
+    ]
     peaks = {(s["decode"], s["gradient_checkpointing"], s["cache_latents"]): s["gb"] for s in found["settings"]}
     assert len(peaks) == 16
     assert peaks["checkpointed", True, True] <= peaks["whole", True, True] <= peaks["whole", False, True]
     assert peaks["whole, one at a time", True, True] < peaks["whole", True, True]
-    assert found["command"].startswith("accelerate launch train_text_to_image_lora.py")
-    assert found["command"].endswith("--rank 4")
+    assert f"--pretrained_model_name_or_path {pipeline}" in found["command"]
+    flags = understood(found["command"])
+    assert (flags.rank, flags.train_batch_size, flags.resolution, flags.learning_rate) == (4, 8, 64, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("vram", "command"),
-    [
-        (
-            "17",
-            "accelerate launch train_controlnet.py --loss-plugin mldm --set decode_checkpointing=true --resolution 512 "
-            "--train_batch_size 2 --cache_latents --mixed_precision bf16 …",
-        ),
-        ("5", "Nothing fits into 5 GB: lower --resolution, or --use_8bit_adam."),
-    ],
-)
-def test_the_table_and_the_line_under_it(vram, command, monkeypatch):
+def understood(command):
+    """The flags as the trainer that the command names reads them."""
+    words = shlex.split(command)
+    [kind] = [trainer for trainer in TRAINERS if trainer.script in words]
+    given = parse(kind, words[words.index(kind.script) + 1 :])
+    return resolve(kind, given, load_preset(given["preset"], given.get("set", ())).training)
+
+
+def planned(monkeypatch, *flags):
     monkeypatch.setattr(budget, "measure", lambda *_, **__: FOOTPRINT)
-    result = CliRunner().invoke(main, ["plan", "--vram", vram, "--batch", "1", "--batch", "2"], catch_exceptions=False)
-    lines = result.output.splitlines()
-    assert lines[-1] == command
-    assert len(lines) == 2 + 8 + 4 + 1  # head, settings, what is assumed, the command
+    return CliRunner().invoke(main, ["plan", *flags], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("vram", ["17", "5"])
+def test_the_table(vram, monkeypatch):
+    result = planned(monkeypatch, "--vram", vram, "--batch", "1", "--batch", "2")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + 8 + 4 + (3 if vram == "17" else 0)  # head, settings, what is assumed, places, command
     expected = [f"{FOOTPRINT.peak(budget.Setting(b, False, True, 'whole')).gb:.1f}" for b in (1, 2)]
     shown = next(line for line in lines if line.split()[:3] == ["whole", "no", "yes"]).split()[3:]
     assert [cell.rstrip("*") for cell in shown] == expected
     assert [cell.endswith("*") for cell in shown] == [float(gb) > float(vram) for gb in expected]
+
+
+def test_the_command_can_be_copied(monkeypatch):
+    result = planned(monkeypatch, "--vram", "17", "--batch", "1", "--batch", "2")
+    *_, places, _, command = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert "DATA_DIR is a data set with masks, face boxes and hints" in places
+    assert command == (
+        "accelerate launch train_controlnet.py --loss-plugin mldm --preset controlnet --set decode_checkpointing=true "
+        "--pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --train_data_dir DATA_DIR "
+        "--output_dir OUTPUT_DIR --learning_rate 1e-05 --resolution 512 --train_batch_size 2 --cache_latents "
+        "--mixed_precision bf16"
+    )
+    assert understood(command).train_batch_size == 2
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("controlnet", 4), ("lora", 1)])
+def test_the_presets_batch_is_recommended_unless_others_are_asked_for(kind, batch, monkeypatch):
+    command = planned(monkeypatch, "--vram", "80", "--train", kind).stdout.splitlines()[-1]
+    flags = understood(command)
+    assert flags.train_batch_size == batch
+    assert flags.cache_latents
+    asked = planned(monkeypatch, "--vram", "80", "--train", kind, "--batch", "2", "--batch", "8")
+    assert understood(asked.stdout.splitlines()[-1]).train_batch_size == 8
+
+
+def test_what_a_preset_says_otherwise_is_set(monkeypatch):
+    """lora-sdxl checkpoints the decoder and the U-Net; where there is room, the command does neither."""
+    command = planned(monkeypatch, "--vram", "80", "--family", "sdxl", "--train", "lora").stdout.splitlines()[-1]
+    assert command.startswith("accelerate launch -m mldm_plugin SCRIPTS/train_text_to_image_lora_sdxl.py ")
+    assert "--cache_latents" not in command
+    sets = [word for before, word in itertools.pairwise(shlex.split(command)) if before == "--set"]
+    preset = load_preset("lora-sdxl", sets)
+    assert not preset.decode_checkpointing
+    assert not preset.training["train_text_to_image_lora_sdxl"]["gradient_checkpointing"]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_nothing_fits(more, monkeypatch):
+    result = planned(monkeypatch, "--vram", "5", *more)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("mldm: nothing fits into 5 GB; batch 1 takes ")
+    least = FOOTPRINT.peak(budget.Setting(1, True, True, "checkpointed")).gb
+    assert f"takes {least:.1f} GB at least" in result.stderr
+    assert "lower --resolution, 512 now, --use_8bit_adam, --train lora." in result.stderr
+    if more:
+        assert json.loads(result.stdout)["command"] is None
 
 
 def test_the_published_shapes_have_their_known_numbers_of_weights():

@@ -243,5 +243,5 @@ def test_a_word_that_is_no_choice_is_refused(kind, capsys):
 
 def test_help_names_every_flag_and_imports_no_torch():
     assert all(f"--{name}" in make_parser(kind).format_help() for kind in TRAINERS for name in kind.model_fields)
-    code = "import sys, mldm_plugin.training.command_line; sys.exit('torch' in sys.modules)"
+    code = "import sys, mldm_plugin.training.asked; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

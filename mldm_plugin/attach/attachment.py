@@ -38,6 +38,7 @@ from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.weights_first import fetch_needed
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
@@ -85,6 +86,7 @@ class Attachment:
         self.plugins = load_plugins(settings.loss_plugin)
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings
+        fetch_needed(self.preset, self.plugins)
         fill_when_parsed(settings.preset, settings.script, self.preset.training)
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from mldm_plugin.planning.budget import Footprint, Peak
+from mldm_plugin.errors import MldmError
 
-# SDXL is trained by diffusers' scripts with our losses attached; they have no --cache_latents.
-SCRIPTS = {
-    ("sd15", "controlnet"): "accelerate launch train_controlnet.py",
-    ("sd15", "lora"): "accelerate launch train_text_to_image_lora.py",
-    ("sdxl", "controlnet"): "mldm run train_controlnet_sdxl.py",
-    ("sdxl", "lora"): "mldm run train_text_to_image_lora_sdxl.py",
+if TYPE_CHECKING:
+    from mldm_plugin.planning.budget import Footprint, Peak, Setting
+    from mldm_plugin.preset import Preset
+
+# Preset, script and model of each. SDXL is trained by diffusers' scripts with our losses attached; they have no
+# --cache_latents.
+SD15, SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+TASKS = {
+    ("sd15", "controlnet"): ("controlnet", "train_controlnet", SD15),
+    ("sd15", "lora"): ("lora-sd15", "train_text_to_image_lora", SD15),
+    ("sdxl", "controlnet"): ("controlnet", "train_controlnet_sdxl", SDXL),
+    ("sdxl", "lora"): ("lora-sdxl", "train_text_to_image_lora_sdxl", SDXL),
 }
 NOTE = """
 One GPU; with several, add one more copy of the trained weights for their gradients' buckets. A
@@ -49,9 +55,13 @@ picture is taken to hold one face; each further one of a picture, up to eight, k
 )
 @click.option("--resolution", type=int, help="Side of the pictures; by default what the networks were made for.")
 @click.option(
-    "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Pictures per device. May be repeated."
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Pictures per device. May be repeated; the largest that fits is recommended, else the preset's.",
 )
-@click.option("--rank", type=click.IntRange(min=1), default=4, show_default=True, help="Rank of the LoRA.")
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of the LoRA; by default the preset's.")
 @click.option(
     "--mixed_precision",
     type=click.Choice(["bf16", "fp16", "no"]),
@@ -64,27 +74,43 @@ picture is taken to hold one face; each further one of a picture, up to eight, k
 def plan(vram: float, batches: tuple[int, ...], as_json: bool, **run: Any) -> None:
     """Which batch size and settings fit into --vram GB, computed from the shapes of the networks.
 
-    Nothing is loaded and no GPU is needed. Peaks hold a margin for what tensors do not show.
+    Nothing is loaded and no GPU is needed; it takes half a minute and more. Peaks hold a margin for what tensors do not
+    show. The last line is a command with the preset of the task. Exit status 1 if nothing fits.
     """
     footprint = _measure(run)
     from mldm_plugin.planning import budget
 
+    task = Task.of(run)
     can_cache = run["family"] == "sd15"
     peaks = [footprint.peak(s) for s in footprint.settings(batches or budget.BATCHES, can_cache=can_cache)]
-    best = budget.recommend(peaks, vram)
-    line = None if best is None else _command(best, run)
+    best = budget.recommend(peaks, vram, None if batches else task.section["train_batch_size"])
+    line = None if best is None else task.command(best.setting, run)
     if as_json:
         rows = [peak.as_row() | {"fits": peak.gb <= vram} for peak in peaks]
         click.echo(json.dumps({"vram_gb": vram, "settings": rows, "command": line}, indent=1))
-        return
-    click.echo("\n".join(_table(peaks, vram)) + "\n" + NOTE)
-    click.echo(line or f"Nothing fits into {vram:g} GB: lower --resolution, or --use_8bit_adam.")
+    else:
+        click.echo("\n".join(_table(peaks, vram)) + "\n" + NOTE)
+    if line is None:
+        raise _too_large(peaks, vram, run)
+    if not as_json:
+        click.echo(f"{task.places}\n\n{line}")
+
+
+def _too_large(peaks: list[Peak], vram: float, run: dict[str, Any]) -> MldmError:
+    """That nothing fits, what takes least, and what would take less."""
+    least = min(peaks, key=lambda peak: peak.gb)
+    ways = [f"lower --resolution, {run['resolution']} now"]
+    ways += [] if run["use_8bit_adam"] else ["--use_8bit_adam"]
+    ways += ["--train lora"] if run["kind"] == "controlnet" else []
+    ways += ["--mixed_precision bf16"] if run["mixed_precision"] == "no" else []
+    return MldmError(
+        f"nothing fits into {vram:g} GB; batch {least.setting.batch} takes {least.gb:.1f} GB at least. What takes "
+        f"less: {', '.join(ways)}."
+    )
 
 
 def _measure(run: dict[str, Any]) -> Footprint:
     """Measures, and puts into `run` which family and resolution it is."""
-    from mldm_plugin.errors import MldmError
-
     try:
         import torch
         from diffusers.utils import logging
@@ -99,8 +125,17 @@ def _measure(run: dict[str, Any]) -> Footprint:
         shapes = read_family(run["folder"])
         run["family"] = "sdxl" if len(shapes.text_encoders) == 2 else "sd15"
     run["resolution"] = run["resolution"] or shapes.resolution
+    run["rank"] = run["rank"] or Task.of(run).section.get("rank")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[run["mixed_precision"]]
-    return measure(shapes, run["kind"], dtype, run["resolution"], rank=run["rank"], eight_bit=run["use_8bit_adam"])
+    return measure(
+        shapes,
+        run["kind"],
+        dtype,
+        run["resolution"],
+        rank=run["rank"] or 1,
+        eight_bit=run["use_8bit_adam"],
+        tell=lambda part: click.echo(f"measuring {part} …", err=True),
+    )
 
 
 def _table(peaks: list[Peak], vram: float) -> list[str]:
@@ -118,15 +153,79 @@ def _table(peaks: list[Peak], vram: float) -> list[str]:
     return lines
 
 
-def _command(peak: Peak, run: dict[str, Any]) -> str:
-    from mldm_plugin.planning.budget import DECODES
+@dataclass(frozen=True)
+class Task:
+    """What is trained by which script, with which preset.
 
-    setting = peak.setting
-    parts = [SCRIPTS[run["family"], run["kind"]], "--loss-plugin mldm"]
-    parts += [f"--set {words}" for words in DECODES[setting.decode]]
-    parts += [f"--resolution {run['resolution']}", f"--train_batch_size {setting.batch}"]
-    parts += ["--gradient_checkpointing"] if setting.gradient_checkpointing else []
-    parts += ["--cache_latents"] if setting.cache_latents else []
-    parts += ["--use_8bit_adam"] if run["use_8bit_adam"] else []
-    parts += [f"--mixed_precision {run['mixed_precision']}", "…"]
-    return " ".join([*parts, *([f"--rank {run['rank']}"] if run["kind"] == "lora" else [])])
+    Args:
+        preset: its name.
+        script: the script's, without .py.
+        model: the pipeline on the Hub.
+        values: the whole preset.
+    """
+
+    preset: str
+    script: str
+    model: str
+    values: Preset
+
+    @classmethod
+    def of(cls, run: dict[str, Any]) -> Task:
+        """That of the family and kind of a run."""
+        from mldm_plugin.preset import load_preset
+
+        preset, script, model = TASKS[run["family"], run["kind"]]
+        return cls(preset, script, model, load_preset(preset))
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The preset's settings for the script."""
+        return self.values.training[self.script]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the script is one of this project."""
+        from mldm_plugin.training.command_line import TRAINERS
+
+        return self.script in {kind.section() for kind in TRAINERS}
+
+    @property
+    def places(self) -> str:
+        """What stands in the command for a folder of the user's."""
+        data = "masks, face boxes and hints" if "controlnet" in self.script else "masks and face boxes"
+        scripts = "" if self.is_ours else ", SCRIPTS that of diffusers' script"
+        return f"DATA_DIR is a data set with {data} (docs/data.md), OUTPUT_DIR the folder of the run{scripts}."
+
+    def command(self, setting: Setting, run: dict[str, Any]) -> str:
+        """The whole command of a training in this setting; what the preset says otherwise is set."""
+        start = f"accelerate launch {self.script}.py"
+        if not self.is_ours:
+            start = f"accelerate launch -m mldm_plugin SCRIPTS/{self.script}.py"
+        parts = [
+            start,
+            f"--loss-plugin mldm --preset {self.preset}",
+            *(f"--set {change}" for change in self._changes(setting)),
+        ]
+        parts += [f"--pretrained_model_name_or_path {run['folder'] or self.model}"]
+        parts += [
+            "--train_data_dir DATA_DIR --output_dir OUTPUT_DIR",
+            f"--learning_rate {self.section['learning_rate']:g}",
+        ]
+        parts += [f"--resolution {run['resolution']}", f"--train_batch_size {setting.batch}"]
+        parts += [f"--rank {run['rank']}"] if run["kind"] == "lora" else []
+        parts += ["--gradient_checkpointing"] if setting.gradient_checkpointing else []
+        if setting.cache_latents:  # our LoRA trainer crops at random, which a cache cannot hold
+            parts += ["--cache_latents"] + ["--center_crop"] * (run["kind"] == "lora")
+        parts += ["--use_8bit_adam"] if run["use_8bit_adam"] else []
+        return " ".join([*parts, f"--mixed_precision {run['mixed_precision']}"])
+
+    def _changes(self, setting: Setting) -> list[str]:
+        from mldm_plugin.planning.budget import CHECKPOINTED, DECODES
+
+        changes = list(DECODES[setting.decode])
+        if self.values.decode_checkpointing:
+            changes = [c for c in changes if c != CHECKPOINTED]
+            changes += [] if CHECKPOINTED in DECODES[setting.decode] else ["decode_checkpointing=false"]
+        if self.section.get("gradient_checkpointing") and not setting.gradient_checkpointing:
+            changes.append(f"training.{self.script}.gradient_checkpointing=false")
+        return changes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,11 @@ def facenet_input(faces: Tensor) -> Tensor:
 def dlib_input(faces: Tensor) -> Tensor:
     """(K, 3, S, S) RGB in [-1, 1] → (x - mean)/256 of 0–255, as dlib's input_rgb_image_sized gives it."""
     return ((faces + 1) * 127.5 - _per_channel(MEAN_RGB, faces)) / 256
+
+
+def weight_files(options: Mapping[str, Any]) -> list[str]:
+    """The weights that a loss with these options `network` and `weights` asks for."""
+    return [options["network"]] if options["weights"] == "pretrained" else []
 
 
 def _per_channel(numbers: Sequence[float], like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lpips
@@ -13,6 +14,11 @@ from mldm_plugin.perceptual.unit_difference import unit_normalise
 from mldm_plugin.perceptual.weights import described, fill, load_state_dict
 
 TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # lpips' name → that of the weights
+
+
+def weight_files(options: Mapping[str, Any]) -> list[str]:
+    """The weights that a loss with these options `network` and `weights` asks for."""
+    return [TRUNKS[options["network"]]] if options["weights"] == "pretrained" else []
 
 
 class LPIPSNetwork:

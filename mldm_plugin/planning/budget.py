@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,9 +102,19 @@ class Footprint:
 
 
 def measure(
-    family: Family, kind: Kind, dtype: torch.dtype, resolution: int, *, rank: int = 4, eight_bit: bool = False
+    family: Family,
+    kind: Kind,
+    dtype: torch.dtype,
+    resolution: int,
+    *,
+    rank: int = 4,
+    eight_bit: bool = False,
+    tell: Callable[[str], None] = lambda part: None,
 ) -> Footprint:
     """The footprint of a run.
+
+    Args:
+        tell: called with the name of each part before it is measured, which takes seconds to a minute each.
 
     Raises:
         MldmError: a resolution that the networks do not take.
@@ -113,9 +123,12 @@ def measure(
         raise MldmError(f"--resolution is {resolution}, expected a multiple of 64.")
     steps = {}
     for checkpointing in (False, True):
+        tell("the network" + (", checkpointed" if checkpointing else ""))
         networks = TrainedNetworks(family, kind, dtype, checkpointing=checkpointing, rank=rank)
         steps[checkpointing] = (networks.measure(1, resolution), networks.measure(2, resolution))
+    tell("the encoder")
     (vae, one), (_, two) = (measure_encoder(family, dtype, n, resolution) for n in (1, 2))
+    tell("the decoder and the losses")
     losses = PictureMemory(family, torch.float32 if dtype == torch.float32 else torch.bfloat16, resolution)
     # The LoRA trainer rounds its LoRA to bfloat16 with the U-Net; everything else that is trained is float32.
     each = 2 if kind == "lora" and dtype == torch.bfloat16 else 4
@@ -146,6 +159,6 @@ def with_margin(taken: float) -> float:
     return taken / GB * (1 + FRAGMENTS) + CONTEXT_GB
 
 
-def recommend(peaks: Iterable[Peak], vram: float) -> Peak | None:
-    """The first that fits: the largest batch, and for it the setting that costs least time."""
-    return next((p for p in peaks if p.gb <= vram), None)
+def recommend(peaks: Iterable[Peak], vram: float, most: int | None = None) -> Peak | None:
+    """The first that fits: the largest batch, of at most `most`, and for it the setting that costs least time."""
+    return next((p for p in peaks if p.gb <= vram and (most is None or p.setting.batch <= most)), None)

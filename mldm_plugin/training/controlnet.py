@@ -21,6 +21,7 @@ from mldm_plugin.data.annotations import read_picture
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.training import run
+from mldm_plugin.training.asked import Asked
 from mldm_plugin.training.flags import ControlNetFlags
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of, loading
 
@@ -169,9 +170,9 @@ def read_hint(path: str) -> PIL.Image.Image:
         ) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(asked: Asked | Sequence[str] | None = None) -> int:
     """The command: 0 when trained or stopped in good order, 1 with one line on what to mend."""
-    return run.main(ControlNetTrainer, argv)
+    return run.main(ControlNetTrainer, asked)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, NonFiniteLossError, RunFolderError
-from mldm_plugin.plugins import Plugins, load_plugins
-from mldm_plugin.preset import Preset, load_preset
+from mldm_plugin.plugins import Plugins
+from mldm_plugin.preset import Preset
 from mldm_plugin.records.metrics import MetricsFile
-from mldm_plugin.training import command_line, hub
+from mldm_plugin.training import hub
 from mldm_plugin.training.agreement import ReportedElsewhereError, together
+from mldm_plugin.training.asked import Asked, read
 from mldm_plugin.training.batches import Batches, make_dataloader
 from mldm_plugin.training.caching import cache_latents
 from mldm_plugin.training.checkpoints import Checkpoints
@@ -48,24 +49,20 @@ log = get_logger(__name__)
 WEIGHT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def main(kind: type[Trainer], argv: Sequence[str] | None = None) -> int:
-    """The command of a trainer: 0 when trained or stopped in good order, 1 with one line on what to mend."""
-    preset = plugins = None
+def main(kind: type[Trainer], asked: Asked | Sequence[str] | None = None) -> int:
+    """The command of a trainer: 0 when trained or stopped in good order, 1 with one line on what to mend.
+
+    Args:
+        asked: the command line, read or not; None for that of this process.
+    """
     try:
-        given = command_line.parse(kind.flags_type, argv)
-        if "preset" in given:
-            plugins = load_plugins(given["loss_plugin"])
-            preset = load_preset(given["preset"], given.get("set", ()), plugins=plugins)
-        training = {} if preset is None else preset.training
-        flags = command_line.resolve(kind.flags_type, given, training)
-        for line in command_line.changes(flags, given, str(flags.preset), training):
-            announce(line)
+        asked = asked if isinstance(asked, Asked) else read(kind.flags_type, asked)
         refuse_sharding()
     except MldmError as error:  # all processes fail alike
         announce(f"mldm: {error}")
         return 1
     try:
-        Run(kind, flags, preset, plugins).train()
+        Run(kind, asked.flags, asked.preset, asked.plugins).train()
     except ReportedElsewhereError:
         return 1
     except MldmError as error:

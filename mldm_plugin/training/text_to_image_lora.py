@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import RunFolderError
 from mldm_plugin.training import run
+from mldm_plugin.training.asked import Asked
 from mldm_plugin.training.flags import LoraFlags
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
 
@@ -169,9 +170,9 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float | None) -> T
     return snr.clamp(max=gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(asked: Asked | Sequence[str] | None = None) -> int:
     """The command: 0 when trained or stopped in good order, 1 with one line on what to mend."""
-    return run.main(LoraTrainer, argv)
+    return run.main(LoraTrainer, asked)
 
 
 if __name__ == "__main__":
