@@ -2,12 +2,13 @@
 # make demo    learn a person with the plain loss and with Masked LDM; look at runs/demo/
 # make test    lint, types and tests
 # make coverage   the same, with the lines that no test runs; it takes a fifth longer
+# make docs   the documentation as a site, in site/
 # make gpu-check   what only a GPU can show: a table, and runs/gpu-check.json
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage gpu-check lint clean
+.PHONY: setup demo test coverage docs gpu-check lint clean
 
 setup: .venv/ready
 
@@ -37,8 +38,11 @@ test: lint
 coverage: lint
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
 gpu-check: setup
 	$(BIN)/python -m pytest tests/gpu
 
 clean:
-	rm -rf .venv build runs *.egg-info
+	rm -rf .venv build dist runs site *.egg-info

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 sys.path.append(str(Path(__file__).parent))  # tests load this file by its path
 
@@ -136,6 +137,19 @@ def attach_flags() -> str:
     return "\n".join(rows) + "\n"
 
 
+def attach_runs() -> str:
+    """Diffusers' scripts that were seen to train, by folder."""
+    runs = yaml.safe_load((ROOT / "docs" / "attach_runs.yaml").read_text(encoding="utf-8"))
+    scripts: dict[str, list[str]] = {}
+    for path, outcome in runs.items():
+        if outcome == "trains":
+            folder, _, name = path.rpartition("/")
+            scripts.setdefault(folder, []).append(f"`{name}`")
+    rows = ["| folder of `examples/` | scripts seen to train |", "|---|---|"]
+    rows += [f"| {folder} | {', '.join(names)} |" for folder, names in scripts.items()]
+    return "\n".join(rows) + "\n"
+
+
 MAKERS: dict[str, Callable[..., str]] = {
     "presets": presets_table,
     "options": options_table,
@@ -143,6 +157,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "flags": flags_table,
     "new-loss": written_loss,
     "attach-flags": attach_flags,
+    "attach-runs": attach_runs,
     "metrics": metric_tables.metrics_table,
     "card": metric_tables.card_table,
     "detectors": metric_tables.detectors_table,

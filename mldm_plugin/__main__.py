@@ -2,7 +2,10 @@
 
 import sys
 
-from mldm_plugin.attach.launcher import main
+from mldm_plugin.threads import wait_asleep
 
 if __name__ == "__main__":
+    wait_asleep()
+    from mldm_plugin.attach.launcher import main
+
     sys.exit(main())

@@ -20,7 +20,7 @@ from mldm_plugin.bench.host import random_preset
 from mldm_plugin.cli import main
 from mldm_plugin.plugins import load_plugins
 
-PERFORMANCE = Path(__file__).parent.parent / "docs" / "performance.md"
+PERFORMANCE = Path(__file__).parent.parent / "docs" / "performance_details.md"
 
 
 @pytest.fixture

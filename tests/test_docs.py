@@ -33,7 +33,7 @@ from mldm_plugin import hookspecs
 from mldm_plugin.attach.codemod import splice
 from mldm_plugin.cli import main
 from mldm_plugin.plugins import load_plugins
-from mldm_plugin.preset import Preset, built_in_presets, load_preset
+from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.training.command_line import TRAINERS, parse, resolve
 
 if sys.version_info >= (3, 11):
@@ -352,17 +352,6 @@ def test_pages_speak_of_tests_that_exist():
             path = ROOT / "tests" / file
             assert path.is_file(), f"{title(page)}: {file}"
             assert f"def {test}(" in path.read_text(encoding="utf-8"), f"{title(page)}: {file}::{test}"
-
-
-def test_the_readmes_table_of_presets_holds_the_numbers_of_the_files():
-    pattern = r"^\| `([\w-]+)` \| ([\d.]+|–) \| ([\d.]+|–) \| (\d+|–) \|"
-    rows = re.findall(pattern, (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    assert set(built_in_presets("paper")) <= {name for name, *_ in rows} <= set(built_in_presets())
-    for name, *cells in rows:
-        losses = load_preset(name).losses
-        weights = [f"{losses[loss].weight:g}" if loss in losses else "–" for loss in ("masked_lpips", "face")]
-        gates = {str(loss.max_timestep) for loss in losses.values()} or {"–"}
-        assert (cells[:2], {cells[2]}) == (weights, gates), name
 
 
 def test_every_defect_of_the_released_code_names_a_test():

@@ -115,6 +115,25 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert cache_folder().name == "faces"
 
 
+def test_the_cache_folder_is_the_same_before_torch_is_loaded():
+    program = """
+import os, sys
+from mldm_plugin.perceptual.weights.cache import cache_folder
+cases = [{}, {"XDG_CACHE_HOME": "/x/cache"}, {"TORCH_HOME": "~/torch", "XDG_CACHE_HOME": "/x/cache"}]
+def folders():
+    for case in cases:
+        for name in ("MLDM_WEIGHTS", "XDG_CACHE_HOME", "TORCH_HOME"):
+            os.environ.pop(name, None)
+        os.environ.update(case)
+        yield cache_folder()
+before = list(folders())
+assert "torch" not in sys.modules
+import torch
+assert list(folders()) == before, before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_locate_also_finds_torchvisions_download(cache, tmp_path):
     assert locate("vgg16") is None
     theirs = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"

@@ -1,6 +1,6 @@
 """The ratios that the plugin is built to reach, and whether a run reaches them.
 
-They are meant for Stable Diffusion 1.5 at 512², batch 8, bfloat16, on a GPU; docs/performance.md lists them.
+They are meant for Stable Diffusion 1.5 at 512², batch 8, bfloat16, on a GPU; docs/performance_details.md lists them.
 """
 
 from __future__ import annotations

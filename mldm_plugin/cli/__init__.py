@@ -28,6 +28,7 @@ from mldm_plugin.cli import (
     weights,
 )
 from mldm_plugin.errors import MldmError
+from mldm_plugin.threads import wait_asleep
 
 
 class _Refusal(click.ClickException):
@@ -49,6 +50,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, package_name="mldm-plugin", prog_name="mldm")
 def main() -> None:
     """Losses on people and faces for diffusion trainers."""
+    wait_asleep()
 
 
 main.add_command(presets.presets)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,28 @@ def _open_splits(name: str | None, config: str | None, folder: str | None, cache
     try:
         if name is not None:
             return load_dataset(name, config, cache_dir=cache, data_dir=folder)
-        if folder is not None and every_file and is_one_split(folder):
-            return load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
-        return load_dataset(folder, cache_dir=cache)
+        with _without_bars():
+            if folder is not None and every_file and is_one_split(folder):
+                return load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
+            return load_dataset(folder, cache_dir=cache)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise DataError(
             f"the data set {name or folder} cannot be opened ({type(error).__name__}: {first_line}); a folder "
             "needs pictures and a metadata.jsonl (docs/quickstart.md)."
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """A folder on this machine is read in seconds; `datasets` would show four bars of a download meanwhile."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def is_one_split(folder: str) -> bool:

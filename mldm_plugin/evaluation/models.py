@@ -168,11 +168,13 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     Raises:
         MldmError: it does not load, or the adapter changes nothing in it.
     """
+    import transformers
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
     logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         precision = {_dtype_argument(): dtype}
         options = _accepted(run.base or run.what, {**precision, "safety_checker": None})

@@ -99,7 +99,7 @@ def _short(value: Any) -> Any:
 
 
 def _asset(name: str) -> str:
-    return resources.files("mldm_plugin.evaluation").joinpath("page", name).read_text(encoding="utf-8")
+    return (resources.files("mldm_plugin.evaluation") / "page" / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

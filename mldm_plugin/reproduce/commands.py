@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
+from mldm_plugin.threads import SETTINGS as WAITING
 
-# Threads that wait do so asleep: awake, they take thirty times as long beside another busy program (measured).
-SETTINGS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+SETTINGS = {**WAITING, "TOKENIZERS_PARALLELISM": "false"}
+IN_A_LOG = {"TQDM_MININTERVAL": "30"}  # seconds between two states of a bar
 WEIGHTS = ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors")
 
 
@@ -108,7 +109,8 @@ class Training:
         options = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
         launch += ["--num_cpu_threads_per_process", str(threads), *self.words]
-        return subprocess.Popen(launch, stdout=out, stderr=out, env={**SETTINGS, **os.environ}, start_new_session=True)
+        settings = SETTINGS if out is None else {**SETTINGS, **IN_A_LOG}
+        return subprocess.Popen(launch, stdout=out, stderr=out, env={**settings, **os.environ}, start_new_session=True)
 
 
 def processes_here() -> int:

@@ -190,7 +190,7 @@ class Run:
         shown = {k: v for k, v in record.items() if v is not None and k != "step"}
         self.accelerator.log(shown, step=self.step)
         bar.update(1)
-        bar.set_postfix({k: v for k, v in shown.items() if not k.startswith("evaluate/")})
+        bar.set_postfix({k: v for k, v in shown.items() if "/" not in k})  # counts and details are in the file
 
     def evaluate(self, *, at_end: bool = False) -> dict[str, float | None]:
         """What photographs that are held out say of the network as it is, if it is time to ask."""

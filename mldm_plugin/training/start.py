@@ -25,6 +25,15 @@ from mldm_plugin.training.trainer import Trainer
 
 log = get_logger(__name__)
 
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogLine(logging.Formatter):
+    """Without the number of the process, where there is one only."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace(": [RANK 0] ", ": ", 1)
+
 
 def refuse_sharding() -> None:
     """Refuse what `accelerate launch` may be set to that splits the trained weights among processes.
@@ -69,11 +78,14 @@ def make_accelerator(flags: TrainerFlags) -> Accelerator:
     flags.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
     if torch.backends.mps.is_available():
         accelerator.native_amp = False
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter((LogLine if accelerator.num_processes == 1 else logging.Formatter)(LOG_LINE))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("accelerate.checkpointing").setLevel(logging.WARNING)  # `Checkpoints` says what was saved
     processes, precision = accelerator.num_processes, accelerator.mixed_precision
     log.info(f"{processes} process(es), this one on {accelerator.device}, mixed precision {precision}")
     for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
         if accelerator.is_local_main_process:
             library.utils.logging.set_verbosity_warning()
         else:

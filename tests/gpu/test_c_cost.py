@@ -1,4 +1,4 @@
-"""Memory and time at the shapes of Stable Diffusion 1.5, 512², and the goals of docs/performance.md."""
+"""Memory and time at the shapes of Stable Diffusion 1.5, 512², and the goals of docs/performance_details.md."""
 
 import json
 import os

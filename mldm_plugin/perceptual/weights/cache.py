@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ SOURCES = ("auto", "package", "url")
 
 
 def _hub_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir())
+    """What `torch.hub.get_dir` says, also where torch is not loaded: a list of weights does not wait for it."""
+    if torch := sys.modules.get("torch"):
+        return Path(torch.hub.get_dir())
+    home = os.environ.get("TORCH_HOME") or f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/torch"
+    return Path(home).expanduser() / "hub"
 
 
 def cache_folder() -> Path:

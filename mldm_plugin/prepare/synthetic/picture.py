@@ -136,10 +136,11 @@ def paint(plan: Plan, rng: np.random.Generator) -> Picture:
         _cast(canvas, item, plan)
         at = item.layer.extent
         cover = item.layer.cover[at]
-        canvas.colour[(slice(None), *at)] *= 1 - cover
-        canvas.colour[(slice(None), *at)] += item.layer.colour[(slice(None), *at)]
-        shares[(slice(i), *at)] *= 1 - cover
-        shares[(i, *at)] = cover
+        channels, below, own = (slice(None), *at), (slice(i), *at), (i, *at)
+        canvas.colour[channels] *= 1 - cover
+        canvas.colour[channels] += item.layer.colour[channels]
+        shares[below] *= 1 - cover
+        shares[own] = cover
         over = cover > 0.5
         top[at][over], parts[at][over] = i + 1, item.layer.part[at][over]
     pixels = _finished(canvas.colour, plan, rng)
