@@ -174,6 +174,24 @@ def check(folder: Path, report: Path | None, workers: int | None) -> None:
         raise DataError(f"{found.counts['rows with faults']} row(s) of {folder} have faults: mend or remove them.")
 
 
+@data.command()
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; any free one by default.")
+@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
+@click.option("--finish", is_flag=True, help="Forget how masks and boxes were before; thrown-out pictures are kept.")
+def review(folder: Path, port: int, no_browser: bool, finish: bool) -> None:
+    """Go through a training set by eye: accept pictures, throw them out, paint masks, move face boxes.
+
+    Opens a page of this machine, in which every decision is saved at once. The same command goes on where it was.
+    """
+    from mldm_plugin.prepare.review.session import finish_review, hold_review
+
+    if finish:
+        click.echo(finish_review(folder))
+        return
+    hold_review(folder, port, opens_browser=not no_browser)
+
+
 def output_of(options: dict[str, Any]) -> Output:
     """Takes the options of the output away from the others."""
     from mldm_plugin.prepare.run import Output

@@ -19,6 +19,7 @@ from mldm_plugin.prepare.engines import in_processes
 from mldm_plugin.prepare.inspection import Findings, Look, inspect
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.picture import SUFFIXES
+from mldm_plugin.prepare.review import notes
 from mldm_plugin.prepare.stored import parts
 from mldm_plugin.records.files import write_bytes, write_text
 
@@ -121,8 +122,10 @@ class Report:
         if not self.files:
             return
         splits = [path.parent for path in self.folder.rglob("metadata.jsonl")]
+        thrown_out = notes.thrown_out_files(self.folder)
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES.values():
+            ours = path in thrown_out or path.is_relative_to(self.folder / notes.FOLDER)
+            if path.suffix.lower() in SUFFIXES.values() and not ours:
                 names = {path.relative_to(top).as_posix() for top in splits if path.is_relative_to(top)}
                 if not names & self.files:
                     self._name(self.notes, "no row names this file", readable(path.relative_to(self.folder).as_posix()))
