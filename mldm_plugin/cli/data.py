@@ -153,8 +153,15 @@ def synthetic(out: Path, workers: int | None, **options: Any) -> None:
 @click.option(
     "--report", type=FOLDER, metavar="DIR", help="Where the report goes; DIR-check beside the data by default."
 )
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Of the training, in pixels: pictures that are smaller are worth a look.",
+)
 @click.option("--workers", type=click.IntRange(0), help="Processes; one a core by default.")
-def check(folder: Path, report: Path | None, workers: int | None) -> None:
+def check(folder: Path, report: Path | None, resolution: int, workers: int | None) -> None:
     """Look a training set over: counts, faults by column, and a page with masks, boxes and keypoints drawn in.
 
     Ends with 1 if a trainer would refuse a row.
@@ -166,7 +173,7 @@ def check(folder: Path, report: Path | None, workers: int | None) -> None:
 
     folder = folder.resolve()
     report = report or folder.with_name(f"{folder.name}-check")
-    found = look_over(folder, report, usable_cores() if workers is None else workers)
+    found = look_over(folder, report, usable_cores() if workers is None else workers, resolution)
     for line in lines(found):
         click.echo(line)
     click.echo(f"look at {report / 'index.html'} or {report / 'contact_sheet.png'}")

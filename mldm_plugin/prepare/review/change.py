@@ -10,6 +10,7 @@ import numpy as np
 
 from mldm_plugin.data.annotations import KEYPOINTS, check_boxes_inside, parse_boxes
 from mldm_plugin.errors import DataError
+from mldm_plugin.prepare.inspection import crowds_of, label_count
 
 MOST_FACES = 1000  # chosen: more than anybody draws
 LEAST_SIDE = 1.0  # pixels of a face box
@@ -22,10 +23,9 @@ def with_people(columns: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any
         labels: uint8 (H, W).
     """
     row = dict(columns)
-    before = row.get("person_count")
-    count = max(before if isinstance(before, int) else 0, int(labels.max(initial=0)))
+    count = max(label_count(row), int(labels.max(initial=0)))
     row["person_area"] = round(float(np.count_nonzero(labels)) / labels.size, 6)
-    row["person_count"] = count
+    row["person_count"] = count - len(crowds_of(row))
     for column, of_new in (("keypoints", [0.0] * (3 * KEYPOINTS)), ("person_scores", 1.0)):
         if isinstance(values := row.get(column), list):
             row[column] = [*values, *[of_new] * (count - len(values))]

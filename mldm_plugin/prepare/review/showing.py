@@ -9,7 +9,9 @@ import numpy as np
 
 from mldm_plugin.data.annotations import check_mask_mode
 from mldm_plugin.errors import DataError
+from mldm_plugin.prepare.inspection import crowds_of, label_count
 from mldm_plugin.prepare.picture import decode
+from mldm_plugin.prepare.remarks import said_of
 from mldm_plugin.prepare.review.folder import Review
 
 FORMATS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}  # browsers show them
@@ -27,8 +29,8 @@ def details(review: Review, number: int) -> dict[str, Any]:
     """One row: its caption, people and faces, what is wrong with it, and whether it can be put back."""
     entry, found, row = review.entries[number], review.findings(number), review.row(number)
     text = row.columns.get("text")
+    remarks = said_of(found)
     boxes = row.columns.get("face_boxes") if found.face_sizes is not None else None
-    people = row.columns.get("person_count")
     return {
         "name": entry.name,
         "decision": entry.note.decision,
@@ -36,13 +38,13 @@ def details(review: Review, number: int) -> dict[str, Any]:
         "captions": [str(caption) for caption in (text if isinstance(text, list) else [text]) if caption],
         "size": found.size,
         "masked": found.people is not None,
-        "people": people if isinstance(people, int) else found.people or 0,
-        "crowds": [k for k in row.columns.get("crowds") or () if isinstance(k, int)],
+        "people": max(label_count(row.columns), found.people or 0),
+        "crowds": sorted(crowds_of(row.columns)),
         "keypoints": None if any(column == "keypoints" for column, _ in found.faults) else row.columns.get("keypoints"),
         "faces": boxes or [],
         "faces_were": entry.note.faces or list(range(len(boxes or []))),
         "faults": [f"{column}: {reason}" for column, reason in found.faults],
-        "notes": found.notes,
+        "notes": [*found.notes, *(remark.text for remark in remarks if remark.grade == "worth a look")],
     }
 
 
