@@ -27,7 +27,7 @@ from mldm_plugin.records.files import write_bytes, write_text
 SHOWN = 48  # sound rows on the sheet, evenly over the data set; chosen: a screenful
 FAULTY_SHOWN = 24  # rows with faults, shown besides
 TOLD = 20  # rows named for each kind of fault
-TILE, COLUMNS, LINE, GAP = 192, 8, 16, 6  # of the contact sheet, in pixels
+WIDE, TALL, COLUMNS, LINE, GAP = 516, 256, 3, 16, 6  # of the contact sheet's pairs, in pixels
 
 
 @dataclass
@@ -198,27 +198,27 @@ def _numbered(job: tuple[int, Look]) -> tuple[int, list[Findings]]:
 
 
 def contact_sheet(shown: Sequence[Findings]) -> Image.Image:
-    """The thumbnails in rows of eight, each with its name and numbers; faulty ones have a red frame."""
+    """The thumbnails in rows of three, each a photo and its annotation, with name and numbers; faulty ones in red."""
     tiles = [one for one in shown if one.thumbnail]
     rows = max(-(-len(tiles) // COLUMNS), 1)
     columns = min(max(len(tiles), 1), COLUMNS)
-    cell = TILE + GAP
-    sheet = Image.new("RGB", (columns * cell + GAP, rows * (cell + 2 * LINE) + GAP), "white")
+    cell, row = WIDE + GAP, TALL + GAP + 2 * LINE
+    sheet = Image.new("RGB", (columns * cell + GAP, rows * row + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for k, one in enumerate(tiles):
-        left, top = GAP + k % columns * cell, GAP + k // columns * (cell + 2 * LINE)
+        left, top = GAP + k % columns * cell, GAP + k // columns * row
         with Image.open(io.BytesIO(one.thumbnail or b"")) as opened:
-            opened.thumbnail((TILE, TILE))
-            draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill="#eeeeee")
-            sheet.paste(opened, (left + (TILE - opened.width) // 2, top + (TILE - opened.height) // 2))
+            opened.thumbnail((WIDE, TALL))
+            draw.rectangle((left, top, left + WIDE - 1, top + TALL - 1), fill="#eeeeee")
+            sheet.paste(opened, (left + (WIDE - opened.width) // 2, top + (TALL - opened.height) // 2))
         if one.faults:
-            draw.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline="red", width=3)
-        draw.text((left, top + TILE + 1), _short(one.name), fill="black", font=font)
-        draw.text((left, top + TILE + LINE - 1), _numbers(one), fill="#666666", font=font)
+            draw.rectangle((left - 2, top - 2, left + WIDE + 1, top + TALL + 1), outline="red", width=3)
+        draw.text((left, top + TALL + 1), _short(one.name), fill="black", font=font)
+        draw.text((left, top + TALL + LINE - 1), _numbers(one), fill="#666666", font=font)
     return sheet
 
 
-def _short(name: str, most: int = 30) -> str:
+def _short(name: str, most: int = 60) -> str:
     plain = name.encode("ascii", "replace").decode()
     return plain if len(plain) <= most else "..." + plain[3 - most :]
 

@@ -29,7 +29,8 @@ from mldm_plugin.prepare.picture import decode
 from mldm_plugin.prepare.source import RejectedError
 from mldm_plugin.prepare.stored import Part, Row
 
-THUMBNAIL = 256  # pixels of the longer side
+THUMBNAIL = 256  # pixels of the longer side of the photo; the thumbnail holds two of them
+GAP = 4  # pixels between the two
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Findings:
         captions: how many.
         files: the names of the files that the row has, as they are written.
         digest: of the picture's pixels.
-        thumbnail: JPEG with the annotation drawn on it, where it was asked for.
+        thumbnail: JPEG of the photo beside itself with the annotation drawn on it, where it was asked for.
     """
 
     name: str
@@ -232,6 +233,7 @@ def _on_a_person(box: list[float], mask: Tensor) -> bool:
 
 
 def _thumbnail(picture: Image.Image, mask: Tensor | None, boxes: Tensor | None, keypoints: Tensor | None) -> bytes:
+    """The photo as it is, and beside it with its annotation."""
     scale = THUMBNAIL / max(picture.size)
     small = picture.resize([max(round(side * scale), 1) for side in picture.size], Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
@@ -241,6 +243,9 @@ def _thumbnail(picture: Image.Image, mask: Tensor | None, boxes: Tensor | None, 
     if keypoints is not None:
         keypoints = keypoints * torch.tensor([scale, scale, 1.0])
     drawn = draw_annotation(pixels, mask, None if boxes is None else boxes * scale, keypoints)
+    both = Image.new("RGB", (2 * small.width + GAP, small.height), "white")
+    both.paste(small)
+    both.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (small.width + GAP, 0))
     stream = io.BytesIO()
-    Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=88)
+    both.save(stream, "JPEG", quality=88)
     return stream.getvalue()
