@@ -95,7 +95,8 @@ def check_masks(instances, out):
             assert opened.mode == "L"
             labels = np.array(opened)
         np.testing.assert_array_equal(labels > 0, masks.any(axis=0))
-        assert row["person_count"] == len(people)
+        assert row["person_count"] == sum(not a["iscrowd"] for a in people)  # a crowd is no person
+        assert row["crowds"] == [k for k, a in enumerate(people, 1) if a["iscrowd"]]
         assert row["person_area"] == pytest.approx(masks.any(axis=0).mean(), abs=1e-6)
         alone = masks.sum(axis=0) == 1
         for k, mask in enumerate(masks, 1):

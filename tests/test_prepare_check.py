@@ -12,6 +12,7 @@ from PIL import Image
 from mldm_plugin.cli import main
 from mldm_plugin.prepare import plans
 from mldm_plugin.prepare.check import check
+from mldm_plugin.prepare.remarks import Remark
 from mldm_plugin.prepare.run import Output, prepare
 
 
@@ -132,8 +133,8 @@ def test_a_fault_is_named_by_row_and_column(copied, tmp_path, what, column, reas
     assert where == column
     assert names == [rows[7]["file_name"] if name != rows[7]["file_name"] else name]
     page = (tmp_path / "report/index.html").read_text()
-    assert "1 of " in page
-    assert "rows have faults" in page
+    assert "1 of 12 rows has faults: a trainer would stop at them." in page
+    assert "Something is wrong, and" in page
 
 
 def test_what_deserves_a_look_is_no_fault(copied, tmp_path):
@@ -147,6 +148,7 @@ def test_what_deserves_a_look_is_no_fault(copied, tmp_path):
     assert found.sound
     assert found.notes["the same picture is there twice"] == [f"{rows[4]['file_name']} = {rows[3]['file_name']}"]
     assert found.notes["a caption is empty"] == [rows[3]["file_name"]]
+    assert Remark("worth a look", "A caption is empty: 1 time.", (rows[3]["file_name"],)) in found.said()
 
 
 def test_pictures_without_a_row_are_noted(copied, tmp_path):
@@ -206,6 +208,7 @@ def test_a_browser_shows_the_page_with_all_its_pictures(sound, tmp_path):
     shown = subprocess.run([CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
     assert len(re.findall("<figure", shown.stdout)) == 48
-    assert "Nothing is wrong." in shown.stdout
+    assert "Nothing is wrong, and " in shown.stdout
+    assert "pictures are smaller than the 512 px of training" in shown.stdout
     with Image.open(tmp_path / "page.png") as page:
         assert len(page.convert("RGB").getcolors(1 << 24)) > 2000  # the pictures are there

@@ -4,12 +4,14 @@ import math
 import datasets
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from coco_files import PERSON, check_masks, make_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_masks
 
+from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare import plans
 from mldm_plugin.prepare.coco import Coco, CocoFiles
@@ -315,3 +317,32 @@ def test_the_annotation_has_to_be_of_the_picture(tmp_path):
     assert rejected["file"].endswith(image["file_name"])
     expected = f"is 64x64, its annotation is for {image['width']}x{image['height']}: not the same picture"
     assert rejected["reason"] == expected
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["not there", "another folder"])
+def test_a_folder_without_the_pictures_is_told_in_one_line_and_leaves_nothing(made, tmp_path, empty):
+    folder, _ = made
+    images = tmp_path / "imagez"
+    if empty:
+        images.mkdir()
+    before = sorted(tmp_path.iterdir())
+    asked = ["data", "coco", "--images", str(images), "--instances", str(folder / "instances.json")]
+    refused = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 1
+    said = [line for line in refused.stderr.split("\n") if line.startswith("mldm:")]
+    assert len(said) == 1, refused.stderr
+    assert "captions" not in refused.stderr
+    assert f"--images {images}" in said[0]
+    assert sorted(tmp_path.iterdir()) == before
+    asked[3] = str(folder / "pictures")
+    made_now = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "out"), "--workers", "0"])
+    assert made_now.exit_code == 0, made_now.output
+    assert "60 pictures, 43 with people\n" in made_now.stderr
+    assert "pictures/s" in made_now.stderr
+
+
+def test_a_threshold_is_told_in_words(made, tmp_path, capsys):
+    folder, _ = made
+    plan = plans.coco(folder / "pictures", folder / "instances.json", min_person_area=0.2)
+    prepare(plan, Output(tmp_path / "out", workers=0))
+    assert "of these at least 20 % people" in capsys.readouterr().err

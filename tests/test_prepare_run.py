@@ -346,3 +346,11 @@ def test_a_full_disk_is_told_with_what_to_do(noise, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DataError, match="No space left on device.*make room, and give the same command again"):
         prepare(plan_of(noise), Output(tmp_path / "out", workers=0))
+
+
+def test_an_output_without_a_picture_is_not_left_behind(tmp_path):
+    sources = [Source(name="a", path=str(tmp_path / "a.png"), text="a"), Source(name="b", path="b.png", text="b")]
+    plan = Plan({"of": "nothing"}, lambda scratch: ({}, sources), lambda facts: Recipe(None, None))
+    with pytest.raises(DataError, match="none of 2 pictures could be used, and nothing was written, for example"):
+        prepare(plan, Output(tmp_path / "out", workers=0))
+    assert not list(tmp_path.iterdir())

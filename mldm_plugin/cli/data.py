@@ -164,8 +164,15 @@ def synthetic(out: Path, workers: int | None, **options: Any) -> None:
 @click.option(
     "--report", type=FOLDER, metavar="DIR", help="Where the report goes; DIR-check beside the data by default."
 )
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Of the training, in pixels: pictures that are smaller are worth a look.",
+)
 @click.option("--workers", type=click.IntRange(0), help="Processes; one a core by default.")
-def check(folder: Path, report: Path | None, workers: int | None) -> None:
+def check(folder: Path, report: Path | None, resolution: int, workers: int | None) -> None:
     """Look a training set over: counts, faults by column, and a page with masks, boxes and keypoints drawn in.
 
     Ends with 1 if a trainer would refuse a row.
@@ -177,12 +184,30 @@ def check(folder: Path, report: Path | None, workers: int | None) -> None:
 
     folder = folder.resolve()
     report = report or folder.with_name(f"{folder.name}-check")
-    found = look_over(folder, report, usable_cores() if workers is None else workers)
+    found = look_over(folder, report, usable_cores() if workers is None else workers, resolution)
     for line in lines(found):
         click.echo(line)
     click.echo(f"look at {report / 'index.html'} or {report / 'contact_sheet.png'}")
     if not found.sound:
         raise DataError(f"{found.counts['rows with faults']} row(s) of {folder} have faults: mend or remove them.")
+
+
+@data.command()
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; any free one by default.")
+@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
+@click.option("--finish", is_flag=True, help="Forget how masks and boxes were before; thrown-out pictures are kept.")
+def review(folder: Path, port: int, no_browser: bool, finish: bool) -> None:
+    """Go through a training set by eye: accept pictures, throw them out, paint masks, move face boxes.
+
+    Opens a page of this machine, in which every decision is saved at once. The same command goes on where it was.
+    """
+    from mldm_plugin.prepare.review.session import finish_review, hold_review
+
+    if finish:
+        click.echo(finish_review(folder))
+        return
+    hold_review(folder, port, opens_browser=not no_browser)
 
 
 def output_of(options: dict[str, Any]) -> Output:

@@ -19,13 +19,15 @@ from mldm_plugin.prepare.engines import in_processes
 from mldm_plugin.prepare.inspection import Findings, Look, inspect
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.picture import SUFFIXES
+from mldm_plugin.prepare.remarks import RESOLUTION, Remark, Remarks, verdict
+from mldm_plugin.prepare.review import notes
 from mldm_plugin.prepare.stored import parts
 from mldm_plugin.records.files import write_bytes, write_text
 
 SHOWN = 48  # sound rows on the sheet, evenly over the data set; chosen: a screenful
 FAULTY_SHOWN = 24  # rows with faults, shown besides
 TOLD = 20  # rows named for each kind of fault
-TILE, COLUMNS, LINE, GAP = 192, 8, 16, 6  # of the contact sheet, in pixels
+WIDE, TALL, COLUMNS, LINE, GAP = 516, 256, 3, 16, 6  # of the contact sheet's pairs, in pixels
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Report:
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     of_kind: Counter[Any] = field(default_factory=Counter)
     shown: list[Findings] = field(default_factory=list)
+    resolution: int = RESOLUTION
+    remarks: Remarks = field(init=False)
     digests: dict[bytes, str] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     spreads: list[Spread] = field(
@@ -76,9 +80,13 @@ class Report:
         ]
     )
 
+    def __post_init__(self) -> None:
+        self.remarks = Remarks(self.resolution)
+
     def add(self, found: Findings) -> None:
         """Count one row in."""
         self.counts["rows"] += 1
+        self.remarks.add(found)
         for name in found.files:
             self.files.add(name)
         self.counts["rows with faults"] += bool(found.faults)
@@ -121,19 +129,38 @@ class Report:
         if not self.files:
             return
         splits = [path.parent for path in self.folder.rglob("metadata.jsonl")]
+        thrown_out = notes.thrown_out_files(self.folder)
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES.values():
+            ours = path in thrown_out or path.is_relative_to(self.folder / notes.FOLDER)
+            if path.suffix.lower() in SUFFIXES.values() and not ours:
                 names = {path.relative_to(top).as_posix() for top in splits if path.is_relative_to(top)}
                 if not names & self.files:
                     self._name(self.notes, "no row names this file", readable(path.relative_to(self.folder).as_posix()))
+
+    def said(self) -> list[Remark]:
+        """What there is to say of it all."""
+        rejected = sum(_lines_of(path) for path in self.folder.rglob("rejected.jsonl"))
+        thrown_out = sum(note.thrown_out for note in notes.read(self.folder).values())
+        rows, faulty = self.counts["rows"], self.counts["rows with faults"]
+        said = self.remarks.of(faulty, rows, rejected, thrown_out)
+        kinds = _ordered(self.notes, self.of_kind)
+        more = [
+            Remark("worth a look", f"{_capital(note)}: {count} {'time' if count == 1 else 'times'}.", tuple(names))
+            for note, count, names in kinds
+        ]
+        place = sum(remark.grade != "fine" for remark in said)
+        return said[:place] + more + said[place:]
 
     @property
     def sound(self) -> bool:
         return not self.faults
 
 
-def check(folder: Path, report: Path, workers: int) -> Report:
+def check(folder: Path, report: Path, workers: int, resolution: int = RESOLUTION) -> Report:
     """Look at every row, write `index.html` and `contact_sheet.png` into `report`.
+
+    Args:
+        resolution: pixels of the shorter side in training.
 
     Raises:
         DataError: `folder` is no training set, or the report cannot be written.
@@ -141,8 +168,8 @@ def check(folder: Path, report: Path, workers: int) -> Report:
     work = parts(folder)
     total = sum(part.count for part in work)
     step = max(total // SHOWN, 1)
-    found = Report(folder)
-    with tqdm(total=total, desc="rows", unit="") as bar:
+    found = Report(folder, resolution=resolution)
+    with tqdm(total=total, desc="rows", unit=" rows") as bar:
         # Parts come back as they are ready; the report must not depend on that.
         waiting: dict[int, list[Findings]] = {}
         order = iter(range(len(work)))
@@ -171,27 +198,27 @@ def _numbered(job: tuple[int, Look]) -> tuple[int, list[Findings]]:
 
 
 def contact_sheet(shown: Sequence[Findings]) -> Image.Image:
-    """The thumbnails in rows of eight, each with its name and numbers; faulty ones have a red frame."""
+    """The thumbnails in rows of three, each a photo and its annotation, with name and numbers; faulty ones in red."""
     tiles = [one for one in shown if one.thumbnail]
     rows = max(-(-len(tiles) // COLUMNS), 1)
     columns = min(max(len(tiles), 1), COLUMNS)
-    cell = TILE + GAP
-    sheet = Image.new("RGB", (columns * cell + GAP, rows * (cell + 2 * LINE) + GAP), "white")
+    cell, row = WIDE + GAP, TALL + GAP + 2 * LINE
+    sheet = Image.new("RGB", (columns * cell + GAP, rows * row + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for k, one in enumerate(tiles):
-        left, top = GAP + k % columns * cell, GAP + k // columns * (cell + 2 * LINE)
+        left, top = GAP + k % columns * cell, GAP + k // columns * row
         with Image.open(io.BytesIO(one.thumbnail or b"")) as opened:
-            opened.thumbnail((TILE, TILE))
-            draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill="#eeeeee")
-            sheet.paste(opened, (left + (TILE - opened.width) // 2, top + (TILE - opened.height) // 2))
+            opened.thumbnail((WIDE, TALL))
+            draw.rectangle((left, top, left + WIDE - 1, top + TALL - 1), fill="#eeeeee")
+            sheet.paste(opened, (left + (WIDE - opened.width) // 2, top + (TALL - opened.height) // 2))
         if one.faults:
-            draw.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline="red", width=3)
-        draw.text((left, top + TILE + 1), _short(one.name), fill="black", font=font)
-        draw.text((left, top + TILE + LINE - 1), _numbers(one), fill="#666666", font=font)
+            draw.rectangle((left - 2, top - 2, left + WIDE + 1, top + TALL + 1), outline="red", width=3)
+        draw.text((left, top + TALL + 1), _short(one.name), fill="black", font=font)
+        draw.text((left, top + TALL + LINE - 1), _numbers(one), fill="#666666", font=font)
     return sheet
 
 
-def _short(name: str, most: int = 30) -> str:
+def _short(name: str, most: int = 60) -> str:
     plain = name.encode("ascii", "replace").decode()
     return plain if len(plain) <= most else "..." + plain[3 - most :]
 
@@ -214,7 +241,8 @@ def page(found: Report) -> str:
     return environment.from_string(template).render(
         report=found,
         faults=_ordered(found.faults, found.of_kind),
-        notes=_ordered(found.notes, found.of_kind),
+        said=found.said(),
+        verdict=verdict(found.said()),
         tiles=[(one, base64.b64encode(one.thumbnail or b"").decode(), _numbers(one)) for one in found.shown],
     )
 
@@ -229,8 +257,19 @@ def lines(found: Report) -> Iterable[str]:
     yield ", ".join(f"{count} {what}" for what, count in found.counts.items() if count)
     for (column, reason), count, names in _ordered(found.faults, found.of_kind):
         yield f"fault in {column}: {reason}: {count} row(s): {', '.join(names[:3])}"
-    for note, count, names in _ordered(found.notes, found.of_kind):
-        yield f"note: {note}: {count} row(s): {', '.join(names[:3])}"
+    said = found.said()
+    for remark in said:
+        if remark.grade != "wrong":
+            yield f"{remark.grade}: {remark.text} {', '.join(remark.names[:3])}".rstrip()
+    yield verdict(said)
+
+
+def _lines_of(path: Path) -> int:
+    return sum(bool(line.strip()) for line in path.read_bytes().splitlines())
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,8 @@ from mldm_plugin.prepare.picture import decode
 from mldm_plugin.prepare.source import RejectedError
 from mldm_plugin.prepare.stored import Part, Row
 
-THUMBNAIL = 256  # pixels of the longer side
+THUMBNAIL = 256  # pixels of the longer side of the photo; the thumbnail holds two of them
+GAP = 4  # pixels between the two
 
 
 @dataclass
@@ -41,12 +43,15 @@ class Findings:
         notes: what is allowed and deserves a look.
         size: (width, height) of the picture.
         person_area: part of the picture that is people, in [0, 1]; None without a mask.
-        people: labels that have pixels; None without a mask.
+        people: labels that have pixels and are no crowd; None without a mask.
+        people_areas: the part of the picture of each of them, in [0, 1].
+        hidden: people whom the row counts and the mask does not show.
+        crowds: labels with pixels that are crowds.
         face_sizes: square roots of the areas of the face boxes, pixels; None where the row has no such column.
         captions: how many.
         files: the names of the files that the row has, as they are written.
         digest: of the picture's pixels.
-        thumbnail: JPEG with the annotation drawn on it, where it was asked for.
+        thumbnail: JPEG of the photo beside itself with the annotation drawn on it, where it was asked for.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Findings:
     size: tuple[int, int] | None = None
     person_area: float | None = None
     people: int | None = None
+    people_areas: list[float] = field(default_factory=list)
+    hidden: int = 0
+    crowds: int = 0
     face_sizes: list[float] | None = None
     captions: int = 0
     files: tuple[str, ...] = ()
@@ -143,7 +151,11 @@ def _mask(row: Row, picture: Image.Image | None, found: Findings) -> Tensor | No
         return None
     labels = torch.from_numpy(np.array(opened, dtype=np.uint8))[None]
     found.person_area = float((labels > 0).float().mean())
-    found.people = int((labels.unique() > 0).sum())
+    crowds = crowds_of(row.columns)
+    pixels = dict(zip(*(values.tolist() for values in labels.unique(return_counts=True)), strict=True))
+    found.people_areas = [n / labels.numel() for k, n in pixels.items() if k > 0 and k not in crowds]
+    found.people = len(found.people_areas)
+    found.crowds = sum(k in crowds for k in pixels)
     return labels
 
 
@@ -176,6 +188,18 @@ def _boxes(row: Row, picture: Image.Image | None, found: Findings) -> Tensor | N
     return boxes
 
 
+def crowds_of(columns: Mapping[str, Any]) -> set[int]:
+    """The labels of a row that are crowds; empty where the column is missing or no list."""
+    named = columns.get("crowds")
+    return {k for k in named if type(k) is int} if isinstance(named, list) else set()
+
+
+def label_count(columns: Mapping[str, Any]) -> int:
+    """How many labels a row speaks of: its people and its crowds."""
+    people = columns.get("person_count")
+    return (people if type(people) is int else 0) + len(crowds_of(columns))
+
+
 def _keypoints(row: Row, picture: Image.Image | None, found: Findings) -> Tensor | None:
     try:
         keypoints = parse_keypoints(row.columns.get("keypoints"), "the row")
@@ -188,19 +212,17 @@ def _keypoints(row: Row, picture: Image.Image | None, found: Findings) -> Tensor
     if people is not None and (isinstance(people, bool) or not isinstance(people, int) or people < 0):
         found.faults.append(("person_count", f"is {people!r}, expected a whole number"))
         del row.columns["person_count"]
-    elif "keypoints" in row.columns and people is not None and len(keypoints) != people:
+    elif "keypoints" in row.columns and people is not None and len(keypoints) not in (people, label_count(row.columns)):
         found.faults.append(("keypoints", f"are of {len(keypoints)} people, person_count is {people}"))
     return keypoints
 
 
 def _together(row: Row, mask: Tensor, boxes: Tensor | None, found: Findings) -> None:
     people = row.columns.get("person_count")
-    if people is not None and int(mask.max()) > people:
+    if people is not None and int(mask.max()) > label_count(row.columns):
         found.faults.append(("mask", f"has label {int(mask.max())}, person_count is {people}"))
     elif people is not None and found.people is not None and found.people < people:
-        found.notes.append("somebody has no pixel in the mask (hidden by others, or person_count is wrong)")
-    if found.people == 0:
-        found.notes.append("the mask shows nobody")
+        found.hidden = people - found.people
     if boxes is not None and any(not _on_a_person(box, mask) for box in boxes.tolist()):
         found.notes.append("a face box has no person's pixel in it")
 
@@ -211,6 +233,7 @@ def _on_a_person(box: list[float], mask: Tensor) -> bool:
 
 
 def _thumbnail(picture: Image.Image, mask: Tensor | None, boxes: Tensor | None, keypoints: Tensor | None) -> bytes:
+    """The photo as it is, and beside it with its annotation."""
     scale = THUMBNAIL / max(picture.size)
     small = picture.resize([max(round(side * scale), 1) for side in picture.size], Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
@@ -220,6 +243,9 @@ def _thumbnail(picture: Image.Image, mask: Tensor | None, boxes: Tensor | None, 
     if keypoints is not None:
         keypoints = keypoints * torch.tensor([scale, scale, 1.0])
     drawn = draw_annotation(pixels, mask, None if boxes is None else boxes * scale, keypoints)
+    both = Image.new("RGB", (2 * small.width + GAP, small.height), "white")
+    both.paste(small)
+    both.paste(Image.fromarray(drawn.permute(1, 2, 0).numpy()), (small.width + GAP, 0))
     stream = io.BytesIO()
-    Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=88)
+    both.save(stream, "JPEG", quality=88)
     return stream.getvalue()

@@ -20,7 +20,8 @@ FAR = 2  # picture sides that a polygon may reach beyond the picture; drawing it
 
 @dataclass(frozen=True)
 class CocoPeople:
-    """The people of a picture by its annotations: one label each, in the order of the file.
+    """The people of a picture by its annotations: one label each, in the order of the file. A crowd has a label, too,
+    and is not counted as a person.
 
     Where people overlap, the pixel is the smaller one's, who is more likely to be in front; a crowd, which is
     annotated as one region, lies behind all others. The labels together are the union of the annotations' masks.
@@ -36,12 +37,13 @@ class CocoPeople:
         width, height = picture.size
         if len(source.annotations) > MOST_PEOPLE:
             raise RejectedError(f"has {len(source.annotations)} people, a label map holds {MOST_PEOPLE}")
+        crowds = [k for k, a in enumerate(source.annotations, 1) if a.get("iscrowd")]
         return People(
             labels=label_map(source.annotations, height, width),
-            count=len(source.annotations),
+            count=len(source.annotations) - len(crowds),
             keypoints=_keypoints(source.annotations) if self.keypoints else None,
             faces=_faces(source.annotations),
-            columns={"crowds": [k for k, a in enumerate(source.annotations, 1) if a.get("iscrowd")]},
+            columns={"crowds": crowds},
         )
 
 

@@ -51,23 +51,27 @@ def coco(
     """Pictures of COCO that show people: those of at least an area, or as many as are wanted.
 
     Raises:
-        DataError: `faces` needs what the annotation does not have. Faults of the files are found when it is listed.
+        DataError: `images` is no folder. That it holds other pictures, that `faces` needs what the annotation does not
+            have, and faults of the files are found when it is listed.
     """
     from mldm_plugin.prepare.coco import Coco, CocoFiles
     from mldm_plugin.prepare.people import CocoPeople
 
+    if not images.is_dir():
+        raise DataError(f"--images {images} is not a folder: name the one with the pictures of {instances}.")
+
     def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
-        if captions is None:
-            _tell("no --captions: every caption will be empty")
         found = Coco(CocoFiles(instances, images, captions, keypoints), scratch / "coco.sqlite")
         has_keypoints = found.has("keypoints")
         if faces == "keypoints" and not has_keypoints:
             raise DataError("--faces keypoints: the annotation has no keypoints; give --keypoints F.json too.")
         detector = _detector(faces, annotated=found.has("face_box"))
         least = found.threshold(target_count) if target_count else min_person_area or 0.0
-        areas = found.areas()
-        kept = sum(area >= least for area in areas)
-        _tell(f"{found.count()} pictures, {len(areas)} with people, {kept} of them at least {least:.4f} people")
+        if not _any_or_none(Path(source.path).is_file() for source in found.sources(least)):
+            raise DataError(f"--images {images} has none of the pictures of {instances}: name another folder.")
+        _tell(_kept(found.count(), found.areas(), least))
+        if captions is None:
+            _tell("no --captions: every caption will be empty")
         return {"keypoints": has_keypoints, "faces": detector}, found.sources(least)
 
     return Plan(
@@ -141,6 +145,24 @@ def celebamask_hq(data_set: Path, *, faces: str = "auto") -> Plan:
         sources=lambda scratch: ({"faces": _detector(faces, annotated=True)}, celeba.sources(data_set)),
         recipe=lambda facts: _recipe(celeba.CelebAMaskHQ(), facts),
     )
+
+
+def _any_or_none(values: Iterable[bool]) -> bool:
+    """Whether one of them is true, or there are none."""
+    empty = True
+    for value in values:
+        if value:
+            return True
+        empty = False
+    return empty
+
+
+def _kept(pictures: int, areas: Sequence[float], least: float) -> str:
+    """How many pictures are kept, and why."""
+    told = f"{pictures} pictures, {len(areas)} with people"
+    if not least:
+        return told
+    return f"{told}, {sum(area >= least for area in areas)} of these at least {100 * least:.3g} % people"
 
 
 def _people_of_photos(masks: str) -> FindPeople | None:

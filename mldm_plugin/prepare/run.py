@@ -75,6 +75,7 @@ def prepare(plan: Plan, output: Output) -> Counts:
                 Index.write(space.index, *plan.sources(space.folder))
             index = Index(space.index)
             _convert_all(plan, output, space, index)
+            _check_any(space)
         return space.publish(command, join)
 
 
@@ -96,7 +97,7 @@ def _convert_all(plan: Plan, output: Output, space: Workspace, index: Index) -> 
     finished = total - sum(min(output.shard, total - number * output.shard) for number in todo)
     most = min(usable_cores(), plan.most_workers or usable_cores())
     workers = most if output.workers is None else output.workers
-    with tqdm(total=total, initial=finished, desc="pictures", unit="") as bar:
+    with tqdm(total=total, initial=finished, desc="converting", unit=" pictures") as bar:
         for pictures in ENGINES[output.engine](convert_shard, jobs, workers):
             bar.update(pictures)
     missing = [number for number in shards if not space.is_done(number)]
@@ -105,6 +106,17 @@ def _convert_all(plan: Plan, output: Output, space: Workspace, index: Index) -> 
             f"{len(missing)} of {len(shards)} shards were not written to {space.folder}: is that folder the same on "
             "all machines of the cluster? Name an --out on a shared disk."
         )
+
+
+def _check_any(space: Workspace) -> None:
+    """Raise DataError, and leave nothing behind, where no picture could be used."""
+    counts = Counts()
+    for done in space.done():
+        counts.add(done)
+    if not counts.pictures:
+        space.discard()
+        reasons = f", for example {'; '.join(counts.left_out)}" if counts.left_out else ""
+        raise DataError(f"none of {counts.rejected} pictures could be used, and nothing was written{reasons}.")
 
 
 def convert_shard(shard: Shard) -> int:

@@ -67,8 +67,8 @@ class People:
 
     Args:
         labels: uint8 (H, W): 0 background, k the k-th person; a person hidden by others may have no pixel.
-        count: the number of people, hidden ones included.
-        keypoints: of each person 51 numbers, COCO's 17 keypoints x, y, v; None where nothing is known of them.
+        count: the number of people, hidden ones included, crowds not.
+        keypoints: of each label 51 numbers, COCO's 17 keypoints x, y, v; None where nothing is known of them.
         faces: the faces that the annotation itself names; None where it says nothing of faces.
         columns: further columns of the row.
     """

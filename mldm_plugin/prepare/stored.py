@@ -109,10 +109,10 @@ def _imagefolder(part: Part) -> Iterator[Row]:
             line = stream.readline()
             if line.strip():
                 read += 1
-                yield _row_of_line(line, folder, part.first + read)
+                yield row_of_line(line, folder, part.first + read)
 
 
-def _row_of_line(line: bytes, folder: Path, number: int) -> Row:
+def row_of_line(line: bytes, folder: Path, number: int) -> Row:
     try:
         columns = json.loads(line)
         name = str(columns["file_name"])

@@ -76,6 +76,11 @@ class Workspace:
         for path in sorted(self._done.glob("*.json")):
             yield json.loads(path.read_text(encoding="utf-8"))
 
+    def discard(self) -> None:
+        """Forget the work: the folder goes when it is let go of."""
+        shutil.rmtree(self._done, ignore_errors=True)
+        self.index.unlink(missing_ok=True)
+
     def is_begun(self) -> bool:
         """Whether there is work in it that another command must not go on with."""
         return self.index.exists() or self._done.exists() or self.is_joined()
