@@ -62,13 +62,11 @@ def coco(
 
     def sources(scratch: Path) -> tuple[Facts, Iterable[Source]]:
         found = Coco(CocoFiles(instances, images, captions, keypoints), scratch / "coco.sqlite")
-        has_keypoints = found.has("keypoints")
+        has_keypoints, detector = found.has("keypoints"), _detector(faces, annotated=found.has("face_box"))
         if faces == "keypoints" and not has_keypoints:
             raise DataError("--faces keypoints: the annotation has no keypoints; give --keypoints F.json too.")
-        detector = _detector(faces, annotated=found.has("face_box"))
         least = found.threshold(target_count) if target_count else min_person_area or 0.0
-        if not _any_or_none(Path(source.path).is_file() for source in found.sources(least)):
-            raise DataError(f"--images {images} has none of the pictures of {instances}: name another folder.")
+        _require_pictures(found.sources(least), images, instances)
         _tell(_kept(found.count(), found.areas(), least))
         if captions is None:
             _tell("no --captions: every caption will be empty")
@@ -147,14 +145,15 @@ def celebamask_hq(data_set: Path, *, faces: str = "auto") -> Plan:
     )
 
 
-def _any_or_none(values: Iterable[bool]) -> bool:
-    """Whether one of them is true, or there are none."""
-    empty = True
-    for value in values:
-        if value:
-            return True
-        empty = False
-    return empty
+def _require_pictures(listed: Iterable[Source], images: Path, instances: Path) -> None:
+    """Raise DataError where none of the listed pictures is there, and some are listed."""
+    missing = 0
+    for source in listed:
+        if Path(source.path).is_file():
+            return
+        missing += 1
+    if missing:
+        raise DataError(f"--images {images} has none of the pictures of {instances}: name another folder.")
 
 
 def _kept(pictures: int, areas: Sequence[float], least: float) -> str:
