@@ -46,7 +46,7 @@ def test_the_variables_that_were_taken_are_named():
 
 def test_latents_kept_as_tensors_stay_as_they_are():
     latents = torch.zeros(1, 4, 2, 2)
-    assert Attachment(Settings(("mldm",), "mldm")).cache(latents, {}) is latents
+    assert Attachment(Settings(("mldm",), "baseline")).cache(latents, {}) is latents
 
 
 def test_cached_latents_that_cannot_be_followed_are_refused(run_attached):
@@ -62,7 +62,7 @@ def test_loaders_that_do_not_batch_are_left_alone(monkeypatch):
     accelerate, data = pytest.importorskip("accelerate"), torch.utils.data
     monkeypatch.setattr(accelerate.Accelerator, "backward", accelerate.Accelerator.backward)
     monkeypatch.setattr(data.DataLoader, "__init__", data.DataLoader.__init__)
-    by_frame.install(Attachment(Settings(("mldm",), "mldm")))
+    by_frame.install(Attachment(Settings(("mldm",), "baseline")))
     batches = [{"pixel_values": torch.zeros(2, 3, 4, 4)}]
     assert not isinstance(data.DataLoader(batches, batch_size=None).collate_fn, Collate)
     assert not isinstance(data.DataLoader(batches, None).collate_fn, Collate)
