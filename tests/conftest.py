@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 from attached_scripts import attach_ground, run_attached  # noqa: F401
@@ -80,3 +82,22 @@ def weights_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLDM_WEIGHTS_SOURCE", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return folder
+
+
+@pytest.fixture
+def trainer_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The trainer that `accelerate launch` would start, in this process, which has made its imports. Returns what was
+    started."""
+    from mldm_plugin.training.text_to_image_lora import main
+
+    started: list[list[str]] = []
+
+    def start(training: Any, threads: int, out: IO[bytes]) -> Any:
+        out.write(b"")
+        assert training.words[:2] == ["-m", "mldm_plugin.training.text_to_image_lora"]
+        started.append(training.words)
+        return SimpleNamespace(returncode=run_here(main, training.words[2:]), poll=lambda: 0)
+
+    monkeypatch.setattr("mldm_plugin.reproduce.commands.Training.start", start)
+    monkeypatch.setattr("mldm_plugin.reproduce.run.LOOK", 0.01)
+    return started

@@ -3,16 +3,13 @@
 import json
 import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
-from run_trainer import run_here
 from weights_entries import needs_weights
 
 from mldm_plugin.demo import __main__ as demo
 from mldm_plugin.errors import WeightsError
 from mldm_plugin.people_mini import unseen
-from mldm_plugin.reproduce.commands import Training
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.run import Reproduction
 from mldm_plugin.reproduce.scales import Person
@@ -28,25 +25,6 @@ class Quick(Person):
     sampler_steps: int = 2
 
 
-@pytest.fixture
-def trainer_here(monkeypatch):
-    """The trainer that `accelerate launch` would start, in this process, which has made its imports. Returns what was
-    started."""
-    from mldm_plugin.training.text_to_image_lora import main
-
-    started = []
-
-    def start(training, threads, out):
-        out.write(b"")
-        assert training.words[:2] == ["-m", "mldm_plugin.training.text_to_image_lora"]
-        started.append(training.words)
-        return SimpleNamespace(returncode=run_here(main, training.words[2:]), poll=lambda: 0)
-
-    monkeypatch.setattr(Training, "start", start)
-    monkeypatch.setattr("mldm_plugin.reproduce.run.LOOK", 0.01)
-    return started
-
-
 @needs_weights("alexnet", "vgg16", "dlib_resnet", "mtcnn")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
 def test_the_demo_trains_three_times_and_compares(trainer_here, tmp_path, monkeypatch, capfd):
@@ -58,7 +36,7 @@ def test_the_demo_trains_three_times_and_compares(trainer_here, tmp_path, monkey
     assert demo.main() == 0
     told, logged = capfd.readouterr()
     assert told.count("$ accelerate launch") == 2
-    assert told.count("--loss-plugin mldm --preset demo") == 1
+    assert told.count("--loss-plugin mldm --preset demo") == 2
     assert logged.count("reaches the network") == 2
     assert "alexnet from " in logged
     assert "(CC0)" in logged

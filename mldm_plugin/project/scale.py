@@ -13,7 +13,7 @@ from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
-METRICS = ("identity", "copying", "face_found", "face_sharpness")
+METRICS = ("identity", "copying", "face_found")
 CHECKPOINTS = 4  # of a training; chosen
 JUDGED_ONLY = {"prompts", "pictures", "guidance", "compare"}  # may change between two calls
 
@@ -78,9 +78,11 @@ class OwnPhotos:
         words += ["--faces", run.faces, "--held-out", str(run.held_out)]
         words += [word for name in run.leave_out for word in ("--leave-out", name)]
         check = self.out / "people-check"
+        look = ["mldm", "data", "check", str(self.people), "--report", str(check)]
+        look += ["--resolution", str(run.training["resolution"])] if "resolution" in run.training else []
         return [
             Command((*words, "--out", str(self.people)), self.learnt / "metadata.jsonl"),
-            Command(("mldm", "data", "check", str(self.people), "--report", str(check)), check / "index.html"),
+            Command(tuple(look), check / "index.html"),
         ]
 
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
@@ -126,9 +128,10 @@ class OwnPhotos:
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
         """The same pictures by each training; in one step the photographs that were kept back."""
         run, out = self.run, self.out / "report"
+        metrics = [*METRICS, *(["face_sharpness"] if run.held_out else [])]  # which is told against photographs
         words = ["mldm", "evaluate", *models(recipe, self.out, seeds, self.model), "--base", self.model]
         words += ["--prompts-from", str(self.out / run.prompts), "--repetitions", str(run.pictures)]
-        words += ["--person", str(self.learnt), "--train-data", str(self.learnt), "--metrics", ",".join(METRICS)]
+        words += ["--person", str(self.learnt), "--train-data", str(self.learnt), "--metrics", ",".join(metrics)]
         words += ["--data", str(self.people)] if run.held_out else []
         words += ["--photographs", str(run.held_out)]
         words += ["--guidance", f"{run.guidance:g}"] if run.guidance is not None else []
