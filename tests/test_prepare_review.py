@@ -1,6 +1,10 @@
+import contextlib
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -400,3 +404,32 @@ def test_what_cannot_be_written_is_said(people, ask, monkeypatch):
     assert said.status_code == 500
     assert "No space left" in said.json()["error"]
     assert ask("/rows/0").json()["decision"] is None
+
+
+@contextlib.contextmanager
+def command(folder):
+    """`mldm data review` as somebody runs it, and the address it prints."""
+    asked = [sys.executable, "-m", "mldm_plugin.cli", "data", "review", str(folder), "--no-browser"]
+    process = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+    try:
+        said = [process.stdout.readline() for _ in range(3)]
+        yield process, said, said[1].removeprefix("open ").strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_killed_command_has_saved_all_and_another_goes_on(people):
+    with command(people) as (process, _, address):
+        server, token = address.split("#")
+        told = {"headers": {"X-Review-Token": token}, "json": {"decision": "thrown out"}, "timeout": 10}
+        assert requests.put(f"{server}rows/1/decision", **told).status_code == 200
+        process.kill()
+    assert len(lines_of(people)) == 4
+    with command(people) as (process, said, address):
+        assert said[0] == "people: 1 of 5 looked at, 1 thrown out\n"
+        assert address.split("#")[1] != token
+        process.send_signal(signal.SIGINT)
+        assert "1 of 5 looked at, 1 thrown out" in process.stdout.read()
+        assert process.wait(timeout=20) == 0

@@ -47,6 +47,7 @@ LEGS = {
     "sitting cross-legged": ("sits cross-legged", "sitting cross-legged"),
     "jumping": ("jumps", "jumping"),
 }
+EVEN = ("striped", "checked")
 PATTERNS = {"plain": "", "striped": "striped ", "dotted": "dotted ", "checked": "checked ", "flowered": "flowered "}
 
 
@@ -82,8 +83,10 @@ def features(a: Attributes) -> list[str]:
 
 
 def clothing(a: Attributes) -> str:
+    """Both colours where a pattern shows as much of either: stripes and checks."""
     c = a["clothing"]
-    return article(f"{PATTERNS[c['pattern']]}{c['colour']} {c['top']}".replace("t-shirt", "T-shirt"))
+    colours = f"{c['colour']} and {c['second_colour']}" if c["pattern"] in EVEN else c["colour"]
+    return article(f"{PATTERNS[c['pattern']]}{colours} {c['top']}".replace("t-shirt", "T-shirt"))
 
 
 def action(a: Attributes, participle: bool) -> str:

@@ -101,7 +101,9 @@ class Clothes:
         hip = 0.33 * look.hips * (0.6 + 0.4 * self.size) + 0.28 * self.girth
         chest = shoulder * (0.92 if look.feminine else 0.98) * (0.55 + 0.45 * look.wide)
         half = [(-0.06, 0.19), (-0.01, shoulder * 0.55), (0.045, shoulder * 0.98), (0.12, shoulder + 0.13)]
-        half += [(0.32, chest + 0.02), (0.62, max(waist, 0.3)), (0.9, hip - 0.02), (low, hip)]
+        half += [(0.32, chest + 0.02), (0.62, max(waist, 0.3))]
+        # Under a skirt it narrows: two points side by side would bend the curve out into a spike beside the skirt.
+        half += [(0.85, hip - 0.06), (low, 0.6 * hip)] if low < 1 else [(0.9, hip - 0.02), (low, hip)]
         down = -neck
         right = np.array([neck + down * t + (w + grow, 0) for t, w in half])
         left = np.array([neck + down * t - (w + grow, 0) for t, w in half])
@@ -128,12 +130,28 @@ class Clothes:
         look, unit = self.look, self.frame.scale
         grow = 0.05 if look.top in LOOSE else 0.0
         low = 0.92 if self.skirted else 1.12 if look.top in ("sweater", "hoodie", "jacket", "suit") else 1.06
-        outline = self.frame(self.trunk_curve(grow, low))
+        outline = [self.frame(self.trunk_curve(grow, low))]
+        if SLEEVES[look.top]:
+            outline += self._slopes()
+        else:
+            self.layer.paint(self._slopes(), self.skin, part=Part.TORSO, form=0.7, edge=0.3)
         self.layer.paint(outline, self.top_ink(), part=Part.TORSO, form=0.85, depth=unit * 0.26, edge=0.35, drop=0.3)
         if look.feminine and not look.child:
             self._bust()
         if not self.pose.back:
             getattr(self, "_front_" + look.top.replace(" ", "_").replace("-", "_"), self._front_t_shirt)()
+
+    def _slopes(self) -> list[Curve]:
+        """From the neck down to the round ends of both arms, so that no gap is between those and the trunk."""
+        x, y = self.joint("neck")
+        end = 0.2 * self.girth * LOOSE.get(self.look.top, 1.0)
+        curves = []
+        for word in ("left", "right"):
+            (sx, sy), side = self.joint(f"{word}_shoulder"), self.pose.side(word == "left")
+            points = [(x + side * 0.16, y - 0.19), (sx - side * 0.12, sy - 0.98 * end), (sx + side * 0.02, sy - end)]
+            points += [(sx + side * 0.7 * end, sy - 0.7 * end), (sx, sy + 0.12), (x + side * 0.16, y + 0.3)]
+            curves.append(self.frame(points))
+        return curves
 
     def _bust(self) -> None:
         neck, unit = self.joint("neck"), self.frame.scale

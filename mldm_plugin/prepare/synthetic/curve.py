@@ -119,3 +119,12 @@ def mirrored(points: Points) -> Curve:
     p = np.asarray(points, float)
     other = p[::-1] * (-1, 1)
     return np.concatenate([p, other[np.abs(other[:, 0]) > 1e-9]])
+
+
+def encloses(outline: Curve, points: Points) -> bool:
+    """Whether all points lie inside a closed outline: a ray from each crosses it an odd number of times."""
+    x, y = np.asarray(points, float).T[:, :, None]
+    (ax, ay), (bx, by) = outline.T, np.roll(outline, -1, 0).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossed = ((ay > y) != (by > y)) & (x < ax + (y - ay) / (by - ay) * (bx - ax))
+    return bool((crossed.sum(1) % 2 == 1).all())

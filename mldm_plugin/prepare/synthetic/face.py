@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mldm_plugin.prepare.synthetic.canvas import Layer, Rgb
-from mldm_plugin.prepare.synthetic.curve import Curve, closed, disc, ellipse, opened, tube
+from mldm_plugin.prepare.synthetic.curve import Curve, closed, disc, ellipse, encloses, opened, tube
 from mldm_plugin.prepare.synthetic.head import EYE, MOUTH_Y, NOSE, Head
 from mldm_plugin.prepare.synthetic.palette import EYES, HAIR, SKIN, deeper, mix, scaled
 from mldm_plugin.prepare.synthetic.part import Part
 
+# A mouth's size as a share of the drawn one, and what of the face has to be left free around its lower lip. Chosen.
+MOUTHS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64)
+MOUTH_ROOM = (1.08, 1.03)
 SIDES = ((1, "left"), (-1, "right"))  # the person's own; their left is the picture's right
 
 
@@ -222,13 +225,28 @@ class Face:
         if m.round_mouth:
             bow = np.sqrt(1 - t**2)
             y = MOUTH_Y + 0.025
-            return (
+            return self._within_face(
                 np.stack([t * m.width, y - bow * m.opening * 0.5], 1),
                 np.stack([t * m.width, y + bow * m.opening * 0.5], 1),
             )
         base = MOUTH_Y - 0.5 * m.curl + m.curl * (1 - t**2)
         bow = (1 - t**2) ** 0.6 * m.opening
-        return np.stack([t * m.width, base - bow * 0.15], 1), np.stack([t * m.width, base + bow * 0.85], 1)
+        return self._within_face(
+            np.stack([t * m.width, base - bow * 0.15], 1), np.stack([t * m.width, base + bow * 0.85], 1)
+        )
+
+    def _within_face(self, top: Curve, low: Curve) -> tuple[Curve, Curve]:
+        """The mouth, made smaller where it would lie over a narrow chin's edge, and drawn towards the nose."""
+        outline, centre = self.head.outline(), np.array([0.0, MOUTH_Y - 0.04])
+        for size in MOUTHS:
+            lips = [centre + size * (edge - centre) for edge in (top, low)]
+            if encloses(outline, self.head.put(lips[1] * MOUTH_ROOM + (0, self._lip() * 1.25), 0.03)):
+                break
+        return lips[0], lips[1]
+
+    def _lip(self) -> float:
+        """Height of a lip."""
+        return 0.03 * self.look.lips
 
     def _mouth(self) -> None:
         head, u, layer, m = self.head, self.unit, self.layer, self.mimic
@@ -236,7 +254,7 @@ class Face:
         t = np.linspace(-1, 1, len(top))
         shape = (1 - t**2) ** 0.6
         cupid = 1 - 0.28 * np.exp(-((t / 0.16) ** 2))
-        full = 0.03 * self.look.lips
+        full = self._lip()
         rim_top = top - np.stack([0 * t, full * shape * cupid], 1)
         rim_low = low + np.stack([0 * t, full * 1.25 * shape], 1)
         rosy = 0.5 if self.look.feminine else 0.28
