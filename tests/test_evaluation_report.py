@@ -80,7 +80,9 @@ def test_the_gallery_holds_48_prompts_evenly_over_all(tmp_path):
     assert len(gallery) == len(set(gallery)) == thumbnails.SHOWN
     assert gallery[0] == "00000"
     assert gallery[-1] == "00097"
+    results["person"] = [next(iter(results["pictures"]["plain"].values())), "person/none.png"]
     embedded = embed(results, tmp_path)
+    assert len(embedded["person"]) == 1, "what is gone is left out"
     assert embedded["gallery"] == gallery
     assert not embedded["spent"]
     extremes = set(extreme_cases(results))

@@ -27,6 +27,7 @@ from mldm_plugin.evaluation.processes import Processes
 from mldm_plugin.evaluation.results import write_results
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.plugins import Plugins
+from mldm_plugin.prepare.paths import fault_of
 from mldm_plugin.records.files import write_text
 
 log = logging.getLogger(__name__)
@@ -289,17 +290,34 @@ def real_pictures(photographs: Photographs) -> PictureList:
 
 
 def pictures_of_folder(folder: Path) -> PictureList:
-    """All pictures of a folder and what lies below it, one person in each.
+    """All pictures of a folder and what lies below it, one person in each; of a training set not its masks.
 
     Raises:
         DataError: no folder, or no picture in it.
     """
-    from mldm_plugin.evaluation.models import PICTURES
-
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    paths = picture_paths(folder)
     if not paths:
         raise DataError(f"{folder} holds no pictures, expected a folder with .png, .jpg or .webp files.")
     return PictureList([partial(_read, path, Case(path.stem, "", 1)) for path in paths])
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """Those that metadata.jsonl names, here or in splits below; without one all picture files.
+
+    Raises:
+        DataError: a name that leaves the folder.
+    """
+    from mldm_plugin.evaluation.models import PICTURES
+
+    listed = sorted(folder.rglob("metadata.jsonl"))
+    if not listed:
+        return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    lines = [(file.parent, line) for file in listed for line in file.read_text(encoding="utf-8").splitlines()]
+    named = [(top.resolve(), json.loads(line).get("file_name")) for top, line in lines if line.strip()]
+    for top, name in named:
+        if reason := fault_of(name, top):
+            raise DataError(f"{top / 'metadata.jsonl'}: file_name {reason}.")
+    return sorted(top / name for top, name in named)
 
 
 def _pictures_or_none(folder: Path | None) -> PictureList | None:

@@ -54,7 +54,7 @@ class Measured:
 def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
     """Compare the models by all that was measured; write metrics.json, metrics.csv, table.md and the report."""
     from mldm_plugin.evaluation.report import write_report
-    from mldm_plugin.evaluation.showing import boxes_of, photographs_of
+    from mldm_plugin.evaluation.showing import boxes_of, person_of, photographs_of
     from mldm_plugin.evaluation.thumbnails import shown_cases
 
     measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation, metrics)]
@@ -78,6 +78,7 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
     }
     results = _plain(results)
     results["photographs_of_cases"] = photographs_of(evaluation, shown_cases(results))
+    results["person"] = person_of(evaluation)
     out = evaluation.asked.out
     write_text(out / "metrics.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_text(out / "metrics.csv", as_csv(results))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
 
 FOLDER = "photographs"  # of the framed photographs of the cases
+PERSON, PERSON_SHOWN, SIDE = "person", 8, 384  # of the person's; how many, and pixels of their longer side
 
 
 def boxes_of(evaluation: Evaluation, kind: str) -> dict[str, dict[str, list[list[float]]]]:
@@ -41,6 +42,23 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
             write_changed(evaluation.asked.out / path, stream.getvalue())
             found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", [])}
     return found
+
+
+def person_of(evaluation: Evaluation) -> list[str]:
+    """The paths of some photographs of --person, evenly over all, small."""
+    photos = evaluation.given["person"]
+    if photos is None:
+        return []
+    (evaluation.asked.out / PERSON).mkdir(exist_ok=True)
+    paths, count = [], min(len(photos), PERSON_SHOWN)
+    for number in range(count):
+        picture = to_pil_image((photos[number * len(photos) // count].image + 1) / 2)
+        picture.thumbnail((SIDE, SIDE))
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        paths.append(f"{PERSON}/{number}.png")
+        write_changed(evaluation.asked.out / paths[-1], stream.getvalue())
+    return paths
 
 
 def _boxes(notes: Values, name: str) -> dict[str, list[list[float]]]:

@@ -95,6 +95,7 @@ def embed(results: dict[str, Any], out: Path) -> dict[str, Any]:
         if key in gallery:
             found["gallery"].append(key)
     found["spent"] = spent
+    found["person"] = [photo["src"] for path in results.get("person") or [] if (photo := _embedded(path, [], [], out))]
     return found
 
 

@@ -10,8 +10,15 @@ function gallery() {
     h('tbody', null, ROWS.map((row) => h('tr', null, h('th', { scope: 'row' }, rowLabel(row)),
       keys.map((key) => h('td', null, shot(row, key, keys), found && faceCell(row, key)))))));
   const lead = `Every column is one prompt drawn from the same noise${R.sampling.repetitions > 1 ? `, the first of its ${R.sampling.repetitions} pictures` : ''}.${found ? ' Hover a picture to enlarge its faces and hands' : ' Click a picture to enlarge it'}${found ? ', click it to see all models side by side' : ''}; arrow keys go on.${cut}`;
-  return section('gallery', 'Gallery', lead, found ? facesSwitch(table) : null,
+  return section('gallery', 'Gallery', lead, personStrip(), found ? facesSwitch(table) : null,
     h('div', { class: 'scroll wide', tabindex: 0, role: 'region', 'aria-label': 'Pictures by model and prompt' }, table));
+}
+
+function personStrip() {
+  const photos = R.embedded.person || [];
+  return photos.length ? h('figure', { class: 'person' },
+    photos.map((src) => h('img', { src: DATA + src, alt: 'Photograph of the person', loading: 'lazy' })),
+    h('figcaption', null, 'Photographs of the person')) : null;
 }
 
 function promptCell(key) {
