@@ -155,13 +155,13 @@ def test_brush_and_eraser_paint_what_is_stored_and_undo_takes_it_back(reviewing)
     page.key("b")
     page.key("p")
     for _ in range(3):
-        page.key("[")
+        page.key("]")
     page.drag(reviewing.at(70, 80), reviewing.at(80, 80), reviewing.at(90, 80))
     reviewing.saved()
     painted = reviewing.labels(0)
     assert set(np.unique(painted)) == {0, 1, 2}
     ys, xs = np.nonzero(painted == 2)
-    radius = 12 / 1.25**3
+    radius = 12 * SIDE / 512 * 1.25**3
     assert np.allclose(
         [xs.min(), xs.max() + 1, ys.min(), ys.max() + 1], [70 - radius, 90 + radius, 80 - radius, 80 + radius], atol=1.2
     )
