@@ -338,7 +338,7 @@ def test_a_folder_without_the_pictures_is_told_in_one_line_and_leaves_nothing(ma
     made_now = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "out"), "--workers", "0"])
     assert made_now.exit_code == 0, made_now.output
     assert "60 pictures, 43 with people\n" in made_now.stderr
-    assert "pictures/s" in made_now.stderr
+    assert "picture/s" in made_now.stderr
 
 
 def test_a_threshold_is_told_in_words(made, tmp_path, capsys):

@@ -1,7 +1,5 @@
-import contextlib
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -406,30 +404,30 @@ def test_what_cannot_be_written_is_said(people, ask, monkeypatch):
     assert ask("/rows/0").json()["decision"] is None
 
 
-@contextlib.contextmanager
-def command(folder):
-    """`mldm data review` as somebody runs it, and the address it prints."""
-    asked = [sys.executable, "-m", "mldm_plugin.cli", "data", "review", str(folder), "--no-browser"]
-    process = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
-    try:
-        said = [process.stdout.readline() for _ in range(3)]
-        yield process, said, said[1].removeprefix("open ").strip()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
 def test_a_killed_command_has_saved_all_and_another_goes_on(people):
-    with command(people) as (process, _, address):
-        server, token = address.split("#")
+    asked = [sys.executable, "-m", "mldm_plugin.cli", "data", "review", str(people), "--no-browser"]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as process:
+        said = [process.stdout.readline() for _ in range(3)]
+        assert said[0] == "people: 0 of 5 looked at\n"
+        server, token = said[1].removeprefix("open ").strip().split("#")
+        with pytest.raises(DataError, match="being reviewed already"), opened(people):
+            pass
         told = {"headers": {"X-Review-Token": token}, "json": {"decision": "thrown out"}, "timeout": 10}
         assert requests.put(f"{server}rows/1/decision", **told).status_code == 200
         process.kill()
     assert len(lines_of(people)) == 4
-    with command(people) as (process, said, address):
-        assert said[0] == "people: 1 of 5 looked at, 1 thrown out\n"
-        assert address.split("#")[1] != token
-        process.send_signal(signal.SIGINT)
-        assert "1 of 5 looked at, 1 thrown out" in process.stdout.read()
-        assert process.wait(timeout=20) == 0
+    with opened(people) as review:
+        assert review.counts() == {"thrown out": 1, "looked at": 1, "changed": 0}
+
+
+def test_ctrl_c_ends_it_and_the_browser_is_opened_at_the_page(people, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    opened_at = []
+    monkeypatch.setattr(ReviewServer, "serve_forever", interrupted)
+    monkeypatch.setattr("webbrowser.open", opened_at.append)
+    ended = CliRunner().invoke(main, ["data", "review", str(people)])
+    assert ended.exit_code == 0, ended.output
+    assert ended.output.count("people: 0 of 5 looked at") == 2
+    assert f"open {opened_at[0]}\n" in ended.output

@@ -146,7 +146,7 @@ def test_a_caption_is_text_and_the_photo_stays_untouched(reviewing):
     assert reviewing.pixel("photo", 21.2, 40) == reviewing.pixel("photo", 40, 40) == [255, 0, 0, 255]
     assert reviewing.pixel("drawn", 40, 40) == [255, 0, 0, 255]  # inside, nothing is painted over
     line = [reviewing.pixel("drawn", 20 + k / 8, 40)[:3] for k in range(-8, 9)]
-    assert min(sum(colour) for colour in line) < 200  # the dark line
+    assert min(sum(colour) for colour in line) < 240  # the dark line; the grounds have 255 and 384
     assert any(green > 80 and red > 200 for red, green, _ in line)  # the light one in it
 
 
@@ -155,13 +155,13 @@ def test_brush_and_eraser_paint_what_is_stored_and_undo_takes_it_back(reviewing)
     page.key("b")
     page.key("p")
     for _ in range(3):
-        page.key("[")
+        page.key("]")
     page.drag(reviewing.at(70, 80), reviewing.at(80, 80), reviewing.at(90, 80))
     reviewing.saved()
     painted = reviewing.labels(0)
     assert set(np.unique(painted)) == {0, 1, 2}
     ys, xs = np.nonzero(painted == 2)
-    radius = 12 / 1.25**3
+    radius = 12 * SIDE / 512 * 1.25**3
     assert np.allclose(
         [xs.min(), xs.max() + 1, ys.min(), ys.max() + 1], [70 - radius, 90 + radius, 80 - radius, 80 + radius], atol=1.2
     )
@@ -282,6 +282,6 @@ def test_all_of_it_fits_on_a_phone_and_on_a_wide_screen(reviewing, width, height
         ".map(([name]) => name).join()"
     )
     assert page.value(fits) == ""
-    assert page.value("document.getElementById('drawn').getBoundingClientRect().height") > height / 5
+    assert page.value("document.getElementById('drawn').getBoundingClientRect().height") > height / 6
     background = page.value("getComputedStyle(document.body).backgroundColor")
     assert (int(background.split("(")[1].split(",")[0]) < 60) is dark

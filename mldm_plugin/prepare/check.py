@@ -169,7 +169,7 @@ def check(folder: Path, report: Path, workers: int, resolution: int = RESOLUTION
     total = sum(part.count for part in work)
     step = max(total // SHOWN, 1)
     found = Report(folder, resolution=resolution)
-    with tqdm(total=total, desc="rows", unit=" rows") as bar:
+    with tqdm(total=total, desc="rows", unit="row") as bar:
         # Parts come back as they are ready; the report must not depend on that.
         waiting: dict[int, list[Findings]] = {}
         order = iter(range(len(work)))

@@ -249,4 +249,4 @@ def _size_of(tables: sqlite3.Connection, image: int) -> tuple[int, int] | None:
 
 
 def _progress(items: Any, what: str) -> Any:
-    return tqdm(items, desc=f"reading {what}", unit=f" {what}", mininterval=0.5, leave=False)
+    return tqdm(items, desc=f"reading {what}", unit="row", mininterval=0.5, leave=False)

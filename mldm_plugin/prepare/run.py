@@ -97,7 +97,7 @@ def _convert_all(plan: Plan, output: Output, space: Workspace, index: Index) -> 
     finished = total - sum(min(output.shard, total - number * output.shard) for number in todo)
     most = min(usable_cores(), plan.most_workers or usable_cores())
     workers = most if output.workers is None else output.workers
-    with tqdm(total=total, initial=finished, desc="converting", unit=" pictures") as bar:
+    with tqdm(total=total, initial=finished, desc="converting", unit="picture") as bar:
         for pictures in ENGINES[output.engine](convert_shard, jobs, workers):
             bar.update(pictures)
     missing = [number for number in shards if not space.is_done(number)]

@@ -50,13 +50,12 @@ def hold_review(folder: Path, port: int, opens_browser: bool) -> None:
             server = ReviewServer(review, port)
         except OSError as error:
             raise DataError(f"port {port} cannot be used ({error.strerror}): name another --port, or none.") from error
-        with server:
+        with server, contextlib.suppress(KeyboardInterrupt):
             sys.stdout.write(f"{told(review)}\nopen {server.address}\nCtrl-C ends; all is saved as you go.\n")
             sys.stdout.flush()
             if opens_browser:
                 webbrowser.open(server.address)
-            with contextlib.suppress(KeyboardInterrupt):
-                server.serve_forever()
+            server.serve_forever()
         sys.stdout.write(f"\n{told(review)}\n")
 
 

@@ -84,7 +84,7 @@ def write_synthetic(
             starts = [start for start in range(0, count, SHARD) if not space.is_done(start)]
             jobs = [Part(out, seed, size, start, min(start + SHARD, count)) for start in starts]
             left = sum(job.stop - job.start for job in jobs)
-            with tqdm(total=count, initial=count - left, desc="drawing", unit=" pictures", disable=not progress) as bar:
+            with tqdm(total=count, initial=count - left, desc="drawing", unit="picture", disable=not progress) as bar:
                 for drawn in in_processes(draw_part, jobs, workers):
                     bar.update(drawn)
         space.publish(command, assemble)

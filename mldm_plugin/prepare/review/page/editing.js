@@ -17,7 +17,7 @@ const MOST_UNDONE = 200;
 export class Editing {
   // told: what to call when labels, faces or anything that the page shows changed: {labels, faces, shown}
   constructor(view, told) {
-    Object.assign(this, { view, told, tool: 'look', label: 1, radius: 12, row: null, done: [], undone: [], pointers: new Map(), act: null });
+    Object.assign(this, { view, told, tool: 'look', label: 1, side: 512, radius: 12, row: null, done: [], undone: [], pointers: new Map(), act: null });
     const canvas = view.drawn;
     canvas.addEventListener('pointerdown', (event) => this.down(event));
     canvas.addEventListener('pointermove', (event) => this.move(event));
@@ -35,6 +35,8 @@ export class Editing {
   begin(row) {
     Object.assign(this, { row, done: [], undone: [], act: null, label: Math.min(Math.max(this.label, 1), Math.max(row?.people || 0, 1)) });
     this.pointers.clear();
+    const side = row?.size ? Math.min(...row.size) : this.side;
+    Object.assign(this, { side, radius: (this.radius * side) / this.side }); // as large on the screen as it was
     this.view.selected = -1;
     this.view.cursor = null;
   }
@@ -62,7 +64,7 @@ export class Editing {
   }
 
   resize(radius) {
-    this.radius = Math.min(Math.max(radius, 0.5), 200);
+    this.radius = Math.min(Math.max(radius, 0.5), this.side / 4);
     if (this.view.cursor) this.view.cursor.radius = this.radius;
     this.view.draw();
     this.told.shown();

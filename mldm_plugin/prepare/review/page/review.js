@@ -198,6 +198,7 @@ function showTools() {
   }
   byId('size-label').hidden = !['brush', 'eraser'].includes(editing.tool);
   byId('remove').hidden = view.selected < 0;
+  byId('brush-size').max = editing.side / 4;
   byId('brush-size').value = editing.radius;
   byId('size-told').textContent = `${Math.round(2 * editing.radius)} px`;
   byId('act-undo').disabled = !editing.done.length && !state.last.length;
