@@ -1,15 +1,16 @@
 """What `mldm start` decides, how run.yaml says it, and the commands that come of it."""
 
 import itertools
+import json
 import shlex
 
 import pytest
 import yaml
 
-from mldm_plugin.errors import MldmError
+from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.preset import load_preset
 from mldm_plugin.project.models import MODELS, how_to_get, known_model
-from mldm_plugin.project.photos import Photo
+from mldm_plugin.project.photos import Photo, look_at
 from mldm_plugin.project.plan import decide, unknown_words
 from mldm_plugin.project.run_file import NAME, Run, read_run, write_run
 from mldm_plugin.project.scale import OwnPhotos, as_flags
@@ -140,3 +141,32 @@ def test_without_comparison_there_is_one_training(tmp_path):
 def test_flags():
     given = {"rank": 4, "on": True, "off": False, "unset": None, "rate": 1e-4, "seed": 0}
     assert as_flags(given) == ["--rank", "4", "--on", "--rate", "0.0001", "--seed", "0"]
+
+
+def training_set(folder, rows):
+    """Rows of metadata.jsonl by split, without pictures."""
+    for split, names in rows.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps({"file_name": f"images/{n}.jpg", "mask_file_name": f"masks/{n}.png"}) + "\n" for n in names)
+        (folder / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_a_training_set_is_taken_as_it_is(tmp_path):
+    photos = training_set(tmp_path / "photos", {"train": "abcd", "validation": "ef"})
+    run, whole = commands(tmp_path, count=6)
+    assert (run.masks, run.held_out, run.leave_out) == ("given", 2, [])
+    assert run.steps == 60, "for the four that are learnt"
+    check, _, ours, judged = whole.plan().splitlines()
+    assert check.startswith(f"mldm data check {photos}")
+    assert f"--train_data_dir {photos / 'train'}" in ours
+    assert f"--data {photos} " in judged
+
+
+def test_a_broken_training_set_is_said(tmp_path):
+    photos = training_set(tmp_path / "photos", {"train": ["../../a"]})
+    with pytest.raises(DataError, match="leaves the folder"):
+        look_at(photos)
+    (photos / "train" / "metadata.jsonl").write_text("\n[]\n")
+    with pytest.raises(DataError, match="line 2: expected an object with a file_name"):
+        look_at(photos)

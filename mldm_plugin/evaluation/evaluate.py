@@ -27,7 +27,7 @@ from mldm_plugin.evaluation.processes import Processes
 from mldm_plugin.evaluation.results import write_results
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.plugins import Plugins
-from mldm_plugin.prepare.paths import fault_of
+from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.records.files import write_text
 
 log = logging.getLogger(__name__)
@@ -295,29 +295,13 @@ def pictures_of_folder(folder: Path) -> PictureList:
     Raises:
         DataError: no folder, or no picture in it.
     """
-    paths = picture_paths(folder)
+    from mldm_plugin.evaluation.models import PICTURES
+
+    paths = sorted(path for path, _ in listed_rows(folder))
+    paths = paths or sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not paths:
         raise DataError(f"{folder} holds no pictures, expected a folder with .png, .jpg or .webp files.")
     return PictureList([partial(_read, path, Case(path.stem, "", 1)) for path in paths])
-
-
-def picture_paths(folder: Path) -> list[Path]:
-    """Those that metadata.jsonl names, here or in splits below; without one all picture files.
-
-    Raises:
-        DataError: a name that leaves the folder.
-    """
-    from mldm_plugin.evaluation.models import PICTURES
-
-    listed = sorted(folder.rglob("metadata.jsonl"))
-    if not listed:
-        return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    lines = [(file.parent, line) for file in listed for line in file.read_text(encoding="utf-8").splitlines()]
-    named = [(top.resolve(), json.loads(line).get("file_name")) for top, line in lines if line.strip()]
-    for top, name in named:
-        if reason := fault_of(name, top):
-            raise DataError(f"{top / 'metadata.jsonl'}: file_name {reason}.")
-    return sorted(top / name for top, name in named)
 
 
 def _pictures_or_none(folder: Path | None) -> PictureList | None:

@@ -61,6 +61,28 @@ class Part:
             raise DataError(f"{self.path} cannot be read ({error}).") from error
 
 
+def listed_rows(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Each row of metadata.jsonl, here or in splits below, with its picture's file; empty where there is none.
+
+    Raises:
+        DataError: a line that is no row, or a file name that leaves the folder.
+    """
+    found = []
+    for file in sorted(folder.rglob("metadata.jsonl")):
+        top = file.parent.resolve()
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in [(number, line) for number, line in enumerate(lines, 1) if line.strip()]:
+            try:
+                row = json.loads(line)
+                name = row["file_name"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{file}, line {number}: expected an object with a file_name ({error!r}).") from error
+            if reason := fault_of(name, top):
+                raise DataError(f"{file}, line {number}: file_name {reason}.")
+            found.append((top / name, row))
+    return found
+
+
 def parts(folder: Path) -> list[Part]:
     """All rows of the training set in `folder`.
 

@@ -24,6 +24,7 @@ from mldm_plugin.perceptual.laplacian import laplacian
 from mldm_plugin.prepare import picture as files
 from mldm_plugin.prepare.folder import pictures_in
 from mldm_plugin.prepare.source import RejectedError
+from mldm_plugin.prepare.stored import listed_rows
 
 WEIGHTS = ("mtcnn", "faceres", "mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose")
 LOOKED_AT = 1600  # pixels of the longer side that is looked at; chosen: a face of a fiftieth is still found
@@ -69,13 +70,13 @@ class Photo:
 
 
 def look_at(folder: Path) -> list[Photo]:
-    """All photographs below a folder, in the order of their names.
+    """All photographs below a folder, in the order of their names; of a training set those that it lists.
 
     Raises:
         DataError: there are none.
         WeightsError: networks that look at them cannot be had.
     """
-    paths = pictures_in(folder)
+    paths = sorted(path for path, _ in listed_rows(folder)) or pictures_in(folder)
     if not paths:
         raise DataError(f"{folder} has no pictures.")
     features = FaceFeatures("faceres")

@@ -10,15 +10,16 @@ from typing import Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini.words import words
+from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.project.models import PEOPLE_MINI, KnownModel, script_of
 from mldm_plugin.project.photos import Photo, left_out
-from mldm_plugin.project.run_file import Run
+from mldm_plugin.project.run_file import GIVEN, Run
 
 HELD_OUT = 5  # one photograph of so many is kept back where both losses are compared; chosen
 LEAST_HELD_OUT_OF = 6  # below that each is worth more in the training; chosen
-# What is drawn: near, half and far, faces and hands, and places that the photographs do not show. Twelve, for with fewer
-# than nine no difference could be shown in ten metrics (Holm).
+# What is drawn: near, half and far, faces and hands, and places that the photographs do not show. Twelve, for with
+# fewer than nine no difference could be shown in ten metrics (Holm).
 PROMPTS = (
     "a photo of {who}, portrait, soft window light",
     "a photo of {who} smiling, close-up",
@@ -92,15 +93,17 @@ def decide(
         MldmError: no photograph is left to learn.
         PresetError: the model's preset cannot be read.
     """
-    out = left_out(photos)
+    annotated = is_annotated(folder)
+    out = {} if annotated else left_out(photos)  # a training set is trained on as it is
     count = len(photos) - len(out)
     if not count:
         raise MldmError(f"none of the {len(photos)} photographs in {folder} can be learnt: {next(iter(out.values()))}.")
-    preset = load_preset(model.preset)
-    training, steps, reasons = _training(preset, model, count)
-    held_out = count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
+    held_out = _held_out(folder, count, annotated, compare)
+    learnt = count - held_out if annotated else count
+    training, steps, reasons = _training(load_preset(model.preset), model, learnt)
     mini = model.name == PEOPLE_MINI
     reasons |= _reasons(model, out, held_out)
+    reasons |= {"masks": "the folder is a training set with masks, and is trained on as it is"} if annotated else {}
     resolution = int(training.get("resolution", 512))
     run = Run(
         photos=os.path.abspath(folder),  # noqa: PTH100 - a link stays what it is called
@@ -108,6 +111,7 @@ def decide(
         caption=f"photo of {who}, bust" if mini else f"a photo of {who}",
         leave_out=list(out),
         held_out=held_out,
+        masks=GIVEN if annotated else "auto",
         model=pipeline,
         script=script if script is not None and model.example else script_of(model),
         preset=model.preset,
@@ -118,6 +122,13 @@ def decide(
     )
     prompts = [prompt.format(who=who) for prompt in (MINI_PROMPTS if mini else PROMPTS)]
     return Decided(run, reasons, prompts, resolution)
+
+
+def _held_out(folder: Path, count: int, annotated: bool, compare: bool) -> int:
+    """How many photographs are kept back: those of a training set's own split, else one in five."""
+    if annotated:
+        return len(listed_rows(folder / "validation"))
+    return count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
 
 
 def _reasons(model: KnownModel, out: Mapping[str, str], held_out: int) -> dict[str, str]:
@@ -150,3 +161,8 @@ def _training(preset: Preset, model: KnownModel, count: int) -> tuple[dict[str, 
 def unknown_words(who: str) -> list[str]:
     """Words of a name that people-mini's captions have: it would draw what they mean there."""
     return sorted(set(who.lower().split()) & set(words().split()) - {"woman", "man"})
+
+
+def is_annotated(folder: Path) -> bool:
+    """Whether a folder is a training set with masks already, made by `mldm data` or by hand."""
+    return any(row.get("mask_file_name") for _, row in listed_rows(folder))

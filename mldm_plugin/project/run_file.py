@@ -15,6 +15,7 @@ from mldm_plugin.records.files import write_text
 
 NAME = "run.yaml"
 PROMPTS = "prompts.txt"
+GIVEN = "given"  # of masks: the photographs are a training set, which has them
 WIDTH = 118  # of the file's lines; a longer reason goes above its key
 
 
@@ -28,7 +29,10 @@ class Run(BaseModel):
     caption: str = Field(description="of photographs that have none of their own")
     leave_out: list[str] = Field(default=[], description="photographs that are not learnt")
     held_out: int = Field(default=0, ge=0, description="photographs that are kept back to judge with")
-    masks: str = Field(default="auto", description="who finds the people (mldm data folder --help)")
+    masks: str = Field(
+        default="auto",
+        description="who finds the people (mldm data folder --help); given: they have masks",
+    )
     faces: str = Field(default="auto", description="who finds the faces (mldm data folder --help)")
     model: str = Field(description="the pipeline: people-mini, a folder or a Hub name")
     script: str = Field(default="", description="diffusers' training script; empty for the trainer of this package")

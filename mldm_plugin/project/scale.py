@@ -8,7 +8,7 @@ from typing import Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.project.models import OURS, how_to_get, pipeline_of
-from mldm_plugin.project.run_file import Run
+from mldm_plugin.project.run_file import GIVEN, Run
 from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
@@ -42,7 +42,7 @@ class OwnPhotos:
     @property
     def people(self) -> Path:
         """The training set."""
-        return self.out / "people"
+        return self.photos if self.run.masks == GIVEN else self.out / "people"
 
     @property
     def learnt(self) -> Path:
@@ -58,7 +58,7 @@ class OwnPhotos:
 
     def strangers(self) -> list[Path]:
         """Only what would be written over: run.yaml, prompts and perhaps the photographs lie there."""
-        made = (self.people, self.out / "people-check", self.out / "runs", self.out / "report")
+        made = [self.out / name for name in ("people", "people-check", "runs", "report")]
         return [path for path in made if path.exists()]
 
     def recipe(self) -> Recipe:
@@ -80,10 +80,8 @@ class OwnPhotos:
         check = self.out / "people-check"
         look = ["mldm", "data", "check", str(self.people), "--report", str(check)]
         look += ["--resolution", str(run.training["resolution"])] if "resolution" in run.training else []
-        return [
-            Command((*words, "--out", str(self.people)), self.learnt / "metadata.jsonl"),
-            Command(tuple(look), check / "index.html"),
-        ]
+        made = Command((*words, "--out", str(self.people)), self.learnt / "metadata.jsonl")
+        return [*([] if run.masks == GIVEN else [made]), Command(tuple(look), check / "index.html")]
 
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
         """A training with the flags of `training:`, those of the data and of the folder."""
