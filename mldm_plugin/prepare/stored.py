@@ -17,6 +17,7 @@ from mldm_plugin.errors import DataError
 from mldm_plugin.prepare.paths import fault_of
 
 LINES = 64  # of metadata.jsonl in a part, chosen: some seconds of work
+SPLITS = ("", "train", "validation", "test")
 PICTURES = ("image", "mask", "conditioning_image", "parts")
 
 
@@ -62,13 +63,13 @@ class Part:
 
 
 def listed_rows(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Each row of metadata.jsonl, here or in splits below, with its picture's file; empty where there is none.
+    """Each row of metadata.jsonl, here or in the folders of splits, with its picture's file; empty where there is none.
 
     Raises:
         DataError: a line that is no row, or a file name that leaves the folder.
     """
     found = []
-    for file in sorted(folder.rglob("metadata.jsonl")):
+    for file in [file for split in SPLITS if (file := folder / split / "metadata.jsonl").is_file()]:
         top = file.parent.resolve()
         lines = file.read_text(encoding="utf-8").splitlines()
         for number, line in [(number, line) for number, line in enumerate(lines, 1) if line.strip()]:
