@@ -156,7 +156,8 @@ def gallery(results: dict[str, Any], out: Path) -> Any:
     keys = [keys[i * len(keys) // COLUMNS] for i in range(COLUMNS)] if len(keys) > COLUMNS else keys
     if not keys:
         return None
-    figure, grid = _figure(len(rows), len(keys), INCHES / COLUMNS, INCHES * len(keys) / COLUMNS)
+    side = INCHES / COLUMNS
+    figure, grid = _figure(len(rows), len(keys), side, side * len(keys), layout="compressed")  # no gaps between rows
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     texts = {case["key"]: case["text"] or case["key"] for case in results["cases"]}
     for i, (name, paths) in enumerate(rows.items()):
@@ -181,10 +182,12 @@ FIGURES: dict[str, Callable[[dict[str, Any], Path], Any]] = {
 }
 
 
-def _figure(rows: int, columns: int, height: float, width: float = INCHES, **options: Any) -> tuple[Any, Any]:
+def _figure(
+    rows: int, columns: int, height: float, width: float = INCHES, layout: Any = "constrained", **options: Any
+) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height * rows + AROUND), layout="constrained")
+    figure = Figure((width, height * rows + AROUND), layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
