@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from mldm_plugin.errors import PluginError, PresetError, nearest
 FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
+LENGTHS = frozenset({"max_train_steps", "num_train_epochs", "max_train_epochs"})  # of which a script takes one
 # Presets by task, and those of the papers, with what `mldm reproduce` and the demo train.
 GROUPS = {"task": FOLDER, "paper": FOLDER / "paper"}
 
@@ -142,6 +143,29 @@ def nothing_for(script: str, training: Mapping[str, Any]) -> str:
     return f"has settings for {', '.join(f'{name}.py' for name in training)}, none for {script}.py: its own hold."
 
 
+def fills(section: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """What of a script's settings fills flags that were left unset; where a length was given, no other length does."""
+    told = LENGTHS if LENGTHS.intersection(given) else set()
+    return {name: value for name, value in section.items() if name not in given and name not in told}
+
+
+def as_flags(given: Mapping[str, Any]) -> list[str]:
+    """Flags of a command line: true is a switch, false and null are left out.
+
+    >>> as_flags({"rank": 4, "random_flip": True, "center_crop": False})
+    ['--rank', '4', '--random_flip']
+    """
+    words = []
+    for name, value in given.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return words
+
+
 def changed_line(preset: str, name: str, default: Any, value: Any) -> str:
     """A line on one flag."""
     return f"preset {preset}: {name} {'unset' if default is None else default} → {value}"
@@ -181,7 +205,7 @@ def load_preset(
 def _read(name: str | Path, plugins: Any) -> tuple[dict[str, Any], str]:
     path = find_preset(name, plugins)
     try:
-        contents = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates) or {}
+        contents = yaml.load(path.read_text(encoding="utf-8"), Loader=NoDuplicates) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PresetError(f"preset {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(contents, dict):
@@ -189,7 +213,7 @@ def _read(name: str | Path, plugins: Any) -> tuple[dict[str, Any], str]:
     return contents, str(path)
 
 
-class _NoDuplicates(yaml.SafeLoader):
+class NoDuplicates(yaml.SafeLoader):
     """YAML in which a key given twice is a fault, not a silent choice of the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -166,7 +166,7 @@ def test_a_training_set_is_a_side_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (({"file_name": "x/a.jpg"}, {"file_name": "y/a.png"}), "line 2: a second picture is called a"),
+        (({"file_name": "x/a.jpg"}, {"file_name": "y/a.png"}), "a second picture is called a"),
         (({"file_name": "a.jpg", "mask_file_name": "../masks/a.png"},), "leaves the folder"),
         (({"text": "nobody"},), "line 1: expected an object with a file_name"),
         ((), "holds neither"),

@@ -2,19 +2,31 @@
 
 import itertools
 import json
+import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError, MldmError
-from mldm_plugin.preset import load_preset
+from mldm_plugin.evaluation.models import LORA
+from mldm_plugin.prepare.kohya_dataset import read_dataset, write_dataset
+from mldm_plugin.preset import as_flags, fills, load_preset
 from mldm_plugin.project.models import MODELS, how_to_get, known_model
 from mldm_plugin.project.photos import Photo, look_at
-from mldm_plugin.project.plan import decide, unknown_words
+from mldm_plugin.project.plan import decide, taken_words
 from mldm_plugin.project.run_file import NAME, Run, read_run, write_run
-from mldm_plugin.project.scale import OwnPhotos, as_flags
+from mldm_plugin.project.scale import OwnPhotos
+from mldm_plugin.reproduce.commands import Command
 from mldm_plugin.reproduce.run import Reproduction
+from mldm_plugin.training.command_line import parse, resolve
+from mldm_plugin.training.flags import LoraFlags
+
+tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 def photographs(count):
@@ -84,7 +96,7 @@ def test_all_faults_of_a_run_file_are_told_at_once(tmp_path):
 def test_an_unknown_model_and_a_word_that_is_taken():
     with pytest.raises(MldmError, match="sdxl"):
         known_model("sdxI")
-    assert unknown_words("anna red woman") == ["red"]
+    assert taken_words("anna red woman") == ["red"]
 
 
 def commands(tmp_path, **options):
@@ -124,10 +136,76 @@ def test_somebody_elses_script_is_attached_to_and_finds_masks_by_name(tmp_path):
 
 
 def test_a_script_that_is_not_here_is_said_with_the_command_that_gets_it(tmp_path):
-    _, whole = commands(tmp_path, model="flux")
-    with pytest.raises(MldmError, match=r"curl -O https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py"):
-        whole.plan()
+    run, whole = commands(tmp_path, model="flux")
+    assert "-m mldm_plugin train_dreambooth_lora_flux.py" in whole.plan(), "what would be run is shown all the same"
+    lacks = OwnPhotos(tmp_path, run).lacks()
+    assert re.search(r"curl -O https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py", lacks)
     assert how_to_get("x/train_dreambooth_lora_sd3.py").endswith("examples/dreambooth/train_dreambooth_lora_sd3.py")
+    (tmp_path / "flux").mkdir()
+    write_run(tmp_path / "flux" / NAME, run, "x", {})
+    shown = CliRunner().invoke(main, ["train", str(tmp_path / "flux"), "--dry-run"])
+    assert shown.exit_code == 0
+    assert "note: the script train_dreambooth_lora_flux.py is not here" in shown.output
+    refused = CliRunner().invoke(main, ["train", str(tmp_path / "flux")])
+    assert refused.exit_code == 1
+    assert not (tmp_path / "flux" / "people").exists(), "said before anything is made"
+
+
+def test_kohyas_scripts_get_a_data_set_in_their_own_words(tmp_path):
+    script = tmp_path / "sdxl_train_network.py"
+    script.write_text("")
+    run, whole = commands(tmp_path, model="sdxl", script=str(script))
+    assert run.preset == "lora-sdxl"
+    assert run.steps == 1000, "ten epochs, ten times each of ten photographs"
+    described = whole.plan().splitlines()[2]
+    assert described.startswith(f"mldm data kohya {tmp_path / 'people' / 'train'} --out {tmp_path / 'dataset.toml'}")
+    assert "--repeats 10 --resolution 1024 --batch 1" in described
+    words = shlex.split(whole.plan().splitlines()[4].partition("   #")[0])
+    flags = dict(itertools.pairwise(words))
+    assert flags["--dataset_config"] == str(tmp_path / "dataset.toml")
+    assert flags["--mldm-mask-dir"] == str(tmp_path / "people" / "train")
+    assert flags["--network_module"] == "networks.lora"
+    assert flags["--output_name"] + ".safetensors" == LORA, "where an evaluation finds it"
+    assert not {"--resume_from_checkpoint", "--checkpointing_steps", "--resolution", "--train_batch_size"} & {*words}
+
+
+def test_kohyas_data_set_is_written_and_read(tmp_path):
+    photos = training_set(tmp_path / 'pe\'ople "x"', {"train": "ab"})
+    out = tmp_path / "dataset.toml"
+    assert write_dataset(photos, out, resolution=512, batch=2, repeats=3) == 2
+    told = tomllib.loads(out.read_text(encoding="utf-8"))
+    [one] = told["datasets"]
+    [subset] = one["subsets"]
+    assert (one["resolution"], one["batch_size"], subset["num_repeats"]) == (512, 2, 3)
+    captions = json.loads(Path(subset["metadata_file"]).read_text(encoding="utf-8"))
+    assert set(captions) == {str(photos.resolve() / "train" / "images" / f"{name}.jpg") for name in "ab"}
+    assert read_dataset(out) == (photos.resolve(), None)
+    with pytest.raises(DataError, match="lists no pictures"):
+        write_dataset(tmp_path / "none", out, resolution=512, batch=2, repeats=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[datasets]", "cannot be read as TOML"),
+        ("[[datasets]]\n", "names 0 folders"),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[[datasets.subsets]]\nimage_dir = 'b'",
+            "names 2 folders",
+        ),
+    ],
+)
+def test_a_data_set_of_kohyas_that_cannot_be_taken(tmp_path, text, message):
+    (tmp_path / "d.toml").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path / "d.toml")
+
+
+def test_kohyas_words_for_a_person_are_who_it_is(tmp_path):
+    (tmp_path / "d.toml").write_text(
+        "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'photos'\nclass_tokens = 'ana woman'\n"
+    )
+    assert read_dataset(tmp_path / "d.toml") == (tmp_path / "photos", "ana woman")
 
 
 def test_without_comparison_there_is_one_training(tmp_path):
@@ -139,8 +217,68 @@ def test_without_comparison_there_is_one_training(tmp_path):
 
 
 def test_flags():
-    given = {"rank": 4, "on": True, "off": False, "unset": None, "rate": 1e-4, "seed": 0}
-    assert as_flags(given) == ["--rank", "4", "--on", "--rate", "0.0001", "--seed", "0"]
+    given = {"rank": 4, "on": True, "off": False, "unset": None, "rate": 1e-4, "seed": 0, "several": ["a b", "c"]}
+    said = ["--rank", "4", "--on", "--rate", "0.0001", "--seed", "0", "--several", "a b", "c"]
+    assert as_flags(given) == said
+
+
+def test_a_length_that_was_given_is_the_only_one():
+    section = {"max_train_steps": 500, "rank": 4}
+    assert fills(section, {"num_train_epochs"}) == {"rank": 4}
+    assert fills(section, {"rank"}) == {"max_train_steps": 500}
+
+
+def test_what_run_yaml_leaves_out_the_preset_does_not_put_back(tmp_path):
+    """Else `random_flip: false`, or a line taken out, would have no effect."""
+    run = decided(tmp_path).run
+    assert run.training.pop("random_flip") is True
+    run.training["cache_latents"] = False
+    words = OwnPhotos(tmp_path, run).training(OwnPhotos(tmp_path, run).recipe().arms[1], 0, 3).words
+    assert not {"--random_flip", "--cache_latents"} & {*words}
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    preset = load_preset(run.preset, sets)
+    given = parse(LoraFlags, words[2:])
+    flags = resolve(LoraFlags, given, preset.training)
+    assert (flags.random_flip, flags.cache_latents, flags.rank) == (False, False, 16)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("training: {max_train_steps: 5}", "max_train_steps is `steps:`"),
+        ("training: {push_to_hub: true}", "mldm sample --push-to-hub"),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice"),
+    ],
+)
+def test_keys_that_would_have_no_effect_are_refused(tmp_path, line, message):
+    told = decided(tmp_path).run.model_dump()
+    for key in ("training", "seed"):
+        del told[key]
+    (tmp_path / NAME).write_text(yaml.safe_dump(told) + ("training:\n" if "seed" in line else "") + line + "\n")
+    with pytest.raises(MldmError, match=message):
+        read_run(tmp_path)
+
+
+def test_all_of_training_may_be_taken_out(tmp_path):
+    told = decided(tmp_path).run.model_dump() | {"training": None}
+    (tmp_path / NAME).write_text(yaml.safe_dump(told))
+    assert read_run(tmp_path).training == {}
+
+
+def test_a_step_that_failed_is_not_done_the_second_time(tmp_path, monkeypatch):
+    """Though it left its file behind, as `mldm data check` does of a set with faults."""
+    _, whole = commands(tmp_path)
+    made = tmp_path / "made"
+    text = f"import pathlib, sys; pathlib.Path({str(made)!r}).touch(); sys.exit(not pathlib.Path('ok').exists())"
+    monkeypatch.setattr(OwnPhotos, "data", lambda self: [Command((sys.executable, "-c", text), made)])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(MldmError, match="ended with status 1"):
+            whole.make_data()
+    (tmp_path / "ok").touch()
+    whole.make_data()
+    (tmp_path / "ok").unlink()
+    whole.make_data()
 
 
 def training_set(folder, rows):
@@ -156,7 +294,7 @@ def test_a_training_set_is_taken_as_it_is(tmp_path):
     photos = training_set(tmp_path / "photos", {"train": "abcd", "validation": "ef"})
     run, whole = commands(tmp_path, count=6)
     assert (run.masks, run.held_out, run.leave_out) == ("given", 2, [])
-    assert run.steps == 60, "for the four that are learnt"
+    assert run.steps == 72, "for six photographs"
     check, _, ours, judged = whole.plan().splitlines()
     assert check.startswith(f"mldm data check {photos}")
     assert f"--train_data_dir {photos / 'train'}" in ours

@@ -148,7 +148,7 @@ for step in range(done, steps):
     with (folder / "metrics.jsonl").open("a") as log:
         log.write("{}\\n")
     if kind == "broken":
-        sys.exit("error: the weights are gone")
+        sys.exit("mldm: the weights are gone,\\n  both of them")
 (folder / "pytorch_lora_weights.safetensors").touch()
 """
 
@@ -178,7 +178,9 @@ def test_trainings_run_side_by_side_and_what_is_done_is_left(tmp_path, monkeypat
 def test_a_training_that_fails_stops_the_others_and_says_why(tmp_path, monkeypatch):
     one = reproduction(tmp_path, monkeypatch, "slow", "broken")
     monkeypatch.setattr(Program, "TEXT", Program.TEXT.replace('"quick"', '"broken"', 1).replace("== '", "== '"))
-    with pytest.raises(MldmError, match=r"arm1-s0 ended early \(status 1\): error: the weights are gone .*arm1-s0.log"):
+    with pytest.raises(
+        MldmError, match=r"arm1-s0 ended early \(status 1\): mldm: the weights are gone,   both of them .*arm1-s0.log"
+    ):
         one.train([one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)])
     assert (tmp_path / "runs" / "arm0-s0" / "asked").exists()
 

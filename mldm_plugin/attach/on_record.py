@@ -17,9 +17,7 @@ from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.data.annotations import check_mask_mode, parse_boxes
 from mldm_plugin.errors import DataError
-from mldm_plugin.prepare.paths import fault_of
-
-METADATA = "metadata.jsonl"
+from mldm_plugin.prepare.stored import listed_rows
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,15 @@ class SideFolder:
             raise DataError(f"--mldm-mask-dir {folder} is not a folder.")
         self._masks: dict[str, Path]
         self._boxes: dict[str, Any]  # the file, or the boxes as they were read
-        if (folder / METADATA).is_file():
+        if listed_rows(folder):
             self._masks, self._boxes = _by_metadata(folder)
         else:
-            self._masks = {p.stem: p for p in sorted(folder.glob("*.png"))}
-            self._boxes = {p.stem: p for p in sorted(folder.glob("*.json"))}
+            self._masks = {p.stem: p for p in sorted(folder.glob("[!.]*.png"))}
+            self._boxes = {p.stem: p for p in sorted(folder.glob("[!.]*.json"))}
         if not self._masks and not self._boxes:
             raise DataError(
-                f"--mldm-mask-dir {folder} holds neither NAME.png nor NAME.json nor a {METADATA} with masks: give the "
-                "folder with the label masks, each named like its picture, or a training set that `mldm data` made."
+                f"--mldm-mask-dir {folder} holds neither NAME.png nor NAME.json nor a metadata.jsonl with masks: give "
+                "the folder with the label masks, each named like its picture, or a training set that `mldm data` made."
             )
 
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
@@ -113,23 +111,14 @@ def _by_metadata(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     """Masks and boxes by the stems of the pictures in a training set; raises DataError for one that is broken."""
     masks: dict[str, Path] = {}
     boxes: dict[str, Any] = {}
-    folder = folder.resolve()
-    path, seen = folder / METADATA, set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-            stem = Path(row["file_name"]).stem if row is not None else ""
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: expected an object with a file_name ({error!r}).") from error
-        if row is None:
-            continue
+    seen = set()
+    for top, row in listed_rows(folder):
+        stem = Path(row["file_name"]).stem
         if stem in seen:
-            raise DataError(f"{path}, line {number}: a second picture is called {stem}, and masks are found by name.")
+            raise DataError(f"{top}: a second picture is called {stem}, and masks are found by name.")
         seen.add(stem)
         if row.get("mask_file_name"):
-            if reason := fault_of(row["mask_file_name"], folder):
-                raise DataError(f"{path}, line {number}: {reason}.")
-            masks[stem] = folder / row["mask_file_name"]
+            masks[stem] = top / row["mask_file_name"]
         if row.get("face_boxes") is not None:
             boxes[stem] = row["face_boxes"]
     return masks, boxes

@@ -10,7 +10,7 @@ from typing import Any
 
 from mldm_plugin.announce import announce
 from mldm_plugin.errors import PresetError
-from mldm_plugin.preset import changed_line, nothing_for
+from mldm_plugin.preset import changed_line, fills, nothing_for
 
 
 def fill_when_parsed(preset: str, script: str, training: Mapping[str, Mapping[str, Any]]) -> None:
@@ -47,15 +47,16 @@ def fill(
         PresetError: a value that its flag cannot have.
     """
     actions = {action.dest: action for action in parser._actions if action.option_strings}
-    given = {word.partition("=")[0] for word in argv}
-    for name, value in section.items():
+    words = {word.partition("=")[0] for word in argv}
+    given = {name for name, action in actions.items() if words & set(action.option_strings)}
+    for name, value in fills(section, given).items():
         if name not in actions:
             continue
         action, default = actions[name], parser.get_default(name)
         new = _converted(action, value, f"training.{script}.{name}")
         parser.set_defaults(**{name: new})
         action.required = False
-        if new != default and not given & set(action.option_strings):
+        if new != default:
             announce(changed_line(preset, name, default, new))
     if absent := [name for name in section if name not in actions]:
         announce(f"preset {preset}: {script}.py has no flag for {', '.join(absent)}; not used.")

@@ -210,6 +210,23 @@ def review(folder: Path, port: int, no_browser: bool, finish: bool) -> None:
     hold_review(folder, port, opens_browser=not no_browser)
 
 
+@data.command()
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.option("--out", type=FILE, required=True, metavar="F.toml", help="For kohya's --dataset_config.")
+@click.option("--resolution", type=click.IntRange(64), default=1024, show_default=True, help="Of kohya's buckets.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures a step.")
+@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Of each picture an epoch.")
+def kohya(folder: Path, out: Path, resolution: int, batch: int, repeats: int) -> None:
+    """Describe a training set for kohya's trainers: F.toml, and its captions beside it.
+
+    Masks and boxes come by --mldm-mask-dir DIR.
+    """
+    from mldm_plugin.prepare.kohya_dataset import write_dataset
+
+    count = write_dataset(folder, out, resolution=resolution, batch=batch, repeats=repeats)
+    click.echo(f"{out}: {count} pictures; give kohya's script --dataset_config {out} --mldm-mask-dir {folder}")
+
+
 def output_of(options: dict[str, Any]) -> Output:
     """Takes the options of the output away from the others."""
     from mldm_plugin.prepare.run import Output

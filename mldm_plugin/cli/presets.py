@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def list_presets(group: str | None, names: tuple[str, ...]) -> None:
 def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Print the preset NAME, a name or a .yaml file, with its comments, and what each training script is given."""
     from mldm_plugin.errors import PresetError
-    from mldm_plugin.preset import find_preset, load_preset
+    from mldm_plugin.preset import as_flags, find_preset, load_preset
 
     if resolved:
         click.echo(load_preset(name, overrides, plugins=_plugins(("mldm", *names))).dump(), nl=False)
@@ -56,18 +56,7 @@ def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str
     plugins = _plugins(names)
     click.echo(_read(find_preset(name, plugins)), nl=False)
     for script, section in load_preset(name, plugins=plugins).training.items():
-        click.echo(click.wrap_text(f"{script}.py is given {as_flags(section)}", 110, "# ", "#     "))
-
-
-def as_flags(section: Mapping[str, Any]) -> str:
-    """Settings for a script as its command line would have them."""
-    flags = []
-    for name, value in section.items():
-        if isinstance(value, bool):
-            flags += [f"--{name}"] if value else []
-        elif value is not None:
-            flags.append(f"--{name} " + " ".join(map(str, value if isinstance(value, list) else [value])))
-    return " ".join(flags)
+        click.echo(click.wrap_text(f"{script}.py is given {' '.join(as_flags(section))}", 110, "# ", "#     "))
 
 
 @presets.command()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Of the noise; the same with and without the weights.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: RUN/samples).")
 @click.option("--export", type=click.Choice(["kohya"]), help="The LoRA for kohya's programs, ComfyUI and A1111, too.")
-@click.option("--push-to-hub", metavar="NAME", help="Upload weights, pictures and card to this repository of the Hub.")
+@click.option("--push-to-hub", metavar="NAME", help="Upload weights, grid and card to this private repository.")
 def sample(
     run: Path,
     prompts: tuple[str, ...],
@@ -79,18 +79,17 @@ def _exported(finished: Finished, out: Path) -> Path:
 
 
 def _uploaded(finished: Finished, out: Path, name: str) -> str:
-    """The card with its pictures, and the weights; photographs stay here."""
+    """Four files by their names, into a repository that is private where it is new; nothing else is uploaded."""
     from huggingface_hub import HfApi
 
+    from mldm_plugin.evaluation.models import LORA
+    from mldm_plugin.project.samples import CARD, GRID
+
     api = HfApi()
-    repository = api.create_repo(name, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=out, commit_message="Pictures and card")
-    weights = ["*.safetensors", "config.json"]
-    api.upload_folder(
-        repo_id=repository,
-        folder_path=finished.weights,
-        allow_patterns=weights,
-        ignore_patterns=["checkpoint-*"],
-        commit_message="Weights",
-    )
+    repository = api.create_repo(name, exist_ok=True, private=True).repo_id
+    named = [out / CARD, out / GRID]
+    named += [finished.weights / name for name in (LORA, "diffusion_pytorch_model.safetensors", "config.json")]
+    for file in named:
+        if file.is_file():
+            api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repository)
     return repository

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from mldm_plugin.project.photos import Photo
     from mldm_plugin.project.plan import Decided
 
-FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-
 
 @click.command()
-@click.argument("photos", type=FOLDER, metavar="PHOTOS")
+@click.argument("photos", type=click.Path(path_type=Path, exists=True), metavar="PHOTOS")
 @click.option("--who", metavar="NAME", help='How captions call the person: a rare word and what it is, "anna woman".')
 @click.option(
     "--model",
@@ -29,7 +27,11 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "your own behind it.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: runs/NAME).")
-@click.option("--script", help="diffusers' training script, where it is not in this folder.")
+@click.option(
+    "--script",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Train with this script of diffusers or kohya (sdxl_train_network.py) instead.",
+)
 @click.option("--no-compare", is_flag=True, help="Do not train with the plain loss, too.")
 @click.option("--force", is_flag=True, help="Write run.yaml anew.")
 def start(
@@ -37,23 +39,26 @@ def start(
 ) -> None:
     """Look at photographs of a person, and write what is trained from them into OUT/run.yaml.
 
-    Nothing is trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
+    PHOTOS is a folder of photographs, a training set with masks (mldm data), or kohya's dataset.toml. Nothing is
+    trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
     """
     from mldm_plugin.project.models import known_model
     from mldm_plugin.project.photos import look_at
-    from mldm_plugin.project.plan import decide, unknown_words
+    from mldm_plugin.project.plan import decide, taken_words
     from mldm_plugin.project.run_file import NAME, PROMPTS, write_run
     from mldm_plugin.records.files import write_text
 
     kind, _, pipeline = model.partition("=")
     known = known_model(kind)
-    who = who or _ask_who()
-    if kind == "people-mini" and (taken := unknown_words(who)):
+    photos, who = _photos_and_who(photos, who)
+    if kind == "people-mini" and (taken := taken_words(who)):
         raise MldmError(
             f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
         )
     out = out or Path("runs") / "_".join(who.lower().split())
     file = out / NAME
+    if photos.resolve() in out.resolve().parents or photos.resolve() == out.resolve():
+        raise MldmError(f"{out} would lie among the photographs: give an --out outside of {photos}.")
     if file.exists() and not force:
         raise MldmError(f"{file} is there already: train it (mldm train {file}), or write it anew with --force.")
     seen = look_at(photos)
@@ -68,10 +73,18 @@ def start(
         click.echo(line)
 
 
-def _ask_who() -> str:
+def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
+    """The folder, and how the person is called: as it was given, as kohya's file says it, or as is answered."""
+    if photos.is_file():
+        from mldm_plugin.prepare.kohya_dataset import read_dataset
+
+        photos, tokens = read_dataset(photos)
+        who = who or tokens
+    if who:
+        return photos, who
     if not sys.stdin.isatty():
         raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
-    return str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+    return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
 
 
 def _title(decided: Decided, kind: str) -> str:
@@ -86,7 +99,7 @@ def _report(photos: list[Photo], decided: Decided) -> list[str]:
     """A row for each photograph, then what was noticed."""
     from mldm_plugin.project.photos import left_out, remarks
 
-    out = left_out(photos)
+    out = {name: why for name, why in left_out(photos).items() if name in decided.run.leave_out}
     wide = max(len(photo.name) for photo in photos)
     lines = [f"{'':<{wide}}  {'pixels':>11}  {'faces':>5}  {'width':>6}  {'hands':>5}"]
     for photo in photos:
@@ -96,7 +109,8 @@ def _report(photos: list[Photo], decided: Decided) -> list[str]:
         why = f"  left out: {out[photo.name]}" if photo.name in out else ""
         lines.append(f"{photo.name:<{wide}}  {size:>11}  {len(photo.faces):>5}  {width:>6}  {photo.hands:>5}{why}")
     lines.append(f"width: of the largest face, in pixels, where the short side has {decided.resolution}")
-    return [*lines, *(f"note: {remark}" for remark in remarks(photos, decided.resolution))]
+    learnt = [photo for photo in photos if photo.name not in out]
+    return [*lines, *(f"note: {remark}" for remark in remarks(learnt, decided.resolution))]
 
 
 def _next(file: Path, decided: Decided, kind: str) -> list[str]:
@@ -139,7 +153,11 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
     whole = Reproduction(scale.recipe(), scale, seeds=1, prompts=0, jobs=jobs or processes_here())
     if dry_run:
         click.echo(whole.plan())
+        if scale.lacks():
+            click.echo(f"note: {scale.lacks()}")
         return
+    if scale.lacks():
+        raise MldmError(scale.lacks())
     try:
         with stopping_in_order():
             page = whole.run()

@@ -27,7 +27,7 @@ from mldm_plugin.evaluation.processes import Processes
 from mldm_plugin.evaluation.results import write_results
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.plugins import Plugins
-from mldm_plugin.prepare.stored import listed_rows
+from mldm_plugin.prepare.stored import listed_pictures
 from mldm_plugin.records.files import write_text
 
 log = logging.getLogger(__name__)
@@ -297,8 +297,7 @@ def pictures_of_folder(folder: Path) -> PictureList:
     """
     from mldm_plugin.evaluation.models import PICTURES
 
-    paths = sorted(path for path, _ in listed_rows(folder))
-    paths = paths or sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    paths = listed_pictures(folder) or sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not paths:
         raise DataError(f"{folder} holds no pictures, expected a folder with .png, .jpg or .webp files.")
     return PictureList([partial(_read, path, Case(path.stem, "", 1)) for path in paths])

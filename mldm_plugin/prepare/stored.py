@@ -63,7 +63,7 @@ class Part:
 
 
 def listed_rows(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Each row of metadata.jsonl, here or in the folders of splits, with its picture's file; empty where there is none.
+    """Each row of metadata.jsonl, here or in the folders of splits, with the folder that its names are relative to.
 
     Raises:
         DataError: a line that is no row, or a file name that leaves the folder.
@@ -71,17 +71,23 @@ def listed_rows(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for file in [file for split in SPLITS if (file := folder / split / "metadata.jsonl").is_file()]:
         top = file.parent.resolve()
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # a caption may hold other ends of lines
         for number, line in [(number, line) for number, line in enumerate(lines, 1) if line.strip()]:
             try:
                 row = json.loads(line)
-                name = row["file_name"]
-            except (ValueError, KeyError, TypeError) as error:
+                more = [value for key, value in row.items() if key.endswith("_file_name") and value]
+                names = [row["file_name"], *more]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{file}, line {number}: expected an object with a file_name ({error!r}).") from error
-            if reason := fault_of(name, top):
-                raise DataError(f"{file}, line {number}: file_name {reason}.")
-            found.append((top / name, row))
+            if reason := next((reason for name in names if (reason := fault_of(name, top))), None):
+                raise DataError(f"{file}, line {number}: a file name {reason}.")
+            found.append((top, row))
     return found
+
+
+def listed_pictures(folder: Path) -> list[Path]:
+    """The pictures of those rows, in the order of their names; none where no metadata.jsonl is."""
+    return sorted(top / row["file_name"] for top, row in listed_rows(folder))
 
 
 def parts(folder: Path) -> list[Part]:

@@ -31,7 +31,9 @@ def cost_here(run: Run, kind: str) -> str:
         minutes = [plain / 60, plain * (1 + COMPARED * share) / 60]
         wanted = minutes if run.compare == "plain" else minutes[1:]
         return f"about {' and '.join(f'{m:.0f}' if m >= 1 else 'one' for m in wanted)} minutes of training here"
-    ask = f"how much memory: mldm plan --vram 24 --train lora{' --family sdxl' if kind == 'sdxl' else ''}"
+    families = {"sd15": "", "sdxl": " --family sdxl"}
+    known = f"how much memory: mldm plan --vram 24 --train lora{families.get(kind, '')}"
+    ask = known if kind in families else "mldm plan does not know this kind's memory"
     if not torch.cuda.is_available():
         return f"there is no GPU here, which {kind} needs; {ask}"
     free, whole = torch.cuda.mem_get_info()

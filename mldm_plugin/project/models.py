@@ -12,6 +12,7 @@ from mldm_plugin.people_mini import PIPELINE
 EXAMPLES = "MLDM_DIFFUSERS_EXAMPLES"  # environment variable: the folder examples/ of diffusers' repository
 OURS = "train_text_to_image_lora"
 PEOPLE_MINI = "people-mini"
+REPEATS = 10  # of each photograph in an epoch of kohya's, the number that folders like 10_anna usually have
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class KnownModel:
         example: where diffusers keeps that script below examples/; None for the trainer of this package.
         photos: how many photographs the preset's number of steps is meant for.
         guidance: scale when pictures are drawn; None for the pipeline's own.
+        resolution: side of the pictures, where a preset does not say it.
         licence: of the model, in short.
     """
 
@@ -37,12 +39,13 @@ class KnownModel:
     photos: int
     guidance: float | None
     licence: str
+    resolution: int = 1024
 
 
 MODELS = {
     model.name: model
     for model in (
-        KnownModel(PEOPLE_MINI, str(PIPELINE), "demo", OURS, None, 10, 3.0, "Apache-2.0"),
+        KnownModel(PEOPLE_MINI, str(PIPELINE), "demo", OURS, None, 10, 3.0, "Apache-2.0", 128),
         KnownModel(
             "sd15",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -52,6 +55,7 @@ MODELS = {
             5,
             None,
             "CreativeML Open RAIL-M",
+            512,
         ),
         KnownModel(
             "sdxl",
@@ -98,6 +102,11 @@ def known_model(name: str) -> KnownModel:
             f"--model {name}: {nearest(name, MODELS)} A folder goes with the name of its kind: sdxl=FOLDER."
         )
     return MODELS[name]
+
+
+def is_kohyas(script: str) -> bool:
+    """Whether a script, by its name, is one of sd-scripts' for LoRAs, which read a data set of their own."""
+    return Path(script).stem.endswith("train_network")
 
 
 def script_of(model: KnownModel) -> str:

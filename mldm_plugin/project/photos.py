@@ -24,16 +24,17 @@ from mldm_plugin.perceptual.laplacian import laplacian
 from mldm_plugin.prepare import picture as files
 from mldm_plugin.prepare.folder import pictures_in
 from mldm_plugin.prepare.source import RejectedError
-from mldm_plugin.prepare.stored import listed_rows
+from mldm_plugin.prepare.stored import listed_pictures
 
 WEIGHTS = ("mtcnn", "faceres", "mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose")
 LOOKED_AT = 1600  # pixels of the longer side that is looked at; chosen: a face of a fiftieth is still found
 # Cosine distance of two groups of FaceRes's embeddings, on average, up to which they are one person's: in the middle
 # of one person's faces (.20) and two people's (.54), docs/judge.md.
 SAME_PERSON = 0.37
-# Of 272 bits of a difference hash; chosen: shrunk or compressed copies of openpeople's P008 to P010 differ in up to 11,
-# expressions of one sheet in 16 and more. With DARKER levels of grey, noise of a wall counts for nothing.
-SAME_PICTURE, DARKER = 11, 2
+# Two small grey pictures are of one photograph where 99 % of their pixels differ by less, in spreads of the picture.
+# Chosen: shrunk, enlarged and compressed copies of openpeople's P008 to P010 differ by up to .38; their expressions, in
+# frames up to five times as wide as the sheet's, by .57 and more.
+SAME_PICTURE, THUMB = 0.45, 64
 BLURRED = 2.0  # octaves of detail below the median of the faces; chosen: openpeople's sharp ones spread over 1.5
 SMALL_FACE = 40  # pixels of its longer side at the training's resolution; chosen: five latents of Stable Diffusion
 
@@ -49,9 +50,9 @@ class Photo:
         people: number of the person that each face is, in the same order; 0 is who is in most photographs.
         hands: how many are found.
         detail: of the largest face, the root mean square of its Laplacian; None without a face.
-        bits: difference hash, bool (272,).
+        thumb: small and grey, (64, 64) in spreads around its mean.
         fault: why it cannot be used.
-        like: the earlier photograph that it is a copy of.
+        like: the larger photograph that it is a copy of.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Photo:
     people: list[int] = field(default_factory=list)
     hands: int = 0
     detail: float | None = None
-    bits: np.ndarray | None = None
+    thumb: np.ndarray | None = None
     fault: str | None = None
     like: str | None = None
 
@@ -76,7 +77,7 @@ def look_at(folder: Path) -> list[Photo]:
         DataError: there are none.
         WeightsError: networks that look at them cannot be had.
     """
-    paths = sorted(path for path, _ in listed_rows(folder)) or pictures_in(folder)
+    paths = listed_pictures(folder) or pictures_in(folder)
     if not paths:
         raise DataError(f"{folder} has no pictures.")
     features = FaceFeatures("faceres")
@@ -105,7 +106,7 @@ def _looked_at(path: Path, name: str, features: FaceFeatures) -> tuple[Photo, Te
     image = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 127.5 - 1
     picture = Picture(image, Case("", "", 1))
     faces, found = picture.faces, torch.zeros(0, 1)
-    photo = Photo(name, rgb.size, bits=difference_hash(rgb), hands=len(picture.hands))
+    photo = Photo(name, rgb.size, thumb=thumb_of(rgb), hands=len(picture.hands))
     if faces:
         boxes = torch.stack([face.box for face in faces])
         photo.faces = [float((box[2:] - box[:2]).max()) * scale for box in boxes]
@@ -122,13 +123,15 @@ def face_detail(image: Tensor, box: Tensor) -> float:
     return float(laplacian(face).square().mean().sqrt())
 
 
-def difference_hash(picture: Image.Image) -> np.ndarray:
-    """Where each of 16 × 17 pixels of the shrunk grey picture is lighter than its left neighbour, bool (272,).
+def thumb_of(picture: Image.Image) -> np.ndarray:
+    """The picture small and grey, (64, 64), less its mean, over its spread; four levels of grey are noise."""
+    grey = np.asarray(picture.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX), np.float32)
+    return (grey - grey.mean()) / (grey.std() + 4)
 
-    Source: Krawetz, "Kind of Like That" (2013), with more pixels.
-    """
-    grey = np.asarray(picture.convert("L").resize((18, 16), Image.Resampling.BOX), np.int16)
-    return (grey[:, 1:] > grey[:, :-1] + DARKER).ravel()
+
+def are_copies(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two thumbs are of one photograph: hardly a pixel differs."""
+    return float(np.percentile(np.abs(one - other), 99)) <= SAME_PICTURE
 
 
 def _name_people(photos: Sequence[Photo], embeddings: Sequence[Tensor]) -> None:
@@ -150,13 +153,17 @@ def _name_people(photos: Sequence[Photo], embeddings: Sequence[Tensor]) -> None:
 
 
 def _mark_copies(photos: Sequence[Photo]) -> None:
-    for number, photo in enumerate(photos):
-        for earlier in photos[:number]:
-            if photo.bits is None or earlier.bits is None or earlier.like is not None:
-                continue
-            if int((photo.bits != earlier.bits).sum()) <= SAME_PICTURE:
-                photo.like = earlier.name
-                break
+    """Say of each copy what it is of: the largest is kept."""
+    kept: list[Photo] = []
+    for photo in sorted(photos, key=lambda photo: -photo.size[0] * photo.size[1]):
+        thumb = photo.thumb
+        if thumb is None:
+            continue
+        first = next((one for one in kept if one.thumb is not None and are_copies(thumb, one.thumb)), None)
+        if first is None:
+            kept.append(photo)
+        else:
+            photo.like = first.name
 
 
 def left_out(photos: Sequence[Photo]) -> dict[str, str]:
@@ -174,7 +181,7 @@ def left_out(photos: Sequence[Photo]) -> dict[str, str]:
 
 def remarks(photos: Sequence[Photo], resolution: int) -> Iterator[str]:
     """What a photographer would want to know of those that are learnt, a line each."""
-    kept = [photo for photo in photos if photo.name not in left_out(photos)]
+    kept = [photo for photo in photos if photo.fault is None]
     details = [photo.detail for photo in kept if photo.detail]
     usual = median(details) if len(details) > 3 else None
     for photo in kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini.words import words
 from mldm_plugin.prepare.stored import listed_rows
-from mldm_plugin.preset import Preset, load_preset
-from mldm_plugin.project.models import PEOPLE_MINI, KnownModel, script_of
+from mldm_plugin.preset import load_preset, task_preset
+from mldm_plugin.project.models import PEOPLE_MINI, REPEATS, KnownModel, is_kohyas, script_of
 from mldm_plugin.project.photos import Photo, left_out
 from mldm_plugin.project.run_file import GIVEN, Run
 
@@ -86,7 +87,7 @@ def decide(
         who: how the person is called.
         model: which kind it is.
         pipeline: folder or Hub name; the model's own or one of that kind.
-        script: diffusers' script, where it is not at hand by itself.
+        script: a training script, in place of the model's own.
         compare: whether the plain loss is trained, too.
 
     Raises:
@@ -99,12 +100,12 @@ def decide(
     if not count:
         raise MldmError(f"none of the {len(photos)} photographs in {folder} can be learnt: {next(iter(out.values()))}.")
     held_out = _held_out(folder, count, annotated, compare)
-    learnt = count - held_out if annotated else count
-    training, steps, reasons = _training(load_preset(model.preset), model, learnt)
+    trainer = Path(script).stem if script else model.script
+    preset = model.preset if trainer in load_preset(model.preset).training else task_preset(trainer)
+    training, steps, reasons = _training(preset, trainer, model, count, held_out)
     mini = model.name == PEOPLE_MINI
-    reasons |= _reasons(model, out, held_out)
+    reasons |= _reasons(script or model.example, preset, out, held_out)
     reasons |= {"masks": "the folder is a training set with masks, and is trained on as it is"} if annotated else {}
-    resolution = int(training.get("resolution", 512))
     run = Run(
         photos=os.path.abspath(folder),  # noqa: PTH100 - a link stays what it is called
         who=who,
@@ -113,15 +114,15 @@ def decide(
         held_out=held_out,
         masks=GIVEN if annotated else "auto",
         model=pipeline,
-        script=script if script is not None and model.example else script_of(model),
-        preset=model.preset,
+        script=str(Path(script).resolve()) if script else script_of(model),
+        preset=preset,
         training=training,
         steps=steps,
         compare="plain" if compare else "none",
         guidance=model.guidance,
     )
     prompts = [prompt.format(who=who) for prompt in (MINI_PROMPTS if mini else PROMPTS)]
-    return Decided(run, reasons, prompts, resolution)
+    return Decided(run, reasons, prompts, int(training["resolution"]))
 
 
 def _held_out(folder: Path, count: int, annotated: bool, compare: bool) -> int:
@@ -131,34 +132,42 @@ def _held_out(folder: Path, count: int, annotated: bool, compare: bool) -> int:
     return count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
 
 
-def _reasons(model: KnownModel, out: Mapping[str, str], held_out: int) -> dict[str, str]:
+def _reasons(script: str | None, preset: str, out: Mapping[str, str], held_out: int) -> dict[str, str]:
     return {
         "leave_out": "; ".join(f"{name}: {why}" for name, why in out.items())
         or "nothing; every photograph can be learnt",
         "held_out": "kept back, so that the losses are judged on photographs that neither has seen"
         if held_out
         else "none: there are few, or nothing is compared",
-        "script": "diffusers' training script, which is not edited" if model.example else "the trainer of this package",
-        "preset": f"T and λ, with their sources: mldm presets show {model.preset}",
+        "script": "somebody else's training script, which is not edited" if script else "the trainer of this package",
+        "preset": f"T and λ, with their sources: mldm presets show {preset}",
     }
 
 
-def _training(preset: Preset, model: KnownModel, count: int) -> tuple[dict[str, Any], int, dict[str, str]]:
+def _training(
+    preset: str, script: str, model: KnownModel, count: int, held_out: int
+) -> tuple[dict[str, Any], int, dict[str, str]]:
     """The script's flags, the number of steps, and the reasons."""
-    training = dict(preset.training[model.script])
-    meant = int(training.pop("max_train_steps"))
-    steps = max(round(meant * count / model.photos), meant // 2) if model.photos != count else meant
+    training = {"resolution": model.resolution, **load_preset(preset).training[script]}
+    batch = int(training.get("train_batch_size", 1)) * int(training.get("gradient_accumulation_steps", 1))
+    epochs = [training.pop(name, None) for name in ("num_train_epochs", "max_train_epochs")]
+    if "max_train_steps" in training:
+        meant = int(training.pop("max_train_steps"))
+        steps = meant if model.photos == count else max(round(meant * count / model.photos), meant // 2)
+        why = f"{meant} for {model.photos} photographs in that preset, here are {count}"
+    else:
+        times = int(epochs[0] or epochs[1] or 1) * (REPEATS if is_kohyas(script) else 1)
+        steps = max(math.ceil(times * count / batch), 2)
+        why = f"each of {count} photographs {times} times, as that preset has it"
+    views = steps * batch / max(count - held_out, 1)
     reasons = {
-        "training": f"from preset {model.preset}, whose file names the source of each",
-        "steps": f"{meant} for {model.photos} photographs in that preset, here are {count}",
+        "training": f"from preset {preset}, whose file names the source of each",
+        "steps": f"{why}; {views:.0f} views of each that is learnt",
     }
-    if preset.losses and "train_batch_size" in training:
-        seen = steps * int(training["train_batch_size"]) * int(training.get("gradient_accumulation_steps", 1))
-        reasons["steps"] += f"; {seen / count:.0f} views of each"
     return training, steps, reasons
 
 
-def unknown_words(who: str) -> list[str]:
+def taken_words(who: str) -> list[str]:
     """Words of a name that people-mini's captions have: it would draw what they mean there."""
     return sorted(set(who.lower().split()) & set(words().split()) - {"woman", "man"})
 

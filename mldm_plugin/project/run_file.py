@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.preset import describe_faults
+from mldm_plugin.preset import NoDuplicates, describe_faults
 from mldm_plugin.records.files import write_text
 
 NAME = "run.yaml"
 PROMPTS = "prompts.txt"
 GIVEN = "given"  # of masks: the photographs are a training set, which has them
+ELSEWHERE = {
+    "max_train_steps": "is `steps:`",
+    "pretrained_model_name_or_path": "is `model:`",
+    "seed": "is `seed:`",
+    "output_dir": "is the folder of this file",
+    "train_data_dir": "is made from `photos:`",
+    "push_to_hub": "would publish them unseen: `mldm sample --push-to-hub` afterwards",
+}  # keys of `training:` that are said in another place
 WIDTH = 118  # of the file's lines; a longer reason goes above its key
 
 
@@ -49,6 +57,15 @@ class Run(BaseModel):
     guidance: float | None = Field(default=None, description="scale of guidance; null is the pipeline's own")
     seed: int = Field(default=0, ge=0, description="of every random draw")
 
+    @field_validator("training", mode="before")
+    @classmethod
+    def _own_flags(cls, training: Any) -> Any:
+        """All lines may be taken out; what stands elsewhere in the file, or is the folder's, may not stand there."""
+        elsewhere = sorted({*(training or {})} & ELSEWHERE.keys()) if isinstance(training, dict | None) else []
+        if elsewhere:
+            raise ValueError("; ".join(f"{name} {ELSEWHERE[name]}" for name in elsewhere))
+        return {} if training is None else training
+
 
 def read_run(path: Path) -> Run:
     """The run of a file, or of the run.yaml in a folder.
@@ -58,7 +75,7 @@ def read_run(path: Path) -> Run:
     """
     path = path / NAME if path.is_dir() else path
     try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+        contents = yaml.load(path.read_text(encoding="utf-8"), Loader=NoDuplicates)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise MldmError(f"{path} cannot be read ({reason}): `mldm start PHOTOS --who NAME` writes one.") from error

@@ -23,7 +23,7 @@ from mldm_plugin.project.models import pipeline_of
 from mldm_plugin.project.run_file import NAME, read_run
 
 WITHOUT, WITH = "without", "with"
-GRID = "grid.png"
+GRID, CARD = "grid.png", "README.md"
 MOST_PROMPTS = 10_000
 
 
@@ -110,6 +110,7 @@ def draw_samples(finished: Finished, cases: Sequence[Case], sampling: Sampling, 
         pipeline = load_pipeline(run, "cuda" if on_gpu else "cpu", dtype)
         set_sampler(pipeline, sampling.sampler)
         draw(pipeline, cases, sampling, folder, batch=4 if on_gpu else 1, title=model.name)
+        del pipeline  # before the next one is loaded: a card may hold one, not two
     first = {case.key: picture_name(case, 0) for case in cases}
     results: dict[str, Any] = {
         "models": [{"name": model.name} for model in finished.models],
@@ -142,7 +143,7 @@ def write_card(out: Path, finished: Finished, cases: Sequence[Case], grid: Path,
         "It was made from photographs of a person. Publish it with that person's consent, and say of pictures that "
         "they are drawn.\n"
     )
-    card = out / "README.md"
+    card = out / CARD
     ModelCard(text).save(card)
     return card
 

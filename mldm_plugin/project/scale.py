@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mldm_plugin.errors import MldmError
-from mldm_plugin.project.models import OURS, how_to_get, pipeline_of
-from mldm_plugin.project.run_file import GIVEN, Run
+from mldm_plugin.evaluation.models import LORA
+from mldm_plugin.preset import as_flags
+from mldm_plugin.project.models import OURS, REPEATS, how_to_get, is_kohyas, pipeline_of
+from mldm_plugin.project.run_file import GIVEN, NAME, Run
 from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
 METRICS = ("identity", "copying", "face_found")
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the pipelines, as they were trained
 CHECKPOINTS = 4  # of a training; chosen
 JUDGED_ONLY = {"prompts", "pictures", "guidance", "compare"}  # may change between two calls
 
@@ -47,14 +49,15 @@ class OwnPhotos:
     @property
     def learnt(self) -> Path:
         """The part of it that is trained on."""
-        return self.people / "train" if self.run.held_out else self.people
+        split = self.people / "train"
+        return split if self.run.held_out or (split / "metadata.jsonl").is_file() else self.people
 
     @property
     def photos(self) -> Path:
         return self.out / self.run.photos
 
     def asked(self) -> dict[str, Any]:
-        return {"out": self.out, **self.run.model_dump(exclude=JUDGED_ONLY)}
+        return self.run.model_dump(exclude=JUDGED_ONLY)  # the folder may be called another way, or be moved
 
     def strangers(self) -> list[Path]:
         """Only what would be written over: run.yaml, prompts and perhaps the photographs lie there."""
@@ -64,11 +67,11 @@ class OwnPhotos:
     def recipe(self) -> Recipe:
         """The arms: the plain loss if it is asked for, and the preset's."""
         run = self.run
-        plain = Arm("plain", "the plain loss", run.preset, (*run.set, *NO_LOSSES))
-        arms = (
-            *([plain] if run.compare == "plain" else []),
-            Arm("mldm", f"preset {run.preset}", run.preset, tuple(run.set)),
-        )
+        script = Path(run.script).stem if run.script else OURS
+        sets = (*run.set, f"training.{script}={{}}")  # run.yaml says all flags; what it leaves out is the script's own
+        plain = Arm("plain", "the plain loss", run.preset, (*sets, *NO_LOSSES))
+        ours = Arm("mldm", f"preset {run.preset}", run.preset, sets)
+        arms = (plain, ours) if run.compare == "plain" else (ours,)
         return Recipe("photos", f"{run.who}, learnt from {run.photos}", arms)
 
     def data(self) -> list[Command]:
@@ -81,40 +84,75 @@ class OwnPhotos:
         look = ["mldm", "data", "check", str(self.people), "--report", str(check)]
         look += ["--resolution", str(run.training["resolution"])] if "resolution" in run.training else []
         made = Command((*words, "--out", str(self.people)), self.learnt / "metadata.jsonl")
-        return [*([] if run.masks == GIVEN else [made]), Command(tuple(look), check / "index.html")]
+        told = [*([] if run.masks == GIVEN else [made]), Command(tuple(look), check / "index.html")]
+        if self.is_kohyas:
+            words = [
+                "mldm",
+                "data",
+                "kohya",
+                str(self.learnt),
+                "--out",
+                str(self.kohyas_data),
+                "--repeats",
+                str(REPEATS),
+            ]
+            words += ["--resolution", str(run.training["resolution"])]
+            words += ["--batch", str(run.training.get("train_batch_size", 1))]
+            told.append(Command(tuple(words), self.kohyas_data))
+        return told
 
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
         """A training with the flags of `training:`, those of the data and of the folder."""
         run = self.run
-        given = {**self._data_flags(), "seed": run.seed + seed, **run.training}
-        given |= {"checkpointing_steps": max(self.steps // CHECKPOINTS, 1), "checkpoints_total_limit": 2}
-        given |= {"pretrained_model_name_or_path": self.model, "resume_from_checkpoint": "latest"}
+        given = {"pretrained_model_name_or_path": self.model, "seed": run.seed + seed}
+        given |= self._kohyas_flags() if self.is_kohyas else {**self._flags(), **run.training}
         name = run_name(arm, seed)
         losses = losses_of(arm, plugins=run.plugins)
-        trainer = self.script() if run.script else OURS.removeprefix("train_")
+        trainer = self.script if run.script else OURS.removeprefix("train_")
         return Training(name, self.out / "runs" / name, trainer, steps, (*losses, *as_flags(given)))
 
-    def _data_flags(self) -> dict[str, Any]:
-        """How the trainer is told of the data; DreamBooth's scripts read pictures alone, so masks are found by name."""
+    def _flags(self) -> dict[str, Any]:
+        """Data, checkpoints and resuming. DreamBooth's scripts read pictures alone, so masks are found by name."""
+        every = max(self.steps // CHECKPOINTS, 1)
+        told = {"checkpointing_steps": every, "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}
         if not self.run.script:
-            return {"train_data_dir": self.learnt, "panel_steps": max(self.steps // CHECKPOINTS, 1)}
+            return {**told, "train_data_dir": self.learnt, "panel_steps": every}
         if "dreambooth" not in Path(self.run.script).name:
-            return {"train_data_dir": self.learnt}
-        told = {"dataset_name": self.learnt, "image_column": "image", "caption_column": "text"}
+            return {**told, "train_data_dir": self.learnt}
+        told |= {"dataset_name": self.learnt, "image_column": "image", "caption_column": "text"}
         return {**told, "instance_prompt": self.run.caption, "mldm-mask-dir": self.learnt}
 
-    def script(self) -> str:
-        """The training script's file.
+    def _kohyas_flags(self) -> dict[str, Any]:
+        """Resolution and batch stand in the data set's file; a training that was stopped begins anew."""
+        own = {
+            name: value for name, value in self.run.training.items() if name not in ("resolution", "train_batch_size")
+        }
+        told = {"dataset_config": self.kohyas_data, "mldm-mask-dir": self.learnt}
+        return {**told, "output_name": Path(LORA).stem, "save_model_as": "safetensors", **own}
 
-        Raises:
-            MldmError: it is not there; how to get it is said.
-        """
-        for file in (self.out / self.run.script, Path(self.run.script)):
-            if file.is_file():
-                return str(file)
-        raise MldmError(
+    @property
+    def is_kohyas(self) -> bool:
+        """Whether one of sd-scripts trains."""
+        return is_kohyas(self.run.script)
+
+    @property
+    def kohyas_data(self) -> Path:
+        """The file that describes the training set to it."""
+        return self.out / "dataset.toml"
+
+    @property
+    def script(self) -> str:
+        """The training script's file, where it is; else its name alone."""
+        there = [file for file in (self.out / self.run.script, Path(self.run.script)) if file.is_file()]
+        return str(there[0]) if there else self.run.script
+
+    def lacks(self) -> str:
+        """What must be fetched before anything can be trained, with the command; empty where nothing must."""
+        if not self.run.script or Path(self.script).is_file():
+            return ""
+        return (
             f"the script {self.run.script} is not here: get it with `{how_to_get(self.run.script)}`, and say in "
-            "run.yaml where it is (`script:`)."
+            f"{self.out / NAME} where it is (`script:`)."
         )
 
     def cost(self, arm: Arm) -> str:
@@ -133,19 +171,6 @@ class OwnPhotos:
         words += ["--data", str(self.people)] if run.held_out else []
         words += ["--photographs", str(run.held_out)]
         words += ["--guidance", f"{run.guidance:g}"] if run.guidance is not None else []
+        words += ["--resolution", str(run.training["resolution"])] if "resolution" in run.training else []
+        words += ["--precision", PRECISIONS[run.training.get("mixed_precision") or "no"]]
         return Command((*words, "--out", str(out)), out / "report.html")
-
-
-def as_flags(given: dict[str, Any]) -> list[str]:
-    """Flags of a command line: true is a switch, false and null are left out.
-
-    >>> as_flags({"rank": 4, "random_flip": True, "center_crop": False})
-    ['--rank', '4', '--random_flip']
-    """
-    words = []
-    for name, value in given.items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not None and value is not False:
-            words += [f"--{name}", str(value)]
-    return words

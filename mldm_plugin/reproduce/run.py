@@ -19,7 +19,9 @@ from mldm_plugin.reproduce.recipes import Arm, Recipe
 from mldm_plugin.reproduce.scales import Scale, run_name
 from mldm_plugin.reproduce.study import CLAIMS, Study
 
+MOST_SAID = 5  # lines of what a trainer said last: one for each fault of a preset, as a rule
 LOOK = 2.0  # seconds between two looks at the trainings
+FAILED = ".failed"  # in the folder: the command that has not come to its end
 MARK = "reproduce.json"  # in the folder: what was asked for
 
 
@@ -67,10 +69,13 @@ class Reproduction:
         return evaluation.made
 
     def make_data(self) -> None:
-        """What is not there yet."""
+        """What is not there yet, or failed before although it left something behind."""
+        mark = self.out / FAILED
         for command in self.scale.data():
-            if not command.made.is_file():
+            if not command.made.is_file() or (mark.is_file() and mark.read_text(encoding="utf-8") == str(command)):
+                write_text(mark, str(command))
                 command.call()
+                mark.unlink()
 
     def trainings(self, *, timed: bool) -> list[Training]:
         """Those of so many steps, or those of equal time, whose steps are known when the others are done."""
@@ -161,7 +166,8 @@ class Reproduction:
         """Raises MldmError for a training that ended without its weights, with what it said last."""
         if not training.is_done:
             lines = self.log(training).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-            last = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+            starts = [number for number, line in enumerate(lines) if line.startswith("mldm: ")]
+            last = " ".join(lines[starts[-1] : starts[-1] + MOST_SAID]) if starts else lines[-1] if lines else ""
             raise MldmError(f"{training.name} ended early (status {process.returncode}): {last} ({self.log(training)})")
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
-from mldm_plugin.preset import changed_line, nothing_for, task_preset
+from mldm_plugin.preset import changed_line, fills, nothing_for, task_preset
 from mldm_plugin.training.flags import ControlNetFlags, LoraFlags, TrainerFlags
 
 TRAINERS: tuple[type[TrainerFlags], ...] = (ControlNetFlags, LoraFlags)
@@ -84,7 +84,7 @@ def resolve(kind: type[F], given: Mapping[str, Any], training: Mapping[str, Mapp
         MldmError: values that the user gave and that cannot be, or flags that do not belong together. All at once.
     """
     section = (training or {}).get(kind.section(), {})
-    used = {name: value for name, value in section.items() if name in _settable(kind)}
+    used = {name: value for name, value in fills(section, given).items() if name in _settable(kind)}
     faults = _unknown(kind, section)
     try:
         flags = kind.model_validate({**used, **given})
@@ -108,7 +108,7 @@ def changes(flags: TrainerFlags, given: Mapping[str, Any], preset: str, training
     script, fields = flags.section(), type(flags).model_fields
     if script not in training:
         return [f"preset {preset} {nothing_for(script, training)}"] if training else []
-    changed = {name: getattr(flags, name) for name in training[script] if name not in given}
+    changed = {name: getattr(flags, name) for name in fills(training[script], given)}
     return [
         changed_line(preset, name, fields[name].default, value)
         for name, value in changed.items()
