@@ -1,6 +1,7 @@
 """Pictures of a finished run, its card, and its LoRA in kohya's format."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mldm_plugin.cli import main
+from mldm_plugin.cli.sample import _uploaded
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.judges import networks_of_losses, preset_of
 from mldm_plugin.evaluation.models import LORA, Model, Run
@@ -108,6 +110,28 @@ def test_pictures_with_and_without_from_the_same_noise(lora):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before, "what is drawn is not drawn again"
     assert CliRunner().invoke(main, [*command, "--seed", "1"], catch_exceptions=False).exit_code == 0
     assert (out / "with" / names[0]).read_bytes() != first, "other noise, other pictures"
+
+
+def test_four_files_are_uploaded_by_their_names_and_nothing_that_lies_beside_them(lora, tmp_path, monkeypatch):
+    """A folder of pictures may hold photographs, masks and latents."""
+    sent, made = [], []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            made.append(options)
+            return SimpleNamespace(repo_id=name)
+
+        def upload_file(self, path_or_fileobj, path_in_repo, repo_id):
+            sent.append(path_in_repo)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    for name in ("README.md", "grid.png", "me.jpg", "run.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "people").mkdir()
+    (tmp_path / "people" / "me.png").touch()
+    assert _uploaded(open_finished(lora, None), tmp_path, "me/anna") == "me/anna"
+    assert sorted(sent) == ["README.md", "grid.png", LORA]
+    assert made == [{"exist_ok": True, "private": True}]
 
 
 def test_the_preset_of_an_attached_run_is_found(lora):

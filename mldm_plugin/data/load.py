@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from datasets import load_dataset
 from mldm_plugin.data.batch import Example
 from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.errors import DataError
+
+log = logging.getLogger(__name__)
 
 HELD_OUT = ("validation", "test")  # splits that nobody trains on
 
@@ -36,6 +39,12 @@ def open_rows(
         DataError: it cannot be opened, or has no such split.
     """
     splits = _open_splits(name, config, folder, cache, every_file)
+    for split in HELD_OUT if every_file and folder is not None else ():
+        if (Path(str(folder)) / split / "metadata.jsonl").is_file():
+            log.warning(
+                f"{folder}/{split} is trained on, too, as diffusers' script does it: --train_data_dir {folder}/train "
+                "holds it out."
+            )
     if "train" not in splits:
         raise DataError(f"the data set {name or folder} has no split 'train', only {', '.join(splits)}.")
     rows = splits["train"]
