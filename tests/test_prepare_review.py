@@ -51,6 +51,20 @@ def labels_of(folder, number):
         return np.array(opened)
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "picture", "of another"])
+def test_only_a_mask_of_its_own_is_painted(people, name):
+    """A set of a stranger's may name any of its files as a mask."""
+    rows = [json.loads(line) for line in lines_of(people)]
+    named = {"picture": rows[1]["file_name"], "of another": rows[1]["mask_file_name"]}.get(name, name)
+    rows[0]["mask_file_name"] = named
+    (people / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = (people / named).read_bytes()
+    review = Review(people)
+    with pytest.raises(DataError, match="no mask that could be painted"):
+        review.paint(0, np.zeros((40, 48), np.uint8))
+    assert (people / named).read_bytes() == before
+
+
 def test_decisions_are_on_disk_at_once_and_come_back_in_a_new_review(people):
     before = lines_of(people)
     review = Review(people)

@@ -68,6 +68,10 @@ class Review:
         self._notes = notes.read(self.folder)
         self._states: dict[Path, tuple[int, int]] = {}
         self.entries = [entry for top in tops_of(self.folder) for entry in self._entries(top)]
+        named = Counter(mask for entry in self.entries if (mask := self._mask(entry)) is not None)
+        pictures = {self.folder / entry.name for entry in self.entries}
+        # A file that is a picture, too, or the mask of several, is not written over for one of them.
+        self._not_painted = {path for path, count in named.items() if count > 1 or path in pictures}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -121,8 +125,8 @@ class Review:
         """
         entry, found = self.entries[number], self.findings(number)
         path = self._mask(entry)
-        if path is None or not path.is_file():
-            raise DataError(f"{entry.name} has no mask that could be painted.")
+        if path is None or not path.is_file() or path in self._not_painted or path.suffix.lower() != ".png":
+            raise DataError(f"{entry.name} has no mask that could be painted: a PNG of its own, and no picture.")
         if found.size != labels.shape[::-1]:
             raise DataError(f"the mask is {labels.shape[1]}x{labels.shape[0]}, its picture {found.size}.")
         kept = self._original(path)
