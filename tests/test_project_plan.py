@@ -308,3 +308,17 @@ def test_a_broken_training_set_is_said(tmp_path):
     (photos / "train" / "metadata.jsonl").write_text("\n[]\n")
     with pytest.raises(DataError, match="line 2: expected an object with a file_name"):
         look_at(photos)
+
+
+def test_data_that_changed_between_two_trainings_are_told(tmp_path):
+    """Else the page would compare a training before a review with one after it."""
+    photos = training_set(tmp_path / "photos", {"": "abcd"})
+    _, whole = commands(tmp_path, count=4)
+    whole.scale.check_data()
+    (tmp_path / "runs").mkdir()
+    whole.scale.check_data()
+    training_set(photos, {"": "abc"})
+    with pytest.raises(MldmError, match="was changed after training had begun: remove"):
+        whole.scale.check_data()
+    (tmp_path / "runs").rmdir()
+    whole.scale.check_data()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.models import LORA
+from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.preset import as_flags
 from mldm_plugin.project.models import OURS, REPEATS, how_to_get, is_kohyas, pipeline_of
 from mldm_plugin.project.run_file import GIVEN, NAME, Run
+from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
 METRICS = ("identity", "copying", "face_found")
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the pipelines, as they were trained
+DATA = ".data"  # in the folder: a digest of the rows and masks that are trained on
 CHECKPOINTS = 4  # of a training; chosen
 JUDGED_ONLY = {"prompts", "pictures", "guidance", "compare"}  # may change between two calls
 
@@ -100,6 +106,24 @@ class OwnPhotos:
             words += ["--batch", str(run.training.get("train_batch_size", 1))]
             told.append(Command(tuple(words), self.kohyas_data))
         return told
+
+    def check_data(self) -> None:
+        """Rows and masks must be those of the first training, or the two would be compared on different data.
+
+        Raises:
+            MldmError: they were changed since, by `mldm data review` for example.
+        """
+        found = hashlib.sha256()
+        for top, row in listed_rows(self.learnt):
+            found.update(json.dumps(row, sort_keys=True).encode())
+            mask = top / (row.get("mask_file_name") or "")
+            found.update(mask.read_bytes() if mask.is_file() else b"")
+        mark, runs = self.out / DATA, self.out / "runs"
+        if mark.is_file() and runs.is_dir() and mark.read_text(encoding="utf-8") != found.hexdigest():
+            raise MldmError(
+                f"{self.learnt} was changed after training had begun: remove {runs} to train on what it holds now."
+            )
+        write_text(mark, found.hexdigest())
 
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
         """A training with the flags of `training:`, those of the data and of the folder."""

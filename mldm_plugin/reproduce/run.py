@@ -55,6 +55,7 @@ class Reproduction:
         """
         claim(self.scale, self.recipe.name)
         self.make_data()
+        self.scale.check_data()
         self.train(self.trainings(timed=False))
         self.train(self.trainings(timed=True))
         evaluation = self.evaluation()

@@ -46,6 +46,9 @@ class Scale(Protocol):
     def data(self) -> list[Command]:
         """What makes the data, each of which is run where what it makes is not there."""
 
+    def check_data(self) -> None:
+        """Raise MldmError where they are not those that the first training saw."""
+
     def training(self, arm: Arm, seed: int, steps: int | None) -> Training:
         """One training of an arm."""
 
@@ -70,6 +73,9 @@ class OnPeopleMini:
 
     def strangers(self) -> list[Path]:
         return list_of(self.out)
+
+    def check_data(self) -> None:
+        """Nobody changes drawings."""
 
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
@@ -241,6 +247,9 @@ class Paper:
 
     def strangers(self) -> list[Path]:
         return list_of(self.out)
+
+    def check_data(self) -> None:
+        """COCO's are not looked over by hand."""
 
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
