@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from filelock import FileLock
+from PIL import Image
 
 from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError, MldmError
@@ -20,6 +22,7 @@ from mldm_plugin.project.models import MODELS, how_to_get, known_model
 from mldm_plugin.project.photos import Photo, look_at
 from mldm_plugin.project.plan import decide, taken_words
 from mldm_plugin.project.run_file import NAME, Run, read_run, write_run
+from mldm_plugin.project.samples import open_finished
 from mldm_plugin.project.scale import OwnPhotos
 from mldm_plugin.reproduce.commands import Command
 from mldm_plugin.reproduce.run import Reproduction
@@ -322,3 +325,19 @@ def test_data_that_changed_between_two_trainings_are_told(tmp_path):
         whole.scale.check_data()
     (tmp_path / "runs").rmdir()
     whole.scale.check_data()
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path):
+    """They would write and remove each other's checkpoints, and end with a clean page."""
+    _, whole = commands(tmp_path)
+    with FileLock(tmp_path / ".lock"), pytest.raises(MldmError, match="is being filled by another process already"):
+        whole.run()
+
+
+def test_photographs_are_no_run(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.jpg")
+    with pytest.raises(MldmError, match="is no finished run"):
+        open_finished(folder, None)
+    assert [path.name for path in folder.iterdir()] == ["a.jpg"], "nothing is written among photographs"

@@ -23,7 +23,7 @@ COMMANDS = [
     ("mldm_plugin.cli", ["mldm", "losses"]),
     ("mldm_plugin.training.controlnet", ["train_controlnet.py"]),
     ("mldm_plugin.training.text_to_image_lora", ["train_text_to_image_lora.py"]),
-    ("mldm_plugin", ["mldm_plugin", str(SCRIPT), "--loss-plugin", "mldm"]),
+    ("mldm_plugin", ["mldm_plugin", str(SCRIPT), "--preset", "mldm-open"]),
 ]
 
 

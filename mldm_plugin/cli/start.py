@@ -43,24 +43,25 @@ def start(
     trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
     """
     from mldm_plugin.project.models import known_model
-    from mldm_plugin.project.photos import look_at
-    from mldm_plugin.project.plan import decide, taken_words
     from mldm_plugin.project.run_file import NAME, PROMPTS, write_run
     from mldm_plugin.records.files import write_text
 
     kind, _, pipeline = model.partition("=")
     known = known_model(kind)
     photos, who = _photos_and_who(photos, who)
-    if kind == "people-mini" and (taken := taken_words(who)):
-        raise MldmError(
-            f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
-        )
     out = out or Path("runs") / "_".join(who.lower().split())
     file = out / NAME
     if photos.resolve() in out.resolve().parents or photos.resolve() == out.resolve():
         raise MldmError(f"{out} would lie among the photographs: give an --out outside of {photos}.")
     if file.exists() and not force:
         raise MldmError(f"{file} is there already: train it (mldm train {file}), or write it anew with --force.")
+    from mldm_plugin.project.photos import look_at  # what is typed is checked before torch is imported
+    from mldm_plugin.project.plan import decide, taken_words
+
+    if kind == "people-mini" and (taken := taken_words(who)):
+        raise MldmError(
+            f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
+        )
     seen = look_at(photos)
     named = pipeline or (kind if kind == "people-mini" else known.pipeline)
     decided = decide(photos, seen, who, known, named, script=script, compare=not no_compare)
@@ -164,5 +165,6 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
     except KeyboardInterrupt:
         raise MldmError("stopped; the same command goes on from there.") from None
     click.echo(f"the masks: {scale.out / 'people-check' / 'index.html'}")
+    click.echo(f"the LoRA: {scale.out / 'runs' / 'mldm-s0' / 'pytorch_lora_weights.safetensors'}")
     click.echo(f"more pictures: mldm sample {folder}")
     click.echo(f"Look at {page}")

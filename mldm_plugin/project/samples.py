@@ -52,6 +52,8 @@ def open_finished(run: Path, base: str | None) -> Finished:
     """
     if not (run / NAME).is_file():
         models = parse_models([f"{WITH}={run}"], base)
+        if models[0].runs[0].kind not in ("lora", "controlnet"):
+            raise MldmError(f"{run} is no finished run: it has no {NAME} and no weights; give the folder of a run.")
         return Finished(_with_base(models), None, None, run)
     told = read_run(run)
     trained = {name: run / "runs" / f"{folder}-s0" for name, folder in (("plain", "plain"), (WITH, "mldm"))}

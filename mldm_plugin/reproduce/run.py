@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mldm_plugin.errors import MldmError
@@ -51,9 +52,18 @@ class Reproduction:
         """All of it; returns the report.
 
         Raises:
-            MldmError: the folder holds something else, or a command fails.
+            MldmError: the folder holds something else, is being filled by another process, or a command fails.
         """
         claim(self.scale, self.recipe.name)
+        try:
+            with FileLock(self.out / ".lock", timeout=0):
+                return self._run()
+        except Timeout as error:
+            raise MldmError(
+                f"{self.out} is being filled by another process already: wait for it, or stop it there with Ctrl-C."
+            ) from error
+
+    def _run(self) -> Path:
         self.make_data()
         self.scale.check_data()
         self.train(self.trainings(timed=False))
