@@ -16,11 +16,12 @@ from PIL import Image
 from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation.models import LORA
+from mldm_plugin.people_mini.words import words
 from mldm_plugin.prepare.kohya_dataset import read_dataset, write_dataset
 from mldm_plugin.preset import as_flags, fills, load_preset
 from mldm_plugin.project.models import MODELS, how_to_get, known_model
 from mldm_plugin.project.photos import Photo, look_at
-from mldm_plugin.project.plan import decide, taken_words
+from mldm_plugin.project.plan import MINI_PROMPTS, decide, taken_words
 from mldm_plugin.project.run_file import NAME, Run, read_run, write_run
 from mldm_plugin.project.samples import open_finished
 from mldm_plugin.project.scale import OwnPhotos
@@ -325,6 +326,11 @@ def test_data_that_changed_between_two_trainings_are_told(tmp_path):
         whole.scale.check_data()
     (tmp_path / "runs").rmdir()
     whole.scale.check_data()
+
+
+def test_people_mini_knows_every_word_that_it_is_asked_for():
+    said = {word for prompt in MINI_PROMPTS for word in re.findall("[a-z]+", prompt.format(who=""))}
+    assert said <= set(words().split())
 
 
 def test_two_processes_do_not_fill_one_folder(tmp_path):

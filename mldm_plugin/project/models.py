@@ -28,7 +28,6 @@ class KnownModel:
         photos: how many photographs the preset's number of steps is meant for.
         guidance: scale when pictures are drawn; None for the pipeline's own.
         resolution: side of the pictures, where a preset does not say it.
-        licence: of the model, in short.
     """
 
     name: str
@@ -38,14 +37,13 @@ class KnownModel:
     example: str | None
     photos: int
     guidance: float | None
-    licence: str
     resolution: int = 1024
 
 
 MODELS = {
     model.name: model
     for model in (
-        KnownModel(PEOPLE_MINI, str(PIPELINE), "demo", OURS, None, 10, 3.0, "Apache-2.0", 128),
+        KnownModel(PEOPLE_MINI, str(PIPELINE), "demo", OURS, None, 10, 3.0, 128),
         KnownModel(
             "sd15",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -54,7 +52,6 @@ MODELS = {
             None,
             5,
             None,
-            "CreativeML Open RAIL-M",
             512,
         ),
         KnownModel(
@@ -65,7 +62,6 @@ MODELS = {
             "dreambooth",
             5,
             None,
-            "CreativeML Open RAIL++-M",
         ),
         KnownModel(
             "sd3",
@@ -75,7 +71,6 @@ MODELS = {
             "dreambooth",
             5,
             None,
-            "Stability AI Community License",
         ),
         KnownModel(
             "flux",
@@ -85,7 +80,6 @@ MODELS = {
             "dreambooth",
             5,
             None,
-            "FLUX.1 [dev] Non-Commercial License",
         ),
     )
 }

@@ -47,7 +47,7 @@ MINI_PROMPTS = (
     "photo of {who}, thoughtful, bust, in a studio",
     "photo of {who}, exhausted, bust, in a studio",
     "photo of {who}, confused, bust, in a studio",
-    "photo of {who}, happy, bust, in a studio",
+    "photo of {who}, playful, bust, in a studio",
     "photo of {who}, determined, bust, in a studio",
 )
 

@@ -59,7 +59,22 @@ class Scale(Protocol):
         """What judges all arms."""
 
 
-class OnPeopleMini:
+class OwnFolder:
+    """What the scales have in common that fill a folder of their own with data that nobody changes by hand."""
+
+    out: Path
+
+    def asked(self) -> dict[str, Any]:
+        return vars(self)
+
+    def strangers(self) -> list[Path]:
+        return sorted(self.out.iterdir()) if self.out.is_dir() else []
+
+    def check_data(self) -> None:
+        """Nobody has changed them."""
+
+
+class OnPeopleMini(OwnFolder):
     """What the scales have in common that train people-mini."""
 
     resolution = 128
@@ -67,15 +82,6 @@ class OnPeopleMini:
     out: Path
     steps: int
     batch: int
-
-    def asked(self) -> dict[str, Any]:
-        return vars(self)
-
-    def strangers(self) -> list[Path]:
-        return list_of(self.out)
-
-    def check_data(self) -> None:
-        """Nobody changes drawings."""
 
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
@@ -226,7 +232,7 @@ class Person(OnPeopleMini):
 
 
 @dataclass(frozen=True)
-class Paper:
+class Paper(OwnFolder):
     """The paper's own setting: Stable Diffusion 1.5, COCO's pictures of people, 512 px, DDIM 50 steps at guidance 9.
 
     Args:
@@ -241,15 +247,6 @@ class Paper:
     model: str = SD15
     steps: int | None = None
     resolution = 512
-
-    def asked(self) -> dict[str, Any]:
-        return vars(self)
-
-    def strangers(self) -> list[Path]:
-        return list_of(self.out)
-
-    def check_data(self) -> None:
-        """COCO's are not looked over by hand."""
 
     @staticmethod
     def prompts_of(recipe: Recipe) -> int:
@@ -295,11 +292,6 @@ class Paper:
         words += ["--data", str(self.out / "data"), "--prompts", str(prompts)]
         words += ["--sampler", "ddim", "--steps", "50", "--guidance", "9", "--out", str(out)]
         return Command(tuple(words), out / "report.html")
-
-
-def list_of(folder: Path) -> list[Path]:
-    """What a folder holds, if there is one."""
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _in_words(steps: int, batch: int) -> str:
