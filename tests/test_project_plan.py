@@ -173,6 +173,31 @@ def test_kohyas_scripts_get_a_data_set_in_their_own_words(tmp_path):
     assert not {"--resume_from_checkpoint", "--checkpointing_steps", "--resolution", "--train_batch_size"} & {*words}
 
 
+def test_a_script_runs_in_its_own_environment_where_this_package_is_needed_too(tmp_path):
+    script, python = tmp_path / "sdxl_train_network.py", tmp_path / "bin" / "python"
+    script.write_text("")
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    run, whole = commands(tmp_path, model="sdxl", script=str(script), python=str(python))
+    assert run.python == str(python), "a link to an interpreter is what says which environment"
+    lines = [line for line in whole.plan().splitlines() if "--loss-plugin" in line]
+    assert len(lines) == 2
+    assert all(line.startswith(f"{python} -m accelerate.commands.launch -m mldm_plugin {script} ") for line in lines)
+    scale = OwnPhotos(tmp_path, run.model_copy(update={"python": sys.executable}))
+    assert scale.lacks() == ""
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        broken = whole.scale.training(whole.recipe.arms[0], 0, 2)
+        python.unlink()
+        python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'mldm_plugin' $2\" >&2\nexit 1\n")
+        python.chmod(0o755)
+        assert broken.start(1, out).wait(60) == 1
+    assert "accelerate.commands.launch" in log.read_text(), "it is this interpreter that starts it"
+    assert "cannot train with this package: ModuleNotFoundError: No module named 'mldm_plugin'" in whole.scale.lacks()
+    python.unlink()
+    assert "cannot be run" in whole.scale.lacks()
+
+
 def test_kohyas_data_set_is_written_and_read(tmp_path):
     photos = training_set(tmp_path / 'pe\'ople "x"', {"train": "ab"})
     out = tmp_path / "dataset.toml"

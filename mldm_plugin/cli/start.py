@@ -32,10 +32,22 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False),
     help="Train with this script of diffusers or kohya (sdxl_train_network.py) instead.",
 )
+@click.option(
+    "--python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The interpreter of that script's own environment, where this package is installed, too.",
+)
 @click.option("--no-compare", is_flag=True, help="Do not train with the plain loss, too.")
 @click.option("--force", is_flag=True, help="Write run.yaml anew.")
 def start(
-    photos: Path, who: str | None, model: str, out: Path | None, script: str | None, no_compare: bool, force: bool
+    photos: Path,
+    who: str | None,
+    model: str,
+    out: Path | None,
+    script: str | None,
+    python: str | None,
+    no_compare: bool,
+    force: bool,
 ) -> None:
     """Look at photographs of a person, and write what is trained from them into OUT/run.yaml.
 
@@ -64,7 +76,7 @@ def start(
         )
     seen = look_at(photos)
     named = pipeline or (kind if kind == "people-mini" else known.pipeline)
-    decided = decide(photos, seen, who, known, named, script=script, compare=not no_compare)
+    decided = decide(photos, seen, who, known, named, script=script, python=python, compare=not no_compare)
     out.mkdir(parents=True, exist_ok=True)
     write_run(file, decided.run, _title(decided, kind), decided.reasons)
     write_text(out / PROMPTS, "\n".join(decided.prompts) + "\n")

@@ -77,6 +77,7 @@ def decide(
     pipeline: str,
     *,
     script: str | None = None,
+    python: str | None = None,
     compare: bool = True,
 ) -> Decided:
     """The run for these photographs.
@@ -88,6 +89,7 @@ def decide(
         model: which kind it is.
         pipeline: folder or Hub name; the model's own or one of that kind.
         script: a training script, in place of the model's own.
+        python: the interpreter that runs it, in place of this one.
         compare: whether the plain loss is trained, too.
 
     Raises:
@@ -115,6 +117,7 @@ def decide(
         masks=GIVEN if annotated else "auto",
         model=pipeline,
         script=str(Path(script).resolve()) if script else script_of(model),
+        python=os.path.abspath(python) if python else "",  # noqa: PTH100 - resolved, it would leave its environment
         preset=preset,
         training=training,
         steps=steps,

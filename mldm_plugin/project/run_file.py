@@ -44,6 +44,7 @@ class Run(BaseModel):
     faces: str = Field(default="auto", description="who finds the faces (mldm data folder --help)")
     model: str = Field(description="the pipeline: people-mini, a folder or a Hub name")
     script: str = Field(default="", description="diffusers' training script; empty for the trainer of this package")
+    python: str = Field(default="", description="interpreter of the script's own environment; empty for this one")
     plugins: list[str] = Field(default=["mldm"], description="losses (--loss-plugin)")
     preset: str = Field(description="which losses, with their weights (mldm presets list)")
     set: list[str] = Field(default=[], description="changes to the preset, each a.b=c")

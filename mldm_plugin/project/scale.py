@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ class OwnPhotos:
         name = run_name(arm, seed)
         losses = losses_of(arm, plugins=run.plugins)
         trainer = self.script if run.script else OURS.removeprefix("train_")
-        return Training(name, self.out / "runs" / name, trainer, steps, (*losses, *as_flags(given)))
+        return Training(name, self.out / "runs" / name, trainer, steps, (*losses, *as_flags(given)), run.python)
 
     def _flags(self) -> dict[str, Any]:
         """Data, checkpoints and resuming. DreamBooth's scripts read pictures alone, so masks are found by name."""
@@ -172,12 +173,13 @@ class OwnPhotos:
 
     def lacks(self) -> str:
         """What must be fetched before anything can be trained, with the command; empty where nothing must."""
-        if not self.run.script or Path(self.script).is_file():
-            return ""
-        return (
-            f"the script {self.run.script} is not here: get it with `{how_to_get(self.run.script)}`, and say in "
-            f"{self.out / NAME} where it is (`script:`)."
-        )
+        run, file = self.run, self.out / NAME
+        if run.script and not Path(self.script).is_file():
+            return (
+                f"the script {run.script} is not here: get it with `{how_to_get(run.script)}`, and say in {file} where "
+                "it is (`script:`)."
+            )
+        return "" if not run.python else _lacks_package(run.python, file)
 
     def cost(self, arm: Arm) -> str:
         """Of a training."""
@@ -198,3 +200,15 @@ class OwnPhotos:
         words += ["--resolution", str(run.training["resolution"])] if "resolution" in run.training else []
         words += ["--precision", PRECISIONS[run.training.get("mixed_precision") or "no"]]
         return Command((*words, "--out", str(out)), out / "report.html")
+
+
+def _lacks_package(python: str, file: Path) -> str:
+    """Why an interpreter cannot train with this package; empty where it can."""
+    try:
+        found = subprocess.run([python, "-c", "import accelerate, mldm_plugin"], capture_output=True, text=True)
+    except OSError as error:
+        return f"`python:` in {file} cannot be run: {error}"
+    if not found.returncode:
+        return ""
+    last = (found.stderr.strip().splitlines() or [f"status {found.returncode}"])[-1]
+    return f"{python} (`python:` in {file}) cannot train with this package: {last}; docs/how_to/kohya.md installs it."

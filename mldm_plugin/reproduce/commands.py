@@ -68,6 +68,7 @@ class Training:
         trainer: `controlnet` or `text_to_image_lora`, or the file of somebody else's script, to which we attach.
         steps: its length, None where the preset's epochs say it.
         flags: all others, in order.
+        python: the interpreter that runs it, where the script has an environment of its own; empty for this one.
     """
 
     name: str
@@ -75,9 +76,11 @@ class Training:
     trainer: str
     steps: int | None
     flags: tuple[str, ...]
+    python: str = ""
 
     def __str__(self) -> str:
-        return "accelerate launch " + shlex.join(self.words)
+        launch = f"{self.python} -m accelerate.commands.launch" if self.python else "accelerate launch"
+        return f"{launch} {shlex.join(self.words)}"
 
     @property
     def words(self) -> list[str]:
@@ -107,7 +110,7 @@ class Training:
     def start(self, threads: int, out: IO[Any] | None = None) -> subprocess.Popen[bytes]:
         """Begin, or go on at the last checkpoint, in a group of processes of its own; `out` gets what is printed."""
         options = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
+        launch = [self.python or sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
         launch += ["--num_cpu_threads_per_process", str(threads), *self.words]
         settings = SETTINGS if out is None else {**SETTINGS, **IN_A_LOG}
         return subprocess.Popen(launch, stdout=out, stderr=out, env={**settings, **os.environ}, start_new_session=True)
