@@ -144,15 +144,22 @@ def celebamask_hq(folder: Path, **options: Any) -> None:
 @click.option("--count", type=click.IntRange(1), required=True, metavar="N", help="Pictures to draw.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same pictures.")
 @click.option("--size", type=click.IntRange(64), default=256, show_default=True, help="Pixels of a side, about.")
-@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The COCO data set; appears whole, at the end.")
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The data set; appears whole, at the end.")
+@click.option("--portraits", is_flag=True, help="One face a picture, with masks of its parts and 40 attributes.")
 @click.option("--workers", type=click.IntRange(0), help="Processes; one a core by default.")
 def synthetic(out: Path, workers: int | None, **options: Any) -> None:
-    """Draw people: a COCO data set with masks, keypoints, face boxes, attributes and captions, all exact."""
+    """Draw people: a COCO data set with masks, keypoints, face boxes, attributes and captions, all exact.
+
+    With --portraits faces alone, in the files of CelebAMask-HQ.
+    """
     from mldm_plugin.prepare.engines import usable_cores
     from mldm_plugin.prepare.synthetic.dataset import write_synthetic
 
     write_synthetic(out, workers=usable_cores() if workers is None else workers, **options)
     click.echo(f"{out}: {options['count']} pictures drawn")
+    if options["portraits"]:
+        click.echo(f"make a training set of them: mldm data celebamask-hq {out} --out {out}-faces")
+        return
     click.echo(
         f"make a training set of them: mldm data coco --images {out}/images --instances {out}/instances.json "
         f"--captions {out}/captions.json --out {out}-people"

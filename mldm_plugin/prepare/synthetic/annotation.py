@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mldm_plugin.prepare.synthetic.part import KEYPOINTS, SKELETON, Part, seen_through
+from mldm_plugin.prepare.synthetic.part import FACE_PARTS, KEYPOINTS, SKELETON, Part, seen_through
 from mldm_plugin.prepare.synthetic.person import Person
 from mldm_plugin.prepare.synthetic.picture import FINER, Picture
 from mldm_plugin.prepare.synthetic.silhouette import box_of, compressed, polygons, run_lengths, visible_masks
@@ -90,7 +90,7 @@ def _face_box(person: Person, on_top: np.ndarray) -> list[float] | None:
     if x1 <= x0 or y1 <= y0:
         return None
     inside = on_top[round(y0) : round(y1), round(x0) : round(x1)]
-    if np.isin(inside, (Part.FACE, Part.GLASSES)).sum() < FACE_SHOWN * whole:
+    if np.isin(inside, [*FACE_PARTS, Part.GLASSES]).sum() < FACE_SHOWN * whole:
         return None
     return [round(v / FINER, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +168,15 @@ class Layer:
         if form or edge:
             colour = self._shaded(colour, made.cover, inner, form, max(depth, 0.6), edge)
         self._lay(tight, colour, tight.cover * np.float32(opacity), part, inside)
+
+    def mark(self, outline: Outline, part: int, over: Collection[int], clip: Outline | None = None) -> None:
+        """Label what lies inside an outline and shows one of the parts `over`, without painting."""
+        made = stamp(outline, self.size)
+        if made is None:
+            return
+        cover = made.cover if clip is None else made.cover * _on(stamp(clip, self.size), made)
+        labels = self.part[made.window]
+        labels[(cover > 0.5) & np.isin(labels, list(over))] = part
 
     def darken(self, outline: Outline, amount: float, soft: float = 0.0, clip: Outline | None = None) -> None:
         """Multiply what is there towards the light's shade."""

@@ -1,4 +1,5 @@
-"""The data set of drawn people: a COCO folder, written by several processes, the same bytes each time."""
+"""Data sets of drawn people, written by several processes, the same bytes each time: people in scenes as a COCO folder,
+or portraits as a folder of CelebAMask-HQ."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from mldm_plugin.prepare.engines import in_processes
 from mldm_plugin.prepare.synthetic.annotation import CATEGORIES, annotate
 from mldm_plugin.prepare.synthetic.caption import captions
 from mldm_plugin.prepare.synthetic.picture import draw_plan, paint
+from mldm_plugin.prepare.synthetic.portrait_files import write_lists, write_portrait
 from mldm_plugin.prepare.workspace import Counts, Workspace, is_made, opened
 
 SMALLEST, LARGEST = 64, 2048  # sides: less shows no face, more takes minutes
@@ -57,7 +59,13 @@ def draw(seed: int, index: int, size: int) -> Drawn:
 
 
 def write_synthetic(
-    out: str | Path, count: int, seed: int, size: int = 256, workers: int = 0, progress: bool = True
+    out: str | Path,
+    count: int,
+    seed: int,
+    size: int = 256,
+    workers: int = 0,
+    progress: bool = True,
+    portraits: bool = False,
 ) -> Path:
     """Draw a data set into a new folder: images/, instances.json and captions.json.
 
@@ -68,13 +76,15 @@ def write_synthetic(
         size: of the pictures' sides, about.
         workers: processes besides this one; 0 draws in this one.
         progress: whether a bar is shown.
+        portraits: draw one face a picture, with masks of its parts and attributes, as CelebAMask-HQ is handed out.
 
     Raises:
         DataError: the folder is something else, another run is writing it, or a number cannot be used.
     """
     out = Path(out).resolve()  # other processes may start elsewhere
     _check(count, seed, size)
-    command = {"data": "synthetic", "mldm_plugin": __version__, "count": count, "seed": seed, "size": size}
+    kind = "portraits" if portraits else "synthetic"
+    command = {"data": kind, "mldm_plugin": __version__, "count": count, "seed": seed, "size": size}
     if is_made(out, command):
         return out
     with opened(out, command) as space:
@@ -82,12 +92,12 @@ def write_synthetic(
             return out
         if not space.is_joined():
             starts = [start for start in range(0, count, SHARD) if not space.is_done(start)]
-            jobs = [Part(out, seed, size, start, min(start + SHARD, count)) for start in starts]
+            jobs = [Part(out, seed, size, start, min(start + SHARD, count), portraits) for start in starts]
             left = sum(job.stop - job.start for job in jobs)
             with tqdm(total=count, initial=count - left, desc="drawing", unit="picture", disable=not progress) as bar:
                 for drawn in in_processes(draw_part, jobs, workers):
                     bar.update(drawn)
-        space.publish(command, assemble)
+        space.publish(command, write_lists if portraits else assemble)
     return out
 
 
@@ -109,14 +119,28 @@ class Part:
     size: int
     start: int
     stop: int
+    portraits: bool
+
+    @property
+    def indices(self) -> range:
+        return range(self.start, self.stop)
 
 
 def draw_part(part: Part) -> int:
     """Draw and write them; returns how many."""
     space = Workspace(part.out)
+    if part.portraits:
+        rows = {str(index): write_portrait(space.folder, part.seed, index, part.size) for index in part.indices}
+        space.write_done(part.start, {"attributes": rows})
+    else:
+        _draw_scenes(space, part)
+    return len(part.indices)
+
+
+def _draw_scenes(space: Workspace, part: Part) -> None:
     (space.folder / "images").mkdir(exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "captions": []}
-    for index in range(part.start, part.stop):
+    for index in part.indices:
         drawn = draw(part.seed, index, part.size)
         (space.folder / "images" / drawn.image["file_name"]).write_bytes(drawn.jpeg)
         number = drawn.image["id"]
@@ -126,7 +150,6 @@ def draw_part(part: Part) -> int:
         for key, room, found in (("annotations", 100, drawn.annotations), ("captions", 10, texts)):
             rows[key] += [{"id": number * room + i, "image_id": number, **one} for i, one in enumerate(found)]
     space.write_done(part.start, rows)
-    return part.stop - part.start
 
 
 def assemble(space: Workspace) -> Counts:

@@ -7,13 +7,20 @@ import numpy as np
 from mldm_plugin.prepare.synthetic.canvas import Ink, Layer
 from mldm_plugin.prepare.synthetic.curve import Curve, closed, disc, ellipse, mirrored, opened, tube
 from mldm_plugin.prepare.synthetic.head import Head
+from mldm_plugin.prepare.synthetic.look import Look
 from mldm_plugin.prepare.synthetic.palette import CLOTH, HAIR, mix, scaled
 from mldm_plugin.prepare.synthetic.part import Part
 from mldm_plugin.prepare.synthetic.texture import cloth, curls, strands
 
+FRINGED = ("long straight", "long wavy", "bob", "ponytail", "pigtails")  # some of them
 LONG = ("long straight", "long wavy")
 # How far down hair hangs behind, in head units from the middle of the head.
 LENGTH = {"long straight": 1.15, "long wavy": 1.05, "bob": 0.5}
+
+
+def has_fringe(look: Look) -> bool:
+    """Whether hair falls over the whole forehead; a short cut's is swept aside."""
+    return look.hair in FRINGED and look.seed % 5 < 2
 
 
 class Hair:
@@ -118,7 +125,7 @@ class Hair:
         self._paint(put(lean(self._cap_curve(0.03, -0.29, 0.05))), ink, drop=0.5)
         if style in (*LONG, "bob"):
             self._locks(low)
-        if self.look.seed % 5 < 2 and style != "bun":
+        if has_fringe(self.look):
             self._fringe(ink)
 
     def _locks(self, low: float) -> None:

@@ -23,7 +23,19 @@ class Part(IntEnum):
     LEFT_LEG = 13
     RIGHT_LEG = 14
     THING = 15
+    # Of a face, marked on it after it is painted. Glasses are dark, spectacles are looked through.
+    SPECTACLES = 16
+    NOSE = 17
+    LEFT_EYE = 18
+    RIGHT_EYE = 19
+    LEFT_BROW = 20
+    RIGHT_BROW = 21
+    UPPER_LIP = 22
+    MOUTH = 23
+    LOWER_LIP = 24
 
+
+FACE_PARTS = frozenset({Part.FACE, *(part for part in Part if part >= Part.SPECTACLES)})  # what shows the face
 
 # COCO's order.
 KEYPOINTS = (
@@ -55,7 +67,7 @@ SKELETON = (
 def seen_through(name: str) -> frozenset[Part]:
     """The parts that show a keypoint when they are on top of it; any other part hides it."""
     if name == "nose" or name.endswith("_eye"):
-        return frozenset({Part.FACE})
+        return FACE_PARTS
     side, joint = name.split("_")
     of_side = {word: Part[f"{side.upper()}_{word}"] for word in ("EAR", "ARM", "HAND", "LEG")}
     if joint == "ear":

@@ -85,6 +85,7 @@ CLOSE = {  # for portraits: hands near the face
     ("hanging", "hanging"): 2.0,
     ("raised", "raised"): 0.6,
 }
+PORTRAIT = {("hanging", "hanging"): 1.0}
 SITTING = {
     ("on the knee", "on the knee"): 2.0,
     ("waving", "on the knee"): 2.0,
@@ -156,11 +157,20 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator, look: Look, shot: str, back: bool = False) -> Pose:
-    """A pose at random. `shot` is "close", "half", "knee" or "full"."""
+    """A pose at random. `shot` is "portrait", without hands and nearly straight, "close", "half", "knee" or "full"."""
     legs = pick(rng, FULL_BODY) if shot == "full" else "standing at ease" if rng.random() < 0.5 else "standing"
     if back and legs in ("sitting", "sitting cross-legged", "jumping"):
         legs = "walking"
-    table = CLOSE if shot == "close" else SITTING if legs.startswith("sitting") else STANDING
+    calm = 0.5 if shot == "portrait" else 1.0
+    table = (
+        PORTRAIT
+        if shot == "portrait"
+        else CLOSE
+        if shot == "close"
+        else SITTING
+        if legs.startswith("sitting")
+        else STANDING
+    )
     weights = {str(i): v for i, v in enumerate(table.values())}
     arms = list(table)[int(pick(rng, weights))]
     if legs == "jumping":
@@ -177,8 +187,8 @@ def draw_pose(rng: np.random.Generator, look: Look, shot: str, back: bool = Fals
         arms=arms,
         joints=joints,
         hand_angles=angles,
-        head_tilt=float(np.clip(rng.normal(0, 0.09), -0.2, 0.2)),
-        yaw=float(rng.uniform(-0.34, 0.34)),
+        head_tilt=calm * float(np.clip(rng.normal(0, 0.09), -0.2, 0.2)),
+        yaw=calm * float(rng.uniform(-0.34, 0.34)),
         pitch=float(rng.uniform(-0.04, 0.04)),
         back=back,
         hands=(ARMS[arms[0]].hand, ARMS[arms[1]].hand),
