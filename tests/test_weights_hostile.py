@@ -136,7 +136,9 @@ FLAX = {"VGG16_0": {f"Conv_{i}": {"kernel": np.ones((1, 1, 1, 1), np.float32)} f
 FILES = {
     "arrays": [pickle.dumps(ARRAYS, protocol) for protocol in (2, 4)],
     "flax_trunk": [pickle.dumps(FLAX, 3)],
-    "torch": [torch_file(TENSORS, new=True), torch_file(TENSORS, new=False)],
+    "torch": [torch_file(TENSORS, new=True)],
+    "torchvision_trunk": [torch_file({"features.0.weight": torch.ones(2, 3)}, new=True)],
+    "mtcnn": [torch_file(TENSORS, new=False)],  # torch's reader opens all three: here in its old format
     "safetensors": [save(TENSORS)],
 }
 
