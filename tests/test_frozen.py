@@ -1,7 +1,10 @@
 """Frozen networks: their precision, their memory order, and random weights that touch nobody's generators."""
 
+import ast
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +159,22 @@ def test_random_weights_move_no_generator_of_any_device(build, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def reseeds_gpus(source):
+    """Whether it seeds all generators where only that of the CPU is put back."""
+    forks = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.With)]
+    forks = [n for n in forks if any("fork_rng(devices=[])" in ast.unparse(i.context_expr) for i in n.items)]
+    return any(re.search(r"\b(torch|random)\.(manual_seed|seed)\(|\bset_seed\(", ast.unparse(n)) for n in forks)
+
+
+def test_no_source_file_seeds_gpus_and_leaves_them_so():
+    root = Path(__file__).parent.parent
+    sources = [*(root / "mldm_plugin").rglob("*.py"), *(root / "hooks").rglob("*.py")]
+    assert [p for p in sources if reseeds_gpus(p.read_text(encoding="utf-8"))] == []
+    with_fork = "with torch.random.fork_rng({}):\n    torch.manual_seed(0)"
+    assert reseeds_gpus(with_fork.format("devices=[]"))
+    assert not reseeds_gpus(with_fork.format(""))  # all generators are put back
 
 
 @pytest.mark.parametrize(("has_group_norm", "on_gpu"), [(True, False), (False, True)])
