@@ -1,6 +1,7 @@
 """Frozen networks: their precision, their memory order, and random weights that touch nobody's generators."""
 
 import ast
+import contextlib
 import copy
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from make_step import FaceLoss, PictureLoss, loss_and_gradient, make_stack, make_step, tiny_vae
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.pictures import has_bfloat16
@@ -36,6 +38,23 @@ def test_a_network_in_bfloat16_returns_float32_and_keeps_its_float32_weights():
     assert Frozen(nn.Conv3d(1, 2, 1))(torch.rand(1, 1, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
 
 
+@contextlib.contextmanager
+def watched_dtypes():
+    """Of the weights, and of what the group norms return, of all networks that run inside."""
+    weights, norms = set(), set()
+
+    def look(module, given, returned):
+        weights.update(p.dtype for p in module.parameters(recurse=False))
+        if isinstance(module, nn.GroupNorm):
+            norms.add(returned.dtype)
+
+    handle = register_module_forward_hook(look)
+    try:
+        yield weights, norms
+    finally:
+        handle.remove()
+
+
 def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
     """Under autocast a GPU keeps weights and group norms in float32, and so twice as much."""
     vae = tiny_vae()
@@ -45,10 +64,11 @@ def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
     for dtype in (torch.float32, torch.bfloat16):
         with computing_in(dtype), torch.autocast("cpu", torch.bfloat16):
             decoder(latents)  # makes the copy
-            with TensorMemory() as memory:
+            with TensorMemory() as memory, watched_dtypes() as (weights, norms):
                 pictures = decoder(latents)
                 kept[dtype] = memory.live
             del pictures
+        assert weights == norms == {dtype}
     assert kept[torch.bfloat16] < 0.6 * kept[torch.float32]
 
 
