@@ -8,7 +8,7 @@ computed twice for it, and the memory is that of one group, however many images 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -141,19 +141,19 @@ class _Groups:
     def reports(self) -> dict[str, TermReport]:
         """What each term gave. Waits for the device once, if there is anything to wait for."""
         parts = [part for of_term in self.parts.values() for part in of_term]
-        flags = torch.cat([part.flags() for part in parts], dim=1).tolist() if parts else ([], [])
-        pairs = zip(*flags, strict=True)
-        return {t.name: self._report(t, pairs) for t in self.terms}
+        finite, gradient_finite = torch.cat([part.flags() for part in parts], dim=1).tolist() if parts else ([], [])
+        reports, start = {}, 0
+        for term in self.terms:
+            end = start + sum(len(part.rows) for part in self.parts[term.name])
+            reports[term.name] = self._report(term, finite[start:end], gradient_finite[start:end])
+            start = end
+        return reports
 
-    def _report(self, term: Term, flags: Iterator[tuple[bool, bool]]) -> TermReport:
+    def _report(self, term: Term, finite: list[bool], gradient_finite: list[bool]) -> TermReport:
         parts = self.parts[term.name]
         rows = [row for part in parts for row in part.rows]
         values = torch.cat([part.values for part in parts]) if parts else self.step.latents.new_zeros(0).float()
-        finite, gradient_finite = [], []
-        for _ in rows:
-            value_is, gradient_is = next(flags)
-            finite.append(value_is)
-            gradient_finite.append(gradient_is or not value_is)
+        gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
         return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite)
 
 
