@@ -23,22 +23,9 @@ from mldm_plugin.engine.term import Term
 Gates = dict[str, list[int]]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What all terms gave on one step.
-
-    Attributes:
-        terms: by name, in the order of the preset.
-        gradient: ∂(Σ_ij w_ij L_ij / N)/∂model_pred, float32 (N, C, h, w); None where no gradient was asked for.
-    """
-
-    terms: dict[str, TermReport]
-    gradient: Tensor | None
-
-
 def evaluate(
     terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures
-) -> Evaluation:
+) -> tuple[dict[str, TermReport], Tensor | None]:
     """Every term on its gated images.
 
     A value or a gradient that is not finite is left out, image by image: the gradient is then computed again without
@@ -51,20 +38,24 @@ def evaluate(
         schedule: for ẑ₀.
         pictures: gives a step its pictures, and says how many to decode together.
 
+    Returns:
+        what each term gave, by name in the order of the preset, and ∂(Σ_ij w_ij L_ij / N)/∂model_pred, float32
+        (N, C, h, w), None where no gradient was asked for.
+
     Raises:
         LossError: a loss that fails or returns something else than one value per image.
     """
     groups = _Groups(terms, step, gates, schedule, pictures)
     if not any(gates.values()):
-        return Evaluation(groups.reports(), None)
+        return groups.reports(), None
     groups.run()
     reports = groups.reports()
     if all(report.gradients_finite for report in reports.values()):
-        return Evaluation(reports, groups.gradient)
+        return reports, groups.gradient
     finite = {name: [report.rows[i] for i in report.used] for name, report in reports.items()}
     again = _Groups(terms, step, finite, schedule, pictures)
     again.run()
-    return Evaluation(reports, again.gradient)
+    return reports, again.gradient
 
 
 @dataclass
@@ -82,7 +73,7 @@ class _Part:
 
 
 class _Groups:
-    """One pass over the gated images. `gradient` is as in `Evaluation`."""
+    """One pass over the gated images. `gradient` is that of `evaluate`."""
 
     def __init__(
         self, terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures

@@ -161,8 +161,8 @@ class LossStack:
         if self.start_up is not None:
             self.start_up = self.start_up.look(step, gates)
         with self.pictures.in_its_precision(step):
-            given = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
-        report = mix(step, given, self.plain, self.combine)
+            terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
+        report = mix(step, terms, gradient, self.plain, self.combine)
         if self._after_loss is not None:
             self._after_loss(step=self._with_estimate(step), report=report)
         self._note(report)
