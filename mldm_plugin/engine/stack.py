@@ -159,7 +159,9 @@ class LossStack:
         step = self._with_boxes_clipped(step)
         gates = find_gates(self.terms, step, self.schedule)
         if self.start_up is not None:
-            self.start_up = self.start_up.look(step, gates)
+            self.start_up.look(step, gates)
+            if self.start_up.done:
+                self.start_up = None
         with self.pictures.in_its_precision(step):
             terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
         report = mix(step, terms, gradient, self.plain, self.combine)
