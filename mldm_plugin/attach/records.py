@@ -7,6 +7,7 @@ from pathlib import Path
 from mldm_plugin.announce import announce
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
+from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.engine.curves import Curves
 from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
@@ -26,9 +27,11 @@ class Records:
     trackers, under `mldm/`.
     """
 
-    def __init__(self, folder: Path | None, panel_steps: int, curve_steps: int, step: int) -> None:
+    def __init__(
+        self, folder: Path | None, panel_steps: int, curve_steps: int, step: int, decoder: Decoder | None = None
+    ) -> None:
         self._file = MetricsFile(folder) if folder is not None else None
-        self._folder = folder
+        self._folder, self._decoder = folder, decoder
         self._panel_steps, self._curve_steps = panel_steps, curve_steps
         self._curves: Curves | None = None
         self._meter: StepMeter | None = None
@@ -36,8 +39,11 @@ class Records:
         self._drawn = False
 
     @classmethod
-    def open(cls, settings: Settings, preset: Preset, scope: Scope) -> Records:
-        """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there."""
+    def open(cls, settings: Settings, preset: Preset, scope: Scope, decoder: Decoder | None) -> Records:
+        """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there.
+
+        Panels are drawn with `decoder`, and none without it.
+        """
         known = scope.get("global_step")
         step = int(known or 0)
         accelerator = scope.get("accelerator")
@@ -55,7 +61,7 @@ class Records:
             )
         if known is not None:
             MetricsFile(folder).truncate(step)
-        return cls(folder, panel_steps, settings.curve_steps, step)
+        return cls(folder, panel_steps, settings.curve_steps, step, decoder)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch; with the last of an optimizer step its line is written."""
@@ -89,5 +95,7 @@ class Records:
 
     def _draw(self, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         self._drawn = True
-        if self._folder is not None and stack.decoder is not None:
-            save_panel(draw_panel(stack, step, report), self._folder / "panels" / f"step-{self._step + 1}.png")
+        if self._folder is not None and self._decoder is not None:
+            save_panel(
+                draw_panel(stack, step, report, self._decoder), self._folder / "panels" / f"step-{self._step + 1}.png"
+            )

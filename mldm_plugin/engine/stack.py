@@ -175,10 +175,6 @@ class LossStack:
         """Latents to pictures; None where no loss needs it."""
         return self.pictures.decoder
 
-    @decoder.setter
-    def decoder(self, decoder: Decoder | None) -> None:
-        self.pictures.decoder = decoder
-
     @property
     def needs(self) -> frozenset[str]:
         """All that the terms need together."""
@@ -214,6 +210,8 @@ class LossStack:
                 size = (known.shape[-2], known.shape[-1])
                 break
         else:
+            if not self.terms:
+                return step  # nobody looks at them
             if self.decoder is None:
                 raise LossError("face boxes came without pictures, masks or a VAE: their picture's size is unknown.")
             size = self.decoder.image_size(step.latents)
