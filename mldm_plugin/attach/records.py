@@ -82,7 +82,7 @@ class Records:
             self._draw(stack, step, report)
         if not accelerator.sync_gradients:
             return
-        numbers, _ = self._meter.mean(accelerator, ())
+        numbers, _ = self._meter.mean(accelerator)
         self._step += 1
         if self._curves is not None and self._step % self._curve_steps == 0:
             numbers |= self._curves.mean(accelerator)
