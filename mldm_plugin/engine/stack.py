@@ -114,11 +114,12 @@ class LossStack:
             overrides: as for `--set`.
             prediction_type: what the network's output is, where the scheduler's config does not say it.
             scaling_factor, latents_mean, latents_std: as for `LatentDecoder`.
-            estimate_tolerance: as above.
-            announce: as above.
+            estimate_tolerance, announce: as for `LossStack`.
 
         Raises:
-            PresetError, PluginError, WeightsError: see there.
+            PresetError: a preset, or a VAE in the place of the model's, that cannot be used.
+            PluginError: a plugin that cannot be loaded.
+            WeightsError: weights that cannot be had.
         """
         if not isinstance(plugins, Plugins):
             plugins = load_plugins(plugins)
