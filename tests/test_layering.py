@@ -23,7 +23,7 @@ LAYERS = (
     {"hookspecs"},
     {"perceptual", "plugins"},
     {"decode", "preset"},
-    {"engine"},
+    {"engine", "weights_first"},
     {"data"},
     {"records", "planning"},
     {"prepare"},

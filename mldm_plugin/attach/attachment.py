@@ -38,10 +38,10 @@ from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.engine.weights_first import fetch_needed
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
+from mldm_plugin.weights_first import fetch_needed
 
 _SAME = 1e-3  # relative; rounding of half precision excepted. Chosen.
 

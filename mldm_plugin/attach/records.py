@@ -8,13 +8,13 @@ from mldm_plugin.announce import announce
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
 from mldm_plugin.decode.decoder import Decoder
-from mldm_plugin.engine.curves import Curves
 from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
 from mldm_plugin.preset import Preset
+from mldm_plugin.records.curves import Curves
 from mldm_plugin.records.files import write_text
 from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.records.panels import draw_panel, save_panel
