@@ -20,11 +20,9 @@ from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.engine.term import Term
 
-Gates = dict[str, list[int]]
-
 
 def evaluate(
-    terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures
+    terms: Sequence[Term], step: DiffusionStep, rows: dict[str, list[int]], schedule: NoiseSchedule, pictures: Pictures
 ) -> tuple[dict[str, TermReport], Tensor | None]:
     """Every term on its gated images.
 
@@ -34,7 +32,7 @@ def evaluate(
     Args:
         terms: those of the preset.
         step: N images.
-        gates: by term, the rows it applies to.
+        rows: by term, those it applies to.
         schedule: for ẑ₀.
         pictures: gives a step its pictures, and says how many to decode together.
 
@@ -45,8 +43,8 @@ def evaluate(
     Raises:
         LossError: a loss that fails or returns something else than one value per image.
     """
-    groups = _Groups(terms, step, gates, schedule, pictures)
-    if not any(gates.values()):
+    groups = _Groups(terms, step, rows, schedule, pictures)
+    if not any(rows.values()):
         return groups.reports(), None
     groups.run()
     reports = groups.reports()
@@ -76,12 +74,17 @@ class _Groups:
     """One pass over the gated images. `gradient` is that of `evaluate`."""
 
     def __init__(
-        self, terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures
+        self,
+        terms: Sequence[Term],
+        step: DiffusionStep,
+        rows: dict[str, list[int]],
+        schedule: NoiseSchedule,
+        pictures: Pictures,
     ) -> None:
-        self.terms, self.step, self.gates = terms, step, gates
+        self.terms, self.step, self.rows = terms, step, rows
         self.schedule, self.pictures = schedule, pictures
         self.parts: dict[str, list[_Part]] = {t.name: [] for t in terms}
-        trains = any(gates[t.name] and not t.detach for t in terms)
+        trains = any(rows[t.name] and not t.detach for t in terms)
         self.trains = trains and torch.is_grad_enabled() and step.model_pred.requires_grad
         self.gradient = torch.zeros_like(step.model_pred, dtype=torch.float32) if self.trains else None
 
@@ -89,14 +92,14 @@ class _Groups:
         """Every group, those that need pictures first."""
         with torch.set_grad_enabled(self.trains):
             seeing = [t for t in self.terms if "pred_images" in t.needs]
-            for group in self.pictures.groups(self._rows(seeing), self.step):
+            for group in self.pictures.groups(self._any_of(seeing), self.step):
                 self._run(group, seeing, self.pictures.of)
             blind = [t for t in self.terms if "pred_images" not in t.needs]
-            if group := self._rows(blind):
+            if group := self._any_of(blind):
                 self._run(group, blind, lambda step: step)
 
-    def _rows(self, terms: Sequence[Term]) -> list[int]:
-        return sorted({row for t in terms for row in self.gates[t.name]})
+    def _any_of(self, terms: Sequence[Term]) -> list[int]:
+        return sorted({row for t in terms for row in self.rows[t.name]})
 
     def _run(self, group: list[int], terms: Sequence[Term], prepare: Callable[[DiffusionStep], DiffusionStep]) -> None:
         """`terms` on the images `group`, and the gradient of what they weigh together."""
@@ -104,7 +107,7 @@ class _Groups:
         prepared = prepare(estimated)
         total, parts = leaf.new_zeros(()), []
         for term in terms:
-            places = [i for i, row in enumerate(group) if row in self.gates[term.name]]
+            places = [i for i, row in enumerate(group) if row in self.rows[term.name]]
             if not places:
                 continue
             part, counted = _evaluated(term, prepared.select(places), [group[i] for i in places])
