@@ -9,10 +9,10 @@ import torch
 from make_step import ddpm, flow, make_step
 from waits import Waits
 
-from mldm_plugin.engine.curves import RANGES, Curves
 from mldm_plugin.engine.mix import PlainLoss
 from mldm_plugin.engine.report import LossReport, TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule, stable_diffusion_snr
+from mldm_plugin.records.curves import RANGES, Curves
 
 PLAIN = PlainLoss(NoiseSchedule.from_scheduler(ddpm()))
 EDGES = (0, 99, 100, 199, 200, 399, 400, 699, 700, 999)

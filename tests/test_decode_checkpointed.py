@@ -8,7 +8,7 @@ from make_step import tiny_vae
 from mldm_plugin.decode.checkpointed import Checkpointed
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.decode.tiny import TinyDecoder
-from mldm_plugin.perceptual.frozen import computing_in
+from mldm_plugin.perceptual.frozen import build_seeded, computing_in
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 
@@ -26,9 +26,7 @@ def decoder(tiny, checkpointing):
     exact = LatentDecoder(tiny_vae(), checkpointing=checkpointing)
     if not tiny:
         return exact
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return TinyDecoder(exact, AutoencoderTiny(latent_channels=4))
+    return TinyDecoder(exact, build_seeded(lambda: AutoencoderTiny(latent_channels=4)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

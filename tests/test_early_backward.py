@@ -36,6 +36,21 @@ def test_one_at_a_time_gives_the_same_loss_and_gradient_as_all_at_once():
     assert (expected_sizes, sizes, others) == ([4], [1, 1, 1, 1], [3, 1])
 
 
+def test_the_clean_estimate_is_computed_of_gated_images_alone(monkeypatch):
+    step = make_step(TIMESTEPS)
+    stack = make_stack(Term("picture", PictureLoss(), 0.2), Term("latent", LatentLoss(), 0.1, 10), decode_batch=2)
+    stack.prove(step)
+    stack.start_up = None
+    estimated, original = [], stack.schedule.pred_latents
+    monkeypatch.setattr(
+        stack.schedule, "pred_latents", lambda step: estimated.append(step.timesteps.tolist()) or original(step)
+    )
+    stack(make_step((900, 800)))
+    assert estimated == []
+    stack(step)
+    assert estimated == [[50, 20], [80, 3], [3]]
+
+
 def test_so_many_pictures_share_a_decode_as_have_the_pixels_of_one_of_512():
     """The rule that is printed, without decoding anything."""
     lines = []

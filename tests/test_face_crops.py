@@ -29,7 +29,7 @@ def test_shrinking_averages_all_pixels():
 
 def test_the_box_is_made_square_and_extended_by_vggface2s_factor():
     assert FaceCrop(size=224, extent=1.3) == VGGFACE2_CROP
-    square = square_boxes(torch.tensor([[10.0, 20.0, 20.0, 60.0]]))
+    square = square_boxes(torch.tensor([[10.0, 20.0, 20.0, 60.0]]), VGGFACE2_CROP)
     torch.testing.assert_close(square, torch.tensor([[15.0 - 26, 40.0 - 26, 15.0 + 26, 40.0 + 26]]))
 
 
@@ -87,7 +87,7 @@ def test_parity_with_roi_align():
     images = picture(2, 40, 56)
     boxes = [torch.tensor([[5.3, 6.1, 20.7, 31.9], [30.0, 1.0, 55.0, 12.0]]), torch.tensor([[0.0, 0.0, 9.0, 7.0]])]
     for size in (4, 7, 64):
-        squares = [square_boxes(b) + 40 for b in boxes]
+        squares = [square_boxes(b, VGGFACE2_CROP) + 40 for b in boxes]
         padded = F.pad(images, (40, 40, 40, 40), mode="replicate")
         expected = roi_align(padded, squares, output_size=size, sampling_ratio=-1, aligned=True)
         torch.testing.assert_close(crop_faces(images, boxes, FaceCrop(size, 1.3)), expected, rtol=1e-4, atol=1e-4)
@@ -112,7 +112,7 @@ def test_autocast_leaves_pixels_as_they_are():
 def test_nothing_outside_the_extended_box_matters():
     images = picture(height=40, width=40)
     box = torch.tensor([[12.0, 10.0, 22.0, 20.0]])
-    x0, y0, x1, y1 = square_boxes(box)[0].tolist()
+    x0, y0, x1, y1 = square_boxes(box, VGGFACE2_CROP)[0].tolist()
     inside = torch.zeros(40, 40, dtype=torch.bool)
     inside[int(y0) - 1 : int(y1) + 2, int(x0) - 1 : int(x1) + 2] = True  # bilinear reading: one pixel more
     changed = torch.where(inside, images, 100.0).requires_grad_()
@@ -139,7 +139,7 @@ def test_defect_9_boxes_partly_outside_are_cropped_not_dropped(boxes, height, wi
     if len(visible):
         assert crops.max() <= images.max() + 1e-4
         assert crops.min() >= images.min() - 1e-4
-        squares = square_boxes(visible)
+        squares = square_boxes(visible, VGGFACE2_CROP)
         assert (squares[:, :2] <= visible[:, :2] + 1e-4).all()
         assert (squares[:, 2:] >= visible[:, 2:] - 1e-4).all()
     crops.sum().backward()

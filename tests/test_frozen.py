@@ -1,13 +1,18 @@
 """Frozen networks: their precision, their memory order, and random weights that touch nobody's generators."""
 
+import ast
+import contextlib
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from make_step import FaceLoss, PictureLoss, loss_and_gradient, make_stack, make_step, tiny_vae
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.pictures import has_bfloat16
@@ -33,6 +38,23 @@ def test_a_network_in_bfloat16_returns_float32_and_keeps_its_float32_weights():
     assert Frozen(nn.Conv3d(1, 2, 1))(torch.rand(1, 1, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
 
 
+@contextlib.contextmanager
+def watched_dtypes():
+    """Of the weights, and of what the group norms return, of all networks that run inside."""
+    weights, norms = set(), set()
+
+    def look(module, given, returned):
+        weights.update(p.dtype for p in module.parameters(recurse=False))
+        if isinstance(module, nn.GroupNorm):
+            norms.add(returned.dtype)
+
+    handle = register_module_forward_hook(look)
+    try:
+        yield weights, norms
+    finally:
+        handle.remove()
+
+
 def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
     """Under autocast a GPU keeps weights and group norms in float32, and so twice as much."""
     vae = tiny_vae()
@@ -42,10 +64,11 @@ def test_bfloat16_means_weights_and_activations_so_a_decode_keeps_half():
     for dtype in (torch.float32, torch.bfloat16):
         with computing_in(dtype), torch.autocast("cpu", torch.bfloat16):
             decoder(latents)  # makes the copy
-            with TensorMemory() as memory:
+            with TensorMemory() as memory, watched_dtypes() as (weights, norms):
                 pictures = decoder(latents)
                 kept[dtype] = memory.live
             del pictures
+        assert weights == norms == {dtype}
     assert kept[torch.bfloat16] < 0.6 * kept[torch.float32]
 
 
@@ -156,6 +179,22 @@ def test_random_weights_move_no_generator_of_any_device(build, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def reseeds_gpus(source):
+    """Whether it seeds all generators where only that of the CPU is put back."""
+    forks = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.With)]
+    forks = [n for n in forks if any("fork_rng(devices=[])" in ast.unparse(i.context_expr) for i in n.items)]
+    return any(re.search(r"\b(torch|random)\.(manual_seed|seed)\(|\bset_seed\(", ast.unparse(n)) for n in forks)
+
+
+def test_no_source_file_seeds_gpus_and_leaves_them_so():
+    root = Path(__file__).parent.parent
+    sources = [*(root / "mldm_plugin").rglob("*.py"), *(root / "hooks").rglob("*.py")]
+    assert [p for p in sources if reseeds_gpus(p.read_text(encoding="utf-8"))] == []
+    with_fork = "with torch.random.fork_rng({}):\n    torch.manual_seed(0)"
+    assert reseeds_gpus(with_fork.format("devices=[]"))
+    assert not reseeds_gpus(with_fork.format(""))  # all generators are put back
 
 
 @pytest.mark.parametrize(("has_group_norm", "on_gpu"), [(True, False), (False, True)])

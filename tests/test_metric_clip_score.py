@@ -33,7 +33,7 @@ def test_it_is_the_cosine_of_clips_own_embeddings(folder):
     with torch.no_grad():
         text = whole.get_text_features(**tokenizer("a man", return_tensors="pt", max_length=8, truncation=True))
     text = getattr(text, "pooler_output", text)[0]
-    wanted = clip_score(metric._features(picture)[0], text)
+    wanted = clip_score(metric.clip(picture)[0], text)
     assert metric(picture) == pytest.approx(wanted, abs=1e-6)
     assert metric(asked("a man")) != metric(asked("a woman"))
     assert metric(asked("")) is None

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from make_step import make_stack, make_step, two_terms
+from make_step import make_stack, make_step, tiny_vae, two_terms
 from PIL import Image
 
 from mldm_plugin.data.drawing import draw_annotation
+from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.records.panels import annotated, as_bytes, caption_of, draw_panel, save_panel
 
 
@@ -74,10 +75,12 @@ def test_cached_latents_without_masks_and_rows_beyond_the_limit(tmp_path):
 
 
 def test_without_a_decoder_the_panel_says_why():
-    stack, step = make_stack(), make_step((50,))
-    stack.decoder = None
+    stack, step = make_stack(decoder=None), make_step((50,))
+    report = stack(step)
     with pytest.raises(ValueError, match="panels need a decoder"):
-        draw_panel(stack, step, stack(step))
+        draw_panel(stack, step, report)
+    given, own = draw_panel(stack, step, report, LatentDecoder(tiny_vae())), make_stack()
+    assert np.array_equal(np.asarray(given), np.asarray(draw_panel(own, step, report)))
 
 
 def test_keypoints_are_drawn_where_they_are():

@@ -37,11 +37,11 @@ def grey(name: str, size: tuple[int, int] = (SIDE, SIDE), **row: object) -> Samp
 
 def attributes(seed: int) -> dict[str, str]:
     """Those of a drawn person at random, without painting anybody."""
-    from mldm_plugin.prepare.synthetic.annotation import _attributes
+    from mldm_plugin.prepare.synthetic.annotation import attributes_seen
     from mldm_plugin.prepare.synthetic.picture import draw_plan
 
     plan = draw_plan(np.random.default_rng(seed), 64)
-    made = _attributes(plan.people[0], plan.shot, not plan.people[0].pose.back, (True, True))
+    made = attributes_seen(plan.people[0], plan.shot, not plan.people[0].pose.back, (True, True))
     return flat(made, plan.scene.name, "bust")
 
 

@@ -62,7 +62,7 @@ def trained(folder: Path, steps: int, until: int | None = None, **plan: Any) -> 
         module = torch.nn.Linear(3, 1)
     training = Training(module, Plan("net", 0.05, steps, warmup=3, ema=0.9, **plan), Line(), Accelerator(), folder)
     if until is not None:
-        training._finished = lambda: training.progress.step >= until  # type: ignore[method-assign]
+        training.finished = lambda: training.progress.step >= until  # type: ignore[method-assign]
     training.run()
     return training
 

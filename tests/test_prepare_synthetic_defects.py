@@ -36,7 +36,7 @@ def test_a_caption_names_both_colours_where_a_pattern_shows_as_much_of_each(patt
 def test_mouths_lie_within_the_face(people):
     for person in people:
         face = Face(Layer((8, 8), Light(0.5, -0.8, (1, 1, 1), (0, 0, 0))), person.head)
-        _, low = face._mouth_lines()
+        _, low = face.mouth_lines()
         lip = low + np.stack([0 * low[:, 0], 0.036 * face.look.lips * np.sqrt(1 - np.linspace(-1, 1, 17) ** 2)], 1)
         assert encloses(face.head.outline(), face.head.put(lip, 0.03)), person.look
 
@@ -45,7 +45,7 @@ def test_most_mouths_are_as_they_were_drawn(people):
     smaller = 0
     for person in people:
         face = Face(Layer((8, 8), Light(0.5, -0.8, (1, 1, 1), (0, 0, 0))), person.head)
-        top, _ = face._mouth_lines()
+        top, _ = face.mouth_lines()
         smaller += abs(top[-1, 0]) < face.mimic.width - 1e-9
     assert 0 < smaller < 0.15 * len(people)
 

@@ -272,7 +272,6 @@ def test_a_random_vae_stops_the_run_unless_the_preset_says_so():
 
 def test_a_vae_of_another_factor_stops_the_run():
     whole = Term("whole", loss(lambda s: s.pred_images.flatten(1).mean(1)), 0.1)
-    stack = make_stack(Term("latent", LatentLoss(), 0.1), whole)
-    stack.decoder = LatentDecoder(tiny_vae(downscale=2))
+    stack = make_stack(Term("latent", LatentLoss(), 0.1), whole, decoder=LatentDecoder(tiny_vae(downscale=2)))
     with pytest.raises(DataError, match=r"pixel_values is \(32, 32\), the latents decode to \(16, 16\)"):
         stack(make_step((50, 50)))

@@ -248,8 +248,8 @@ def test_an_arm_without_training_has_no_losses():
 @needs_weights("alexnet", "faceres")
 def test_figure_3_shows_estimates_that_get_worse_with_noise(tmp_path, monkeypatch):
     shown = {}
-    draw = figure3._draw
-    monkeypatch.setattr(figure3, "_draw", lambda rows, out: shown.update(rows=rows) or draw(rows, out))
+    draw = figure3.draw
+    monkeypatch.setattr(figure3, "draw", lambda rows, out: shown.update(rows=rows) or draw(rows, out))
     monkeypatch.setattr(figure3, "ROWS", 1)
     path = figure3.Figure3(Mini(tmp_path / "f3", 2, held_out=3)).run()
     with Image.open(path) as figure:

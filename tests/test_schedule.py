@@ -138,8 +138,8 @@ def test_edm_schedules_add_sigma_times_noise(make):
     alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps, sigmas[:, None]))
     assert torch.allclose(alpha * latents + sigma * noise, noisy)
     assert torch.allclose(schedule.snr(timesteps, sigmas), sigmas**-2)
-    assert schedule.has(timesteps)
-    assert not schedule.has(torch.tensor([float("nan")]))
+    assert schedule.knows(timesteps)
+    assert not schedule.knows(torch.tensor([float("nan")]))
 
 
 def test_edm_gates_at_the_same_signal_to_noise_ratio():

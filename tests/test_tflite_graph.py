@@ -165,7 +165,7 @@ def test_gradients_are_those_of_the_function():
 
 def test_only_what_wanted_outputs_need_is_computed():
     content = tflite_file((1, 6, 7, 3), [OPERATORS["logistic"], OPERATORS["prelu"]])
-    assert len(TfliteGraph(read_tflite(content))._operators) == 1  # the chain's first one leads nowhere
+    assert len(TfliteGraph(read_tflite(content)).operators) == 1  # the chain's first one leads nowhere
 
 
 def test_a_transposed_convolution_puts_blocks_side_by_side():

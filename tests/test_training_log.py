@@ -37,7 +37,7 @@ def test_the_bar_shows_losses_and_the_file_everything():
         lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.1]),
         accelerator=SimpleNamespace(is_main_process=True, log=lambda *_, **__: None),
         metrics=SimpleNamespace(write=written.append),
-        step=7,
+        steps_done=7,
     )
     bar = SimpleNamespace(update=lambda _: None, set_postfix=shown.append)
     numbers = {"loss": 1.0, "ldm": 2.0, "face": 3.0, "face/gated": 0.0, "evaluate/one_step_error": 4.0}

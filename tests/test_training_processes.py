@@ -15,6 +15,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from run_trainer import command, launch, records
 
 from mldm_plugin import LossStack, load_plugins
+from mldm_plugin.attach.ranks import refuse_unshown
+from mldm_plugin.errors import MldmError
 from mldm_plugin.training.command_line import parse, resolve
 from mldm_plugin.training.controlnet import ControlNetTrainer
 from mldm_plugin.training.flags import ControlNetFlags
@@ -190,21 +192,33 @@ def test_a_gradient_that_one_process_cannot_use_is_logged_and_the_run_goes_on(ti
 def sharding():
     """The rows of the page's table: what is given to `accelerate launch`, and what becomes of it."""
     table = PAGE.read_text(encoding="utf-8").partition("## On several GPUs")[2].partition("\n## ")[0]
-    return re.findall(r"^\| (.+?) \| `(.*?)` \| (.+?) \|", table, re.MULTILINE)
+    return re.findall(r"^\| (.+?) \| `(.*?)` \| (.+?) \| (.+?) \|", table, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("name", "launcher", "outcome"), sharding())
-def test_what_splits_the_network_is_refused_as_the_page_says(
-    name, launcher, outcome, train, tmp_path, monkeypatch, the_error
-):
-    """With the environment that `accelerate launch` hands to a script."""
+def environment_of(launcher):
+    """What `accelerate launch` hands to a script."""
     more = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_controlnet.py"
     arguments = launch_command_parser().parse_args([*launcher.split(), *more.split()])
     arguments.deepspeed_fields_from_accelerate_config = ""
-    environment = (
-        prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
-    )
-    for variable, value in environment.items():
+    return prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+
+
+@pytest.mark.parametrize(("name", "launcher", "attached"), [(*row[:2], row[3]) for row in sharding()])
+def test_attached_scripts_are_refused_as_the_page_says(name, launcher, attached):
+    environment = environment_of(launcher)
+    if attached.startswith("train"):
+        refuse_unshown(environment)
+        return
+    assert attached == "refused at the start: use FSDP2 or DDP"
+    with pytest.raises(MldmError, match=rf"{name}, under which .* use FSDP2 .* or DDP"):
+        refuse_unshown(environment)
+
+
+@pytest.mark.parametrize(("name", "launcher", "outcome"), [row[:3] for row in sharding()])
+def test_what_splits_the_network_is_refused_as_the_page_says(
+    name, launcher, outcome, train, tmp_path, monkeypatch, the_error
+):
+    for variable, value in environment_of(launcher).items():
         if os.environ.get(variable) != value and variable.startswith(("ACCELERATE_", "FSDP_")):
             monkeypatch.setenv(variable, value)
     if not outcome.startswith("refused"):
@@ -218,5 +232,5 @@ def test_what_splits_the_network_is_refused_as_the_page_says(
 
 
 def test_the_page_names_every_way_of_splitting():
-    names = [name for name, _, _ in sharding()]
+    names = [name for name, *_ in sharding()]
     assert names == ["DDP", "FSDP1", "FSDP2", *(f"DeepSpeed ZeRO {stage}" for stage in (1, 2, 3))]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mldm_plugin import weights_first
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
-from mldm_plugin.engine import weights_first
 from mldm_plugin.errors import WeightsError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset

@@ -49,10 +49,10 @@ class CLIPScore:
     asks = "cases with a prompt"
 
     def __init__(self, *, path: str | None = None) -> None:
-        self._features = PictureFeatures("clip", path=path)
+        self.clip = PictureFeatures("clip", path=path)
         self._text, self._tokenizer, words = load_clip_text(path)
         self._text.requires_grad_(False).eval()
-        self.networks = (*self._features.networks, words)
+        self.networks = (*self.clip.networks, words)
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, picture: Any) -> float | None:
@@ -65,7 +65,7 @@ class CLIPScore:
             tokens = self._tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
             with torch.no_grad():
                 self._known[text] = self._text(tokens.input_ids).text_embeds[0]
-        return clip_score(self._features(picture)[0], self._known[text])
+        return clip_score(self.clip(picture)[0], self._known[text])
 
 
 @hookimpl

@@ -38,10 +38,10 @@ from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.engine.weights_first import fetch_needed
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
+from mldm_plugin.weights_first import fetch_needed
 
 _SAME = 1e-3  # relative; rounding of half precision excepted. Chosen.
 
@@ -98,6 +98,7 @@ class Attachment:
         self._coverage = Coverage(by_stem=settings.mask_dir is not None, alone=alone)
         self._records: Records | None = None
         self._stack: LossStack | None = None
+        self._draws_with: LatentDecoder | None = None
         self._vae: Any = None
         self._cached: CachedLatents | None = None
         self._placements: tuple[Placement, ...] = ()
@@ -293,13 +294,14 @@ class Attachment:
                 f"{came}. Use the library form with a VAE of your own (docs/attach.md)."
             )
         if self.settings.panel_steps and stack.decoder is None and scaling_factor is not None:
-            stack.decoder = LatentDecoder(vae, factor, mean, std)
+            self._draws_with = LatentDecoder(vae, factor, mean, std)
+            self._draws_with.settle()
         self._vae = None
         return stack
 
     def _record(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         if self._records is None:
-            self._records = Records.open(self.settings, self.preset, scope)
+            self._records = Records.open(self.settings, self.preset, scope, stack.decoder or self._draws_with)
         self._records.add(scope, stack, step, report)
 
     def _note_cached(self, cached: CachedLatents) -> None:

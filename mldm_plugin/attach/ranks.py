@@ -37,7 +37,7 @@ def refuse_unshown(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def refuse_unshown_in(accelerator: Any) -> None:
-    """The same by what a script has set itself, in its own accelerator (None where it has none).
+    """Refuse what was not shown, where the script sets it itself in its own accelerator (None where it has none).
 
     Raises:
         MldmError: FSDP1, DeepSpeed or Megatron-LM.

@@ -7,13 +7,14 @@ from pathlib import Path
 from mldm_plugin.announce import announce
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.scope import Scope
-from mldm_plugin.engine.curves import Curves
+from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.engine.numbers import StepMeter
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
 from mldm_plugin.preset import Preset
+from mldm_plugin.records.curves import Curves
 from mldm_plugin.records.files import write_text
 from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.records.panels import draw_panel, save_panel
@@ -26,9 +27,11 @@ class Records:
     trackers, under `mldm/`.
     """
 
-    def __init__(self, folder: Path | None, panel_steps: int, curve_steps: int, step: int) -> None:
+    def __init__(
+        self, folder: Path | None, panel_steps: int, curve_steps: int, step: int, decoder: Decoder | None = None
+    ) -> None:
         self._file = MetricsFile(folder) if folder is not None else None
-        self._folder = folder
+        self._folder, self._decoder = folder, decoder
         self._panel_steps, self._curve_steps = panel_steps, curve_steps
         self._curves: Curves | None = None
         self._meter: StepMeter | None = None
@@ -36,8 +39,11 @@ class Records:
         self._drawn = False
 
     @classmethod
-    def open(cls, settings: Settings, preset: Preset, scope: Scope) -> Records:
-        """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there."""
+    def open(cls, settings: Settings, preset: Preset, scope: Scope, decoder: Decoder | None) -> Records:
+        """Make the folder and write the preset into it. A run that is resumed adds to the lines that are there.
+
+        Panels are drawn with `decoder`, and none without it.
+        """
         known = scope.get("global_step")
         step = int(known or 0)
         accelerator = scope.get("accelerator")
@@ -55,7 +61,7 @@ class Records:
             )
         if known is not None:
             MetricsFile(folder).truncate(step)
-        return cls(folder, panel_steps, settings.curve_steps, step)
+        return cls(folder, panel_steps, settings.curve_steps, step, decoder)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch; with the last of an optimizer step its line is written."""
@@ -76,7 +82,7 @@ class Records:
             self._draw(stack, step, report)
         if not accelerator.sync_gradients:
             return
-        numbers, _ = self._meter.mean(accelerator, ())
+        numbers, _ = self._meter.mean(accelerator)
         self._step += 1
         if self._curves is not None and self._step % self._curve_steps == 0:
             numbers |= self._curves.mean(accelerator)
@@ -89,5 +95,7 @@ class Records:
 
     def _draw(self, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         self._drawn = True
-        if self._folder is not None and stack.decoder is not None:
-            save_panel(draw_panel(stack, step, report), self._folder / "panels" / f"step-{self._step + 1}.png")
+        if self._folder is not None and self._decoder is not None:
+            save_panel(
+                draw_panel(stack, step, report, self._decoder), self._folder / "panels" / f"step-{self._step + 1}.png"
+            )

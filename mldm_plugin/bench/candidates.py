@@ -68,7 +68,7 @@ def pixel_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> 
 
 
 def closed_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:
-    """The same with a closed gate: what the plugin itself takes, steadier than a difference of steps."""
+    """`pixel_candidates` with a closed gate: what the plugin itself takes, steadier than a difference of steps."""
     return [
         Candidate(name, "none", {0: _after_the_network(host, stack, batch, 0, ways[name][0])}) for name in (PLAIN, OURS)
     ]

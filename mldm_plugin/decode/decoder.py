@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
-
-if TYPE_CHECKING:
-    from mldm_plugin.engine.step import DiffusionStep
 
 
 class Decoder(Protocol):
     """A way from latents to pictures.
 
     Attributes:
-        stand_in: in words, what stands in for the VAE's whole decode; None for that itself.
+        stand_in: in words, what stands in for the VAE; None for the VAE itself.
         exact: the VAE itself, to compare with until `settle`.
         checkpointing: whether activations are computed again in the backward pass instead of kept.
     """
@@ -28,13 +25,7 @@ class Decoder(Protocol):
     def exact(self) -> LatentDecoder: ...
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Whole pictures of `latents` (N, C, h, w): float32 (N, 3, H, W), about [-1, 1], not clamped, with gradient."""
-
-    def pair(self, step: DiffusionStep, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The pictures of `step.pred_latents`, with gradient, and those they are compared with, without.
-
-        `pictures` are the latter, float32 (N, 3, H, W), or None for the decoded clean latents.
-        """
+        """Pictures of `latents` (N, C, h, w): float32 (N, 3, H, W), about [-1, 1], not clamped, with gradient."""
 
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the pictures that `latents` decode to."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.perceptual.frozen import Frozen, computing_in
-
-if TYPE_CHECKING:
-    from mldm_plugin.engine.step import DiffusionStep
 
 
 class LatentDecoder:
@@ -65,9 +62,6 @@ class LatentDecoder:
         if self._decode is None:
             raise RuntimeError("this decoder was only there to be compared with, and is gone")
         return self._decode(self.in_vae_scale(latents))
-
-    def pair(self, step: DiffusionStep, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
-        return whole_pair(self, step, pictures)
 
     def in_vae_scale(self, latents: Tensor) -> Tensor:
         """What the VAE's own decoder reads, for `latents` (N, C, h, w) as the denoiser sees them."""
@@ -128,14 +122,6 @@ class LatentDecoder:
         """Free all of it: another decoder stands in, and the comparison is done."""
         self._encode = self._decode = None
         self.vae = nn.Identity()
-
-
-def whole_pair(decode: Callable[[Tensor], Tensor], step: Any, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`Decoder.pair` (decoder.py) for a decoder of whole pictures."""
-    if pictures is None:
-        with torch.no_grad():
-            pictures = decode(step.latents.float())
-    return decode(step.pred_latents), pictures
 
 
 class Method(nn.Module):

@@ -8,17 +8,14 @@ Source: Ollin Boer Bohan, github.com/madebyollin/taesd (MIT).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
-from mldm_plugin.decode.latent_decoder import LatentDecoder, Method, whole_pair
+from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
-
-if TYPE_CHECKING:
-    from mldm_plugin.engine.step import DiffusionStep
 
 # Hub names by channels and scaling factor of the latents: SD 1.x and 2.x, SDXL, SD 3, FLUX.1 (and Z-Image, HiDream).
 FAMILIES: dict[tuple[int, float], str] = {
@@ -47,9 +44,6 @@ class TinyDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         return self._decode(latents)
-
-    def pair(self, step: DiffusionStep, pictures: Tensor | None) -> tuple[Tensor, Tensor]:
-        return whole_pair(self, step, pictures)
 
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         return self.exact.image_size(latents)

@@ -10,6 +10,5 @@ term.py             one loss with its weight and T
 mix.py              eq. 3
 report.py           what the step did, and numbers.py its log
 
-weights_first.py    what the terms' networks need, fetched before a model is loaded
 start_up.py         the first steps: proof.py that each loss trains, host_checks.py that the host means what we think
 """

@@ -8,7 +8,7 @@ computed twice for it, and the memory is that of one group, however many images 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,25 +20,10 @@ from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.engine.term import Term
 
-Gates = dict[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What all terms gave on one step.
-
-    Attributes:
-        terms: by name, in the order of the preset.
-        gradient: ∂(Σ_ij w_ij L_ij / N)/∂model_pred, float32 (N, C, h, w); None where no gradient was asked for.
-    """
-
-    terms: dict[str, TermReport]
-    gradient: Tensor | None
-
 
 def evaluate(
-    terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures
-) -> Evaluation:
+    terms: Sequence[Term], step: DiffusionStep, rows: dict[str, list[int]], schedule: NoiseSchedule, pictures: Pictures
+) -> tuple[dict[str, TermReport], Tensor | None]:
     """Every term on its gated images.
 
     A value or a gradient that is not finite is left out, image by image: the gradient is then computed again without
@@ -47,24 +32,28 @@ def evaluate(
     Args:
         terms: those of the preset.
         step: N images.
-        gates: by term, the rows it applies to.
+        rows: by term, those it applies to.
         schedule: for ẑ₀.
         pictures: gives a step its pictures, and says how many to decode together.
+
+    Returns:
+        what each term gave, by name in the order of the preset, and ∂(Σ_ij w_ij L_ij / N)/∂model_pred, float32
+        (N, C, h, w), None where no gradient was asked for.
 
     Raises:
         LossError: a loss that fails or returns something else than one value per image.
     """
-    groups = _Groups(terms, step, gates, schedule, pictures)
-    if not any(gates.values()):
-        return Evaluation(groups.reports(), None)
+    groups = _Groups(terms, step, rows, schedule, pictures)
+    if not any(rows.values()):
+        return groups.reports(), None
     groups.run()
     reports = groups.reports()
     if all(report.gradients_finite for report in reports.values()):
-        return Evaluation(reports, groups.gradient)
+        return reports, groups.gradient
     finite = {name: [report.rows[i] for i in report.used] for name, report in reports.items()}
     again = _Groups(terms, step, finite, schedule, pictures)
     again.run()
-    return Evaluation(reports, again.gradient)
+    return reports, again.gradient
 
 
 @dataclass
@@ -82,15 +71,20 @@ class _Part:
 
 
 class _Groups:
-    """One pass over the gated images. `gradient` is as in `Evaluation`."""
+    """One pass over the gated images. `gradient` is that of `evaluate`."""
 
     def __init__(
-        self, terms: Sequence[Term], step: DiffusionStep, gates: Gates, schedule: NoiseSchedule, pictures: Pictures
+        self,
+        terms: Sequence[Term],
+        step: DiffusionStep,
+        rows: dict[str, list[int]],
+        schedule: NoiseSchedule,
+        pictures: Pictures,
     ) -> None:
-        self.terms, self.step, self.gates = terms, step, gates
+        self.terms, self.step, self.rows = terms, step, rows
         self.schedule, self.pictures = schedule, pictures
         self.parts: dict[str, list[_Part]] = {t.name: [] for t in terms}
-        trains = any(gates[t.name] and not t.detach for t in terms)
+        trains = any(rows[t.name] and not t.detach for t in terms)
         self.trains = trains and torch.is_grad_enabled() and step.model_pred.requires_grad
         self.gradient = torch.zeros_like(step.model_pred, dtype=torch.float32) if self.trains else None
 
@@ -98,14 +92,14 @@ class _Groups:
         """Every group, those that need pictures first."""
         with torch.set_grad_enabled(self.trains):
             seeing = [t for t in self.terms if "pred_images" in t.needs]
-            for group in self.pictures.groups(self._rows(seeing), self.step):
+            for group in self.pictures.groups(self._any_of(seeing), self.step):
                 self._run(group, seeing, self.pictures.of)
             blind = [t for t in self.terms if "pred_images" not in t.needs]
-            if group := self._rows(blind):
+            if group := self._any_of(blind):
                 self._run(group, blind, lambda step: step)
 
-    def _rows(self, terms: Sequence[Term]) -> list[int]:
-        return sorted({row for t in terms for row in self.gates[t.name]})
+    def _any_of(self, terms: Sequence[Term]) -> list[int]:
+        return sorted({row for t in terms for row in self.rows[t.name]})
 
     def _run(self, group: list[int], terms: Sequence[Term], prepare: Callable[[DiffusionStep], DiffusionStep]) -> None:
         """`terms` on the images `group`, and the gradient of what they weigh together."""
@@ -113,7 +107,7 @@ class _Groups:
         prepared = prepare(estimated)
         total, parts = leaf.new_zeros(()), []
         for term in terms:
-            places = [i for i, row in enumerate(group) if row in self.gates[term.name]]
+            places = [i for i, row in enumerate(group) if row in self.rows[term.name]]
             if not places:
                 continue
             part, counted = _evaluated(term, prepared.select(places), [group[i] for i in places])
@@ -141,19 +135,19 @@ class _Groups:
     def reports(self) -> dict[str, TermReport]:
         """What each term gave. Waits for the device once, if there is anything to wait for."""
         parts = [part for of_term in self.parts.values() for part in of_term]
-        flags = torch.cat([part.flags() for part in parts], dim=1).tolist() if parts else ([], [])
-        pairs = zip(*flags, strict=True)
-        return {t.name: self._report(t, pairs) for t in self.terms}
+        finite, gradient_finite = torch.cat([part.flags() for part in parts], dim=1).tolist() if parts else ([], [])
+        reports, start = {}, 0
+        for term in self.terms:
+            end = start + sum(len(part.rows) for part in self.parts[term.name])
+            reports[term.name] = self._report(term, finite[start:end], gradient_finite[start:end])
+            start = end
+        return reports
 
-    def _report(self, term: Term, flags: Iterator[tuple[bool, bool]]) -> TermReport:
+    def _report(self, term: Term, finite: list[bool], gradient_finite: list[bool]) -> TermReport:
         parts = self.parts[term.name]
         rows = [row for part in parts for row in part.rows]
         values = torch.cat([part.values for part in parts]) if parts else self.step.latents.new_zeros(0).float()
-        finite, gradient_finite = [], []
-        for _ in rows:
-            value_is, gradient_is = next(flags)
-            finite.append(value_is)
-            gradient_finite.append(gradient_is or not value_is)
+        gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
         return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite)
 
 

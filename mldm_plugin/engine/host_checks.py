@@ -56,7 +56,7 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
             "person_mask has fractional labels, expected 0 for background and k for the k-th person: resize "
             "masks with nearest neighbours."
         )
-    if not schedule.has(step.timesteps):
+    if not schedule.knows(step.timesteps):
         raise CheckError(f"timesteps are {step.timesteps.tolist()}, which the noise schedule does not have.")
 
 

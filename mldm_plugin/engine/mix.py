@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldm_plugin.engine.early_backward import Evaluation
-from mldm_plugin.engine.report import LossReport
+from mldm_plugin.engine.report import LossReport, TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.perceptual.known_gradient import with_gradient
@@ -31,7 +30,7 @@ class PlainLoss:
     weighting: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, step: DiffusionStep) -> Tensor:
-        """The plain loss of a step, a scalar with gradient: the host's own where it gave one and no weighting does."""
+        """The plain loss of a step, a scalar with gradient: the host's own, unless it has none or the preset weighs."""
         if step.base_loss is not None and self.weighting is None:
             return step.base_loss
         own = self.of_each(step).mean()
@@ -52,7 +51,9 @@ def host_error(step: DiffusionStep) -> Tensor:
     return error if step.base_weights is None else error * step.base_weights.flatten().to(error)
 
 
-def mix(step: DiffusionStep, given: Evaluation, plain: PlainLoss, combine: Combine) -> LossReport:
+def mix(
+    step: DiffusionStep, terms: dict[str, TermReport], gradient: Tensor | None, plain: PlainLoss, combine: Combine
+) -> LossReport:
     """The loss of a step: the plain loss plus a correction from the gated images alone.
 
         convex:    Σ_ij w_ij (L_ij − b_i) / N
@@ -60,11 +61,14 @@ def mix(step: DiffusionStep, given: Evaluation, plain: PlainLoss, combine: Combi
 
     A step without a gated image is the plain loss to the bit.
 
+    Args:
+        terms, gradient: as `evaluate` gives them (early_backward.py).
+
     Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 3, taken for each image.
     """
-    loss = base = plain(step)
+    loss = plain_loss = plain(step)
     values, replaced = [], []
-    for report in given.terms.values():
+    for report in terms.values():
         if not (used := report.used):
             continue
         share = report.strength / len(step)
@@ -72,6 +76,6 @@ def mix(step: DiffusionStep, given: Evaluation, plain: PlainLoss, combine: Combi
         if combine == "convex":
             replaced.append(plain.of_each(step.select([report.rows[i] for i in used])).sum() * share)
     if values:
-        terms = with_gradient(torch.stack(values).sum(), step.model_pred, given.gradient)
-        loss = base + (terms - torch.stack(replaced).sum() if replaced else terms)
-    return LossReport(loss, base.detach(), given.terms)
+        added = with_gradient(torch.stack(values).sum(), step.model_pred, gradient)
+        loss = plain_loss + (added - torch.stack(replaced).sum() if replaced else added)
+    return LossReport(loss, plain_loss.detach(), terms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -17,9 +17,8 @@ from mldm_plugin.errors import DataError, LossError
 from mldm_plugin.perceptual.frozen import computing_in
 
 Precision = Literal["auto", "float32", "bfloat16"]
-TOGETHER = (
-    512 * 512
-)  # pixels that are decoded together unless asked otherwise: one picture of Stable Diffusion. Chosen.
+# Pixels that are decoded together unless asked otherwise: one picture of Stable Diffusion. Chosen.
+TOGETHER = 512 * 512
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -46,11 +45,20 @@ class Pictures:
 
     def of(self, step: DiffusionStep) -> DiffusionStep:
         """`step` with `pred_images`, with gradient to `pred_latents`, and `target_images`, without."""
-        decoder = self.fitting(step)
-        pictures = None if self.target == "decoded" or step.pixel_values is None else step.pixel_values
-        pictures = None if pictures is None else pictures.detach().to(step.pred_latents, non_blocking=True)
-        pred_images, target_images = decoder.pair(step, pictures)
-        return replace(step, pred_images=pred_images, target_images=target_images)
+        return self._by(self.fitting(step), step)
+
+    def exactly(self, step: DiffusionStep) -> DiffusionStep:
+        """`of` by the VAE itself in float32, for comparison."""
+        with computing_in(torch.float32):  # checkpointed, so that it takes no more than the run's own bfloat16
+            return self._by(self.fitting(step).exact.keeping_less(), step)
+
+    def _by(self, decode: Callable[[Tensor], Tensor], step: DiffusionStep) -> DiffusionStep:
+        if self.target == "decoded" or step.pixel_values is None:
+            with torch.no_grad():
+                target_images = decode(step.latents.float())
+        else:
+            target_images = step.pixel_values.detach().to(step.pred_latents, non_blocking=True)
+        return replace(step, pred_images=decode(step.pred_latents), target_images=target_images)
 
     def fitting(self, step: DiffusionStep) -> Decoder:
         """The decoder, if there is one and what it makes of the step's latents is of the size of its pictures.
@@ -96,7 +104,7 @@ class Pictures:
             yield
 
     def differs_by(self, step: DiffusionStep) -> str:
-        """How this differs from the whole decode by the VAE in float32, in words; empty if it does not."""
+        """How this differs from the decode by the VAE in float32, in words; empty if it does not."""
         parts = [] if self.decoder is None or self.decoder.stand_in is None else [self.decoder.stand_in]
         return ", ".join([*parts, *(["bfloat16"] if self.dtype_for(step) == torch.bfloat16 else [])])
 
@@ -116,10 +124,3 @@ class Pictures:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 itself; GPUs before Ampere emulate it, slower than float32."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def exactly(decoder: Decoder, step: DiffusionStep, pictures: Tensor | None = None) -> DiffusionStep:
-    """`step` with its pictures by the VAE itself in float32, for comparison."""
-    with computing_in(torch.float32):  # checkpointed, so that it takes no more than the run's own bfloat16
-        pred_images, target_images = decoder.exact.keeping_less().pair(step, pictures)
-    return replace(step, pred_images=pred_images, target_images=target_images)

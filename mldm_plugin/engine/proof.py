@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mldm_plugin.engine.pictures import Pictures, exactly
+from mldm_plugin.engine.pictures import Pictures
 from mldm_plugin.engine.schedule import NoiseSchedule, stable_diffusion_snr
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
@@ -83,13 +83,10 @@ def _cosine(
     term: Term, probe: DiffusionStep, gradient: Tensor, schedule: NoiseSchedule, pictures: Pictures
 ) -> float | None:
     """Between the gradient with what stands in for the VAE, and with the VAE itself in float32."""
-    if pictures.decoder is None or not pictures.decoder.exact.can_decode:
+    if not pictures.fitting(probe).exact.can_decode:
         return None
     probe = replace(probe, pred_latents=schedule.pred_latents(probe))
-    given = None if pictures.target == "decoded" or probe.pixel_values is None else probe.pixel_values
-    given = None if given is None else given.to(gradient)
-    seen = exactly(pictures.decoder, probe, given)
-    _, exact = _value_and_gradient(term, seen, probe.model_pred)
+    _, exact = _value_and_gradient(term, pictures.exactly(probe), probe.model_pred)
     return None if exact is None else torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0).item()
 
 

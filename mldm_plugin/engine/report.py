@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.engine.numbers import Numbers, StepMeter, TermNumbers
+from mldm_plugin.engine.step import on_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class TermReport:
 
     def _spread(self, values: Tensor, rows: list[int], elsewhere: float) -> Tensor:
         spread = values.new_full((self.images,), elsewhere)
-        return spread.index_copy(0, torch.tensor(rows, dtype=torch.long, device=values.device), values)
+        return spread.index_copy(0, on_device(rows, values.device), values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,7 @@ class NoiseSchedule:
             sigma[:, None, None, None],
         )
 
-    def has(self, timesteps: Tensor) -> bool:
+    def knows(self, timesteps: Tensor) -> bool:
         """Whether all of them, (N,), are timesteps of this schedule: whole numbers from 0 for a diffusion schedule.
 
         EDM's are functions of σ that differ between implementations and are not looked at.

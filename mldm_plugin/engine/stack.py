@@ -114,11 +114,12 @@ class LossStack:
             overrides: as for `--set`.
             prediction_type: what the network's output is, where the scheduler's config does not say it.
             scaling_factor, latents_mean, latents_std: as for `LatentDecoder`.
-            estimate_tolerance: as above.
-            announce: as above.
+            estimate_tolerance, announce: as for `LossStack`.
 
         Raises:
-            PresetError, PluginError, WeightsError: see there.
+            PresetError: a preset, or a VAE in the place of the model's, that cannot be used.
+            PluginError: a plugin that cannot be loaded.
+            WeightsError: weights that cannot be had.
         """
         if not isinstance(plugins, Plugins):
             plugins = load_plugins(plugins)
@@ -159,10 +160,12 @@ class LossStack:
         step = self._with_boxes_clipped(step)
         gates = find_gates(self.terms, step, self.schedule)
         if self.start_up is not None:
-            self.start_up = self.start_up.look(step, gates)
+            self.start_up.look(step, gates)
+            if self.start_up.done:
+                self.start_up = None
         with self.pictures.in_its_precision(step):
-            given = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
-        report = mix(step, given, self.plain, self.combine)
+            terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
+        report = mix(step, terms, gradient, self.plain, self.combine)
         if self._after_loss is not None:
             self._after_loss(step=self._with_estimate(step), report=report)
         self._note(report)
@@ -172,10 +175,6 @@ class LossStack:
     def decoder(self) -> Decoder | None:
         """Latents to pictures; None where no loss needs it."""
         return self.pictures.decoder
-
-    @decoder.setter
-    def decoder(self, decoder: Decoder | None) -> None:
-        self.pictures.decoder = decoder
 
     @property
     def needs(self) -> frozenset[str]:
@@ -212,6 +211,8 @@ class LossStack:
                 size = (known.shape[-2], known.shape[-1])
                 break
         else:
+            if not self.terms:
+                return step  # nobody looks at them
             if self.decoder is None:
                 raise LossError("face boxes came without pictures, masks or a VAE: their picture's size is unknown.")
             size = self.decoder.image_size(step.latents)

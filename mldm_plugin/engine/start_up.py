@@ -72,6 +72,11 @@ class StartUp:
         """Whether steps are still checked; a proof may have to wait longer, for an image that has what a loss needs."""
         return self._checks_left > 0
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to check or to prove."""
+        return not self.checks and not self.unproven
+
     def receive(self, step: DiffusionStep) -> None:
         """Look at a step before anything is computed from it; a wrong timestep would end in a device's assertion.
 
@@ -85,15 +90,15 @@ class StartUp:
         if weighted and self._plain.weighting is not None:
             log.warning("the trainer's own weighting and the preset's base weighting both apply.")
 
-    def look(self, step: DiffusionStep, gates: Gates) -> StartUp | None:
-        """Check a step, and prove what it allows to prove. Returns itself, or None when nothing is left to do.
+    def look(self, step: DiffusionStep, gates: Gates) -> None:
+        """Check a step, and prove what it allows to prove.
 
         Raises:
             CheckError: a check failed.
             LossError: see `prove_term`.
         """
         mixes = bool(self._terms) or self._plain.weighting is not None
-        checked = self._checks_left > 0 and (gates.any_open or self._steps < CHECKED_STEPS)
+        checked = self.checks and (gates.any_open or self._steps < CHECKED_STEPS)
         self._steps += 1
         if checked:
             check_estimate(self._plain.schedule, step, self._estimate_tolerance)
@@ -103,10 +108,10 @@ class StartUp:
             self.prove(step, gates.has)
         if checked:
             self._check_encoding(step, gates)
-            self._checks_left -= gates.any_open or not self._terms
-            if not self._checks_left and self._pictures.decoder is not None:
+            if gates.any_open or not self._terms:
+                self._checks_left -= 1
+            if not self.checks and self._pictures.decoder is not None:
                 self._pictures.decoder.settle()
-        return self if self._checks_left or self.unproven else None
 
     def prove(self, step: DiffusionStep, has: dict[str, list[int]]) -> str:
         """Prove each unproven term on the first image that has what it needs; announce the table, and return it.
@@ -123,7 +128,7 @@ class StartUp:
             notes.append(describe_cosines(stand_in, rows))
         notes += [pictures.describe(step)] if notes else []
         self.unproven -= {t.name for t in terms}
-        if not self._checks_left and pictures.decoder is not None:
+        if not self.checks and pictures.decoder is not None:
             pictures.decoder.settle()  # a late proof has brought float32 weights back
         table = proof_table(rows, self._combine, notes)
         self._announce(table)

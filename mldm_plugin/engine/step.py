@@ -48,9 +48,10 @@ class DiffusionStep:
         pixel_values: the pictures, float (N, 3, H, W) in [-1, 1]; None when latents were cached.
         person_mask: (N, 1, H, W) label map: 0 background, k for the k-th person.
         face_boxes: N tensors (K_i, 4) of pixel x0, y0, x1, y1; they are clipped to the picture and boxes
-            that are left without area (the [0, 0, 0, 0] of padding) are dropped.
+            that are left without area (the [0, 0, 0, 0] of padding) are dropped. Leave them on the CPU, where they
+            are looked at: each that lies on a GPU is waited for.
         keypoints: N tensors (K_i, 17, 3) of COCO's keypoints, x, y in pixels and v (0 not there, 1 hidden, 2
-            visible); the k-th person is label k of the mask. None where the data set has none.
+            visible); the k-th person is label k of the mask. On the CPU, too. None where the data set has none.
         pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.

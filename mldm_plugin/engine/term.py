@@ -64,7 +64,8 @@ class Term:
     def has(self, step: DiffusionStep) -> Tensor:
         """Whether each image has what the loss needs, (N,) bool on the device of the timesteps.
 
-        Boxes and keypoints are looked at on the host, masks where they lie; nothing is waited for.
+        Boxes and keypoints are looked at on the host, masks where they lie; nothing is waited for, unless keypoints
+        lie on a GPU.
         """
         device = step.timesteps.device
         if any(getattr(step, name) is None for name in self.needs - {"pred_images"}):

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mldm_plugin.people_mini.attributes import PLACES
 from mldm_plugin.people_mini.drawn import VIEWS
+from mldm_plugin.perceptual.frozen import build_seeded
 from mldm_plugin.prepare.synthetic.look import (
     BEARDS,
     EXPRESSIONS,
@@ -107,9 +108,7 @@ def varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train_classifier(pixels: Tensor, labels: Tensor, steps: int, batch: int = 128, seed: int = 0) -> Classifier:
     """Train on drawings, uint8 (n, 3, 128, 128), on their device."""
     device = pixels.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Classifier().to(device)
+    network = build_seeded(Classifier, seed).to(device)
     labels, generator = labels.to(device), torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)

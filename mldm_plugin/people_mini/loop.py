@@ -120,11 +120,11 @@ class Training:
         """Train until the budget is used up and return the network with averaged weights."""
         self._restore()
         plan, began, done = self.plan, time.monotonic() - self.progress.seconds, 0
-        if plan.graph and self.accelerator.device.type == "cuda" and not self._finished():
+        if plan.graph and self.accelerator.device.type == "cuda" and not self.finished():
             self._capture()
         saved = time.monotonic()
         with tqdm(total=plan.steps, initial=self.progress.step, desc=plan.name, mininterval=5) as bar:
-            while not self._finished():
+            while not self.finished():
                 loss = self._step()
                 self.progress.step += 1
                 done += 1
@@ -141,7 +141,8 @@ class Training:
         self.store()
         return self.average
 
-    def _finished(self) -> bool:
+    def finished(self) -> bool:
+        """Whether all steps, or all the time there was, are used up."""
         return self.plan.progress(self.progress.step, self.progress.seconds) >= 1
 
     def _step(self) -> Tensor:

@@ -30,7 +30,7 @@ class FaceCrop:
 VGGFACE2_CROP = FaceCrop(size=224, extent=1.3)
 
 
-def square_boxes(boxes: Tensor, crop: FaceCrop = VGGFACE2_CROP) -> Tensor:
+def square_boxes(boxes: Tensor, crop: FaceCrop) -> Tensor:
     """The squares that are cut out around `boxes`, (K, 4) x0, y0, x1, y1, on the CPU.
 
     A square holds the forehead and the chin of a tall box. It may reach out of the picture.

@@ -7,11 +7,13 @@ import contextvars
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _dtype: contextvars.ContextVar[torch.dtype] = contextvars.ContextVar("dtype", default=torch.float32)
 
@@ -107,7 +109,7 @@ def _in_bfloat16(network: nn.Module) -> nn.Module:
     return _locked(half)
 
 
-def build_seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def build_seeded(build: Callable[[], Network], seed: int = 0) -> Network:
     """`build()` with its random initial weights drawn from `seed`, the host's generators untouched.
 
     Weights are drawn on the CPU, so only its generator is moved, and put back. `torch.manual_seed` would reseed those

@@ -54,7 +54,7 @@ class LPIPSNetwork:
         return list(self._features(images))
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """The same, unit-normalised."""
+        """Unit-normalised features of `images` (n, 3, H, W) in [-1, 1]: five tensors (n, C_l, h_l, w_l)."""
         return [unit_normalise(f) for f in self._features(images)]
 
     def channel_weights(self, like: Tensor) -> list[Tensor]:

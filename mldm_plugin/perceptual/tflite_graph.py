@@ -48,15 +48,15 @@ class TfliteGraph(nn.Module):
         _, height, width, self._channels = graph["input"]["shape"]
         self.size: tuple[int, int] = (height, width)
         self._outputs = [graph["outputs"][i] for i in (range(len(graph["outputs"])) if outputs is None else outputs)]
-        self._operators = _needed(graph["operators"], self._outputs)
+        self.operators = _needed(graph["operators"], self._outputs)
         self._lists: dict[int, list[int]] = {}
         computed = {self._input}
-        for operator in self._operators:
+        for operator in self.operators:
             for number in operator["inputs"]:
                 if number not in computed:
                     self._keep(number, state)
             computed.add(operator["output"])
-        self._last_use = {number: i for i, o in enumerate(self._operators) for number in o["inputs"]}
+        self._last_use = {number: i for i, o in enumerate(self.operators) for number in o["inputs"]}
 
     def _keep(self, number: int, state: Mapping[str, Tensor]) -> None:
         name = f"constant.{number}"
@@ -73,7 +73,7 @@ class TfliteGraph(nn.Module):
             expected = f"(N, {self._channels}, {self.size[0]}, {self.size[1]})"
             raise WeightsError(f"The network takes pictures {expected}, not {tuple(images.shape)}; resize them first.")
         values: dict[int, Tensor] = {self._input: images.permute(0, 2, 3, 1)}
-        for i, operator in enumerate(self._operators):
+        for i, operator in enumerate(self.operators):
             given = [self._value(number, values) for number in operator["inputs"]]
             values[operator["output"]] = OPERATIONS[operator["kind"]](operator, *given)
             for number in operator["inputs"]:

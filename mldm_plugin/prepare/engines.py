@@ -76,7 +76,7 @@ def _begin_worker(threads: int) -> None:
 
 
 def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """The same on the Ray cluster that RAY_ADDRESS names, else on one of `workers` CPUs that is started here.
+    """Results from the Ray cluster that RAY_ADDRESS names, else on one of `workers` CPUs that is started here.
 
     The folders have to be the same on all its machines, on a shared disk.
 

@@ -68,7 +68,7 @@ def _pictures_inside(one: Converted) -> dict[str, Any]:
 
 
 def _schema(rows: Sequence[dict[str, Any]], further: Types) -> Any:
-    """The same for every shard, whatever its rows lack: a list that is empty in all of them has its type, too."""
+    """The columns of a shard, alike whatever its rows lack: a list that is empty in all of them has its type, too."""
     import pyarrow as pa
 
     number, numbers = pa.float64(), pa.list_(pa.float64())

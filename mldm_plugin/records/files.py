@@ -11,13 +11,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes."""
+    """Write the bytes of a file, in the place of another if there is one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
 
 
 def write_changed(path: Path, content: bytes) -> None:
-    """The same, but a file that already holds just this is left as it is, with its time."""
+    """Write a file, unless it already holds just this: then it is left as it is, with its time."""
     if not (path.is_file() and path.read_bytes() == content):
         write_bytes(path, content)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mldm_plugin.data.drawing import draw_annotation
+from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
@@ -20,30 +21,34 @@ _MARGIN, _GAP, _LINE = 8, 4, 18
 _LEAST_WIDTH = 128  # smaller pictures are enlarged by a whole number, so that titles and captions fit
 
 
-def draw_panel(stack: LossStack, step: DiffusionStep, report: LossReport, max_rows: int = 4) -> Image.Image:
+def draw_panel(
+    stack: LossStack, step: DiffusionStep, report: LossReport, decoder: Decoder | None = None, max_rows: int = 4
+) -> Image.Image:
     """One row an image: the picture, its annotation, decode(z_t), decode(ẑ₀), with t and every term's value.
 
     Args:
-        stack: for its decoder and noise schedule; a decoder is needed.
+        stack: for its decoder and noise schedule.
         step: the step that `stack` was given.
         report: what it returned.
+        decoder: where `stack` has none.
         max_rows: images shown.
 
     Returns:
         An RGB picture. No gradients are computed and no random numbers drawn.
     """
     step = step.select(range(min(max_rows, len(step))))
-    if stack.decoder is None:
+    decoder = stack.decoder or decoder
+    if decoder is None:
         raise ValueError("panels need a decoder: give LossStack a VAE and a loss of positive weight.")
     with torch.no_grad(), stack.pictures.in_its_precision(step):
         pictures = step.pixel_values
         if pictures is None:
-            pictures = stack.decoder(step.latents.float())
+            pictures = decoder(step.latents.float())
         columns = [
             as_bytes(pictures),
             [annotated(as_bytes(pictures)[i], step, i) for i in range(len(step))],
-            as_bytes(stack.decoder(step.noisy_latents.float())),
-            as_bytes(stack.decoder(stack.schedule.pred_latents(step))),
+            as_bytes(decoder(step.noisy_latents.float())),
+            as_bytes(decoder(stack.schedule.pred_latents(step))),
         ]
     rows = [[column[i] for column in columns] for i in range(len(step))]
     return arrange(_TITLES, rows, [caption_of(step, report, i) for i in range(len(step))])

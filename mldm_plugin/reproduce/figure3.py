@@ -72,7 +72,7 @@ def draw_figure(data: Path, model: str, resolution: int, rows: int, out: Path) -
         example = photographs.look(row)
         made = one_step.estimates(ask, example, photographs.captions[row], f"{row:05d}", TIMESTEPS)
         shown.append((example, [one_step.floor(example), *made]))
-    return _draw(shown, out)
+    return draw(shown, out)
 
 
 def _face_area(example: Any) -> float:
@@ -80,7 +80,8 @@ def _face_area(example: Any) -> float:
     return 0.0 if boxes is None or not len(boxes) else float(((boxes[:, 2:] - boxes[:, :2]).prod(1)).max())
 
 
-def _draw(rows: list[tuple[Any, list[Estimated]]], out: Path) -> Path:
+def draw(rows: list[tuple[Any, list[Estimated]]], out: Path) -> Path:
+    """One line a photograph, with the floor of the VAE and the estimates at `TIMESTEPS`; the file that was written."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 

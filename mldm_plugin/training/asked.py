@@ -37,7 +37,7 @@ def read(kind: type[TrainerFlags], argv: Sequence[str] | None = None) -> Asked:
     flags = command_line.resolve(kind, given, preset.training)
     for line in command_line.changes(flags, given, given["preset"], preset.training):
         announce(line)
-    from mldm_plugin.engine.weights_first import fetch_needed
+    from mldm_plugin.weights_first import fetch_needed
 
     fetch_needed(preset, plugins)
     return Asked(flags, preset, plugins)

@@ -37,6 +37,7 @@ class Objective:
     def __init__(self, stack: LossStack | None = None) -> None:
         self.stack = stack
         self.failure: MldmError | None = None
+        self.draws_with: LatentDecoder | None = None
 
     @classmethod
     def of(
@@ -62,7 +63,8 @@ class Objective:
             objective = cls(stack)
             objective.check_columns(columns)
             if trainer.flags.panel_steps and stack.decoder is None:  # panels are drawn where no loss decodes, too
-                stack.decoder = LatentDecoder(trainer.vae)
+                objective.draws_with = LatentDecoder(trainer.vae)
+                objective.draws_with.settle()
         return objective
 
     @property
@@ -125,7 +127,7 @@ class Objective:
     def draw(self, step: DiffusionStep, report: LossReport, path: Path) -> None:
         """Save the panel of a finished micro-batch: what the losses saw."""
         if self.stack is not None:
-            save_panel(draw_panel(self.stack, step, report), path)
+            save_panel(draw_panel(self.stack, step, report, self.draws_with), path)
 
 
 def _probe(examples: list[Example], trainer: Trainer) -> DiffusionStep:

@@ -72,7 +72,7 @@ def main(kind: type[Trainer], asked: Asked | Sequence[str] | None = None) -> int
 
 
 class Run:
-    """A run, ready for its next step once it is made. `step` counts optimizer steps that are done."""
+    """A run, ready for its next step once it is made. `steps_done` counts optimizer steps."""
 
     def __init__(
         self, kind: type[Trainer], flags: TrainerFlags, preset: Preset | None, plugins: Plugins | None
@@ -82,7 +82,7 @@ class Run:
         Raises:
             MldmError: anything that the user can mend, on every process alike.
         """
-        self.flags, self.folder, self.step = flags, Path(flags.output_dir), 0
+        self.flags, self.folder, self.steps_done = flags, Path(flags.output_dir), 0
         self.accelerator = accelerator = make_accelerator(flags)
         processes = accelerator.num_processes
         if flags.seed is not None:
@@ -121,10 +121,10 @@ class Run:
         accelerator, trainer, flags = self.accelerator, self.trainer, self.flags
         stopped = False
         quiet = not accelerator.is_local_main_process
-        with StopRequest() as stop, tqdm(total=self.steps, initial=self.step, desc="steps", disable=quiet) as bar:
-            if self.step == 0 and (before := self.evaluate()):
+        with StopRequest() as stop, tqdm(total=self.steps, initial=self.steps_done, desc="steps", disable=quiet) as bar:
+            if self.steps_done == 0 and (before := self.evaluate()):
                 accelerator.log(before, step=0)
-            while self.step < self.steps and not stopped:
+            while self.steps_done < self.steps and not stopped:
                 epoch = self.batches.epoch
                 for batch in self.batches.one_pass():
                     with accelerator.accumulate(self.model):
@@ -139,7 +139,7 @@ class Run:
                     self.meter.add(report.numbers())
                     if accelerator.sync_gradients:
                         stopped = self.finish_step(step, report, stop, bar)
-                        if stopped or self.step >= self.steps:
+                        if stopped or self.steps_done >= self.steps:
                             break
                 if not stopped and trainer.samples_after_pass(epoch):
                     self.sample()
@@ -148,26 +148,26 @@ class Run:
     def draw_timesteps(self, latents: Tensor) -> Tensor:
         """t of each of the `latents` (N, …) of the batch that was taken last, (N,)."""
         before = self.batches.used - 1
-        return self.timesteps.draw(len(latents), latents.device, step=self.step, micro_batch=before)
+        return self.timesteps.draw(len(latents), latents.device, step=self.steps_done, micro_batch=before)
 
     def finish_step(self, step: DiffusionStep, report: LossReport, stop: StopRequest, bar: tqdm) -> bool:
         """Log, look, save. Returns whether some process was asked to stop."""
         flags, accelerator = self.flags, self.accelerator
-        self.step += 1
+        self.steps_done += 1
         failure = self.objective.failure
         raised = [stop.received is not None, failure is not None, isinstance(failure, NonFiniteLossError)]
         numbers, (stopped, failed, nonfinite) = self.meter.mean(accelerator, raised)
         if not failed:
-            numbers |= self.evaluate(at_end=self.step >= self.steps and not stopped)
+            numbers |= self.evaluate(at_end=self.steps_done >= self.steps and not stopped)
         if not failed or nonfinite:
             self.log(numbers, bar)
         if not failed:
-            if accelerator.is_main_process and flags.panel_steps and self.step % flags.panel_steps == 0:
-                self.objective.draw(step, report, self.folder / "panels" / f"step-{self.step:06d}.png")
-            if self.trainer.samples_after_step(self.step):
+            if accelerator.is_main_process and flags.panel_steps and self.steps_done % flags.panel_steps == 0:
+                self.objective.draw(step, report, self.folder / "panels" / f"step-{self.steps_done:06d}.png")
+            if self.trainer.samples_after_step(self.steps_done):
                 self.sample()
-        if stopped or nonfinite or (not failed and self.step % flags.checkpointing_steps == 0):
-            self.checkpoints.save(self.step, self.batches.state())
+        if stopped or nonfinite or (not failed and self.steps_done % flags.checkpointing_steps == 0):
+            self.checkpoints.save(self.steps_done, self.batches.state())
             if self.evaluating is not None and accelerator.is_main_process:
                 self.evaluating.file.write()  # which checkpoints there are has changed
         if failed:
@@ -176,39 +176,39 @@ class Run:
                     raise failure
         if stopped:
             accelerator.print(
-                f"stopped by a signal after step {self.step}; checkpoint-{self.step} is saved, continue with "
-                "--resume_from_checkpoint latest"
+                f"stopped by a signal after step {self.steps_done}; checkpoint-{self.steps_done} is saved, "
+                "continue with --resume_from_checkpoint latest"
             )
         return stopped
 
     def log(self, numbers: dict[str, Any], bar: tqdm) -> None:
         """One optimizer step in metrics.jsonl, in the trackers and on the progress bar."""
         rate = self.lr_scheduler.get_last_lr()[0]
-        record = {"step": self.step, "loss": numbers["loss"], "lr": rate, "ldm": numbers["ldm"], **numbers}
+        record = {"step": self.steps_done, "loss": numbers["loss"], "lr": rate, "ldm": numbers["ldm"], **numbers}
         if self.accelerator.is_main_process:
             self.metrics.write(record)
         shown = {k: v for k, v in record.items() if v is not None and k != "step"}
-        self.accelerator.log(shown, step=self.step)
+        self.accelerator.log(shown, step=self.steps_done)
         bar.update(1)
         bar.set_postfix({k: v for k, v in shown.items() if "/" not in k})  # counts and details are in the file
 
     def evaluate(self, *, at_end: bool = False) -> dict[str, float | None]:
         """What photographs that are held out say of the network as it is, if it is time to ask."""
-        if self.evaluating is None or (self.step % (self.flags.evaluate_steps or 1) and not at_end):
+        if self.evaluating is None or (self.steps_done % (self.flags.evaluate_steps or 1) and not at_end):
             return {}
-        return self.evaluating(self.step)
+        return self.evaluating(self.steps_done)
 
     def sample(self, *, final: bool = False) -> list[Sampled]:
         """Validation pictures, if any are asked for; at the end of a run by the weights that were stored."""
         if not self.accelerator.is_main_process:
             return []
-        return sample(self.trainer, self.accelerator, self.folder, self.step, final=final)
+        return sample(self.trainer, self.accelerator, self.folder, self.steps_done, final=final)
 
     def finish(self, stopped: bool) -> None:
         """Save the trained weights, sample them once more and upload them, unless the run was only interrupted."""
         self.accelerator.wait_for_everyone()
         if not stopped:
-            self.checkpoints.require_finite(self.step)
+            self.checkpoints.require_finite(self.steps_done)
         if self.accelerator.is_main_process and not stopped:
             self.checkpoints.save_weights()
             sampled = self.sample(final=True)
@@ -243,12 +243,12 @@ class Run:
             log.info(f"no checkpoint in {self.folder}: starting from the beginning.")
             return
         position = self.checkpoints.load(checkpoint)
-        self.step = int(checkpoint.name.removeprefix("checkpoint-"))
+        self.steps_done = int(checkpoint.name.removeprefix("checkpoint-"))
         if position is not None:
             self.batches.resume(position)
         else:
             updates = -(-len(self.batches) // self.flags.gradient_accumulation_steps)
-            self.batches.epoch = self.step // updates
+            self.batches.epoch = self.steps_done // updates
             log.warning(
                 f"{checkpoint} does not say where in its pass it was (diffusers' script wrote it): resuming at the "
                 f"start of epoch {self.batches.epoch}, as that script does."
@@ -262,11 +262,11 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         record.write()
-        self.metrics.truncate(self.step)
+        self.metrics.truncate(self.steps_done)
         if self.evaluating is not None:
-            self.evaluating.file.take_up(self.step)
+            self.evaluating.file.take_up(self.steps_done)
         single = {k: v for k, v in flags.model_dump().items() if not isinstance(v, list) and k != "hub_token"}
-        options = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
+        options = {"tensorboard": {"purge_step": self.steps_done + 1}} if self.steps_done else {}
         self.accelerator.init_trackers(self.trainer.project, config=single, init_kwargs=options)
         if flags.push_to_hub:
             self.repository = hub.make_repository(flags)

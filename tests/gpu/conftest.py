@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 @dataclass
 class Figure:
-    """One line of the table; `holds` is None for a figure without a limit."""
+    """One line of the table; `holds` is None for a figure without a limit, and for one that was not measured."""
 
     what: str
     figure: float | None
@@ -49,12 +49,12 @@ def note() -> Callable[..., None]:
     ) -> None:
         holds, limit = None, ""
         if at_most is not None:
-            holds, limit = figure is not None and figure <= at_most, f"<= {at_most:g}"
+            holds, limit = None if figure is None else figure <= at_most, f"<= {at_most:g}"
         elif at_least is not None:
-            holds, limit = figure is not None and figure >= at_least, f">= {at_least:g}"
+            holds, limit = None if figure is None else figure >= at_least, f">= {at_least:g}"
         FIGURES.append(Figure(what, figure, unit, limit, holds))
         write_report()  # at once: a machine that is lent for minutes may end in the middle
-        assert holds is not False or not must, f"{what}: {figure} {unit}, expected {limit}"
+        assert holds or not limit or not must, f"{what}: {figure} {unit}, expected {limit}"
 
     return note
 
@@ -84,8 +84,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     write(f"{'what':<66} {'figure':>11} {'unit':<9} {'limit':<9} holds")
     words = {True: "yes", False: "NO", None: ""}
     for f in FIGURES:
-        figure = "-" if f.figure is None else f"{f.figure:.4g}"
-        write(f"{f.what:<66} {figure:>11} {f.unit:<9} {f.limit:<9} {words[f.holds]}")
+        figure, holds = ("-", "not measured") if f.figure is None else (f"{f.figure:.4g}", words[f.holds])
+        write(f"{f.what:<66} {figure:>11} {f.unit:<9} {f.limit:<9} {holds}")
     write(f"written to {write_report()}")
 
 

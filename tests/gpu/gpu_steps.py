@@ -11,6 +11,7 @@ LOSSES = {
     "masked_lpips spatial": ("masked_lpips", {"form": "spatial"}),
     "masked_lpips features": ("masked_lpips", {"form": "features"}),
     "masked_lpips alex": ("masked_lpips", {"network": "alex"}),
+    "masked_mse": ("masked_mse", {}),
     "face vggface2_resnet50": ("face", {"network": "vggface2_resnet50"}),
     "face vggface2_inception": ("face", {"network": "vggface2_inception", "form": "features"}),
     "face dlib_resnet": ("face", {"network": "dlib_resnet"}),
@@ -19,9 +20,10 @@ SIDE = 64
 
 
 def built(name):
-    """One of `LOSSES`, its network random."""
+    """One of `LOSSES`, its network random if it has one."""
     kind, options = LOSSES[name]
-    return load_plugins().losses[kind](**options, weights="random")
+    network = {} if kind == "masked_mse" else {"weights": "random"}
+    return load_plugins().losses[kind](**options, **network)
 
 
 def moved(step, device):

@@ -62,7 +62,7 @@ def _of_person(picture: Picture, index: int, person: Person, mask: np.ndarray) -
     for name, box in (("face", face), ("lefthand", left), ("righthand", right)):
         made |= {f"{name}_box": box or [0.0, 0.0, 0.0, 0.0], f"{name}_valid": box is not None}
     shown = (left is not None, right is not None)
-    return made | {"attributes": _attributes(person, picture.plan.shot, face is not None, shown)}
+    return made | {"attributes": attributes_seen(person, picture.plan.shot, face is not None, shown)}
 
 
 def _keypoints(person: Person, on_top: np.ndarray, mask: np.ndarray) -> list[tuple[float, float, int]]:
@@ -103,7 +103,7 @@ def _hand_box(on_top: np.ndarray, part: Part) -> list[float] | None:
     return [v / FINER for v in box_of(seen)]
 
 
-def _attributes(person: Person, shot: str, face: bool, hands: tuple[bool, bool]) -> dict[str, Any]:
+def attributes_seen(person: Person, shot: str, face: bool, hands: tuple[bool, bool]) -> dict[str, Any]:
     """What was drawn, by name; "unseen" for what the picture does not show."""
     look, pose = person.look, person.pose
     eyes = face and look.glasses != "sunglasses"

@@ -135,7 +135,7 @@ class Face:
             almond = head.put(np.concatenate([upper, lower[::-1][1:-1]]))
             mark(almond, Part.LEFT_EYE if name == "left" else Part.RIGHT_EYE, FACE_PARTS)
             mark(self._brow_outline(side), Part.LEFT_BROW if name == "left" else Part.RIGHT_BROW, FACE_PARTS)
-        top, low = self._mouth_lines()
+        top, low = self.mouth_lines()
         rim_top, rim_low = self._lip_rims(top, low)
         mark(head.put(np.concatenate([rim_top, top[::-1][1:-1]]), 0.03), Part.UPPER_LIP, FACE_PARTS)
         mark(head.put(np.concatenate([low, rim_low[::-1][1:-1]]), 0.03), Part.LOWER_LIP, FACE_PARTS)
@@ -252,7 +252,7 @@ class Face:
             opened(self.head.put(points), 6), np.array([0.6, 1.0, 0.8, 0.15]) * max(thick * self.unit * 0.5, 0.6)
         )
 
-    def _mouth_lines(self) -> tuple[Curve, Curve]:
+    def mouth_lines(self) -> tuple[Curve, Curve]:
         """The edge of the upper and of the lower lip where they part, from right to left, in head units."""
         m = self.mimic
         t = np.linspace(-1, 1, 17)
@@ -294,7 +294,7 @@ class Face:
 
     def _mouth(self) -> None:
         head, u, layer, m = self.head, self.unit, self.layer, self.mimic
-        top, low = self._mouth_lines()
+        top, low = self.mouth_lines()
         rim_top, rim_low = self._lip_rims(top, low)
         full = self._lip()
         rosy = 0.5 if self.look.feminine else 0.28
