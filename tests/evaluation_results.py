@@ -33,6 +33,7 @@ def metric(name, kind, models, values, width=0.1, **more):
         "kind": kind,
         "networks": [],
         "trained_on": {},
+        "too_few": False,
         "cases": 0 if kind == "set" else len(values[models[0]]),
         "values": {} if kind == "set" else values,
         "models": {m: estimate(means[m], width) for m in models},

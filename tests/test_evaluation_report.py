@@ -15,12 +15,13 @@ from PIL import Image
 
 from mldm_plugin.evaluation import figures, report, showing, thumbnails
 from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.digits import decimals
 from mldm_plugin.evaluation.figures import write_figures
 from mldm_plugin.evaluation.latex import as_tex, escaped
 from mldm_plugin.evaluation.measuring import BOXES, Metrics, measure
 from mldm_plugin.evaluation.notes import Notes, read_notes
 from mldm_plugin.evaluation.picture import FoundFace, Picture
-from mldm_plugin.evaluation.report import decimals, page, write_report
+from mldm_plugin.evaluation.report import page, write_report
 from mldm_plugin.evaluation.thumbnails import around, embed, extreme_cases, gallery_cases, shown_cases
 
 EIGHT = tuple(f"model_{k}" for k in range(8))
@@ -341,6 +342,22 @@ def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
     for title in ("Summary", "Gallery", "Best and worst", "One step, over t", "Distributions", "How it was made"):
         assert f">{title}</h2>" in dom
     assert all('alt="' in image for image in re.findall(r"<img[^>]*>", dom))
+
+
+@browser
+def test_the_page_opens_with_what_came_out_and_folds_what_too_few_cases_were_asked_of(results, shown):
+    results["metrics"][0] |= {"name": "identity"}
+    results["metrics"][0]["differences"]["mldm"] = difference(-0.5)
+    results["metrics"][3] |= {"too_few": True, "cases": 1}
+    dom = shown(results)
+    said = words(dom[dom.index('class="verdicts"') : dom.index('class="abstract"')])
+    assert "Worse : faces are farther from the person (likeness 2." in said
+    assert "1 more on 1 photograph, too few to show anything" in said
+    assert "of 3 metrics" in said
+    few = dom[dom.index('<details class="few"') :]
+    assert "1 metric on 1 photograph: too few to show any difference" in words(few)
+    assert 'id="metric-one_step_error"' in few[: few.index("</details>")]
+    assert dom.count('class="metric"') == 4
 
 
 @browser

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mldm_plugin.data.load import HELD_OUT
-from mldm_plugin.evaluation.statistics import LEVEL
+from mldm_plugin.evaluation.statistics import LEVEL, fewest
 
 if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
@@ -70,8 +69,8 @@ def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def _too_few(evaluation: Evaluation, tests: int) -> list[tuple[str, str]]:
     """Where even the clearest difference could not be shown: all 2ⁿ flips of signs, and Holm's correction."""
-    cases, enough = len(evaluation.cases), math.ceil(1 + np.log2(tests / (1 - LEVEL)))
-    if cases >= enough:
+    cases, enough = len(evaluation.cases), fewest(tests)
+    if not 0 < cases < enough:
         return []
     least, wanted = min(2.0 ** (1 - cases), 1), (1 - LEVEL) / tests
     reason = f"Their smallest p-value is {least:.2g}; of {tests} metrics one must be below {wanted:.2g}. Draw {enough}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.notes import Values, read_notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
 from mldm_plugin.evaluation.statistics import Array, Estimate
+from mldm_plugin.evaluation.tables import as_csv, as_markdown
 from mldm_plugin.records.files import write_text
 
 if TYPE_CHECKING:
@@ -274,6 +273,7 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
                 "better": one.better,
                 "kind": one.kind,
                 "networks": one.networks,
+                "too_few": _too_few(one, cases, models),
                 "trained_on": {n: [m for m, networks in trained_on.items() if n in networks] for n in used},
                 "cases": cases,
                 "values": {model: array.mean(0) for model, array in one.values.items()},
@@ -289,7 +289,17 @@ def _needed(gap: Estimate, p: float, tests: int, models: Sequence[Model]) -> int
     shown = not gap.holds_zero and p < 1 - statistics.LEVEL
     if shown or not gap.cases or any(len(model.runs) > 1 for model in models):
         return None
-    return statistics.needed(gap, gap.cases, tests)
+    wanted = statistics.needed(gap, gap.cases, tests)
+    if wanted is None:
+        return None
+    wanted = max(wanted, statistics.fewest(tests))
+    return wanted if wanted > gap.cases else None  # there were enough, and luck was against it
+
+
+def _too_few(one: Measured, cases: int, models: Sequence[Model]) -> bool:
+    """Whether not even the clearest difference could be shown: of a metric of cases, with one run of each model."""
+    by_cases = one.differences and one.values and all(len(model.runs) == 1 for model in models)
+    return bool(by_cases) and cases < statistics.fewest()
 
 
 def _verdict(better: str, gap: Estimate, p: float) -> str:
@@ -358,42 +368,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def as_csv(results: dict[str, Any]) -> str:
-    """A line for each metric and model."""
-    stream = io.StringIO()
-    names = ("value", "low", "high")
-    gaps = ("value", "low", "high", "p", "p_holm", "effect", "verdict")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["metric", "kind", "better", "model", "cases", *names, *(f"difference_{g}" for g in gaps)])
-    for metric in results["metrics"]:
-        for model, estimate in metric["models"].items():
-            gap = metric["differences"].get(model, {})
-            row = [metric["name"], metric["kind"], metric["better"], model, metric["cases"]]
-            writer.writerow([*row, *(estimate[n] for n in names), *(gap.get(g) for g in gaps)])
-    return stream.getvalue()
-
-
-def as_markdown(results: dict[str, Any]) -> str:
-    """A table of values, and of differences to the first model with their intervals."""
-    models = [model["name"] for model in results["models"]]
-    head = ["metric", *models, *(f"{model} − {models[0]}" for model in models[1:])]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for metric in results["metrics"]:
-        values = [_number((metric["models"].get(model) or {}).get("value")) for model in models]
-        gaps = [_interval(metric["differences"].get(model)) for model in models[1:]]
-        arrow = "↓" if metric["better"] == "smaller" else "↑"
-        lines.append("| " + " | ".join([f"{metric['title']} {arrow}", *values, *gaps]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _interval(gap: dict[str, Any] | None) -> str:
-    if gap is None or gap["low"] is None:
-        return "–"
-    text = f"{gap['value']:+.3g} ({gap['low']:+.3g} to {gap['high']:+.3g})"
-    return f"**{text}** {gap['verdict']}" if gap["verdict"] != "not shown" else text

@@ -150,6 +150,15 @@ def needed(estimate: Estimate, cases: int, tests: int = 1) -> int | None:
     return math.ceil(cases * (z * estimate.error / abs(estimate.value)) ** 2)
 
 
+def fewest(tests: int = 1) -> int:
+    """Cases with which a difference can be shown at all: p of n cases, by all flips of signs, is at least 2¹⁻ⁿ.
+
+    >>> fewest(), fewest(10)
+    (6, 9)
+    """
+    return math.ceil(1 + math.log2(tests / (1 - LEVEL)))
+
+
 def in_words(effect: float) -> str:
     """Cohen's words for a difference in standard deviations (Statistical Power Analysis, 1988: .2, .5, .8)."""
     size = abs(effect)
