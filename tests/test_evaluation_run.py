@@ -294,6 +294,22 @@ def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
     assert unpaired["high"] - unpaired["low"] > 0.3
 
 
+def test_a_judge_that_a_run_was_trained_on_is_named_in_its_report(tmp_path):
+    """From the preset in a run's folder to what the page warns of; in somebody else's script it lies in mldm/."""
+    plugin, text = tmp_path / "judged.py", (Path(__file__).parent / "brightness.py").read_text()
+    plugin.write_text(text.replace('asks = "pictures"', 'asks, networks = "pictures", ("vgg16 of ImageNet",)', 1))
+    for name in ("plain", "mldm", "attached"):
+        (tmp_path / name / "mldm").mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name / "0.png")
+    (tmp_path / "plain" / "preset.yaml").write_text("losses: {face: {weight: 1}}")
+    for place in ("mldm/preset.yaml", "attached/mldm/preset.yaml"):
+        (tmp_path / place).write_text("losses: {masked_lpips: {weight: 0.1}}")
+    models = [f"{name}={tmp_path / name}" for name in ("plain", "mldm", "attached")]
+    results = evaluate(asked(tmp_path / "out", *models, metrics=("brightness",)), load_plugins([str(plugin)]))
+    assert results["metrics"][0]["trained_on"] == {"vgg16": ["mldm", "attached"]}
+    assert '"trained_on":{"vgg16":["mldm","attached"]}' in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
 def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):
     (tmp_path / "seen").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "seen" / "holiday.png")

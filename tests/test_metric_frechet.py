@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from seen_pictures import register, seen_picture
 
 from mldm_plugin.errors import DataError, PresetError
+from mldm_plugin.hooks.metrics import frechet
 from mldm_plugin.hooks.metrics.frechet import FrechetDistance, extrapolated, frechet_distance, register_metrics
 
 SEEDS = st.integers(0, 2**31)
@@ -130,6 +131,21 @@ def test_the_extrapolated_one_is_that_of_infinite_sets(shift):
     mean, error = np.mean(infinite), np.std(infinite) / 20**0.5
     assert mean == pytest.approx(shift**2, abs=4 * error)
     assert error < 0.1
+
+
+def test_the_line_is_fitted_from_half_of_each_set_to_all_of_it(monkeypatch):
+    """A distance of a + c/n is extrapolated to a, whatever its parts are; a tenth or nine tenths would do that, too."""
+    seen = []
+
+    def distance(one, two):
+        seen.append((len(one), len(two)))
+        return 3 + 48 / len(one)
+
+    monkeypatch.setattr(frechet, "frechet_distance", distance)
+    assert extrapolated(draw(480, 4), draw(240, 4)) == pytest.approx(3, abs=1e-3)
+    assert sorted(seen)[0] == (240, 120)
+    assert sorted(seen)[-1] == (480, 240)
+    assert len(set(seen)) == frechet.POINTS
 
 
 def test_the_extrapolated_one_is_the_same_each_time_and_draws_nothing_from_the_host():
