@@ -1,11 +1,15 @@
-"""What metrics.json says of a metric: verdicts after correction, judges that a loss trained on, how many are needed."""
+"""What metrics.json says of a metric: verdicts after correction, how many cases are needed, what is too few."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mldm_plugin.evaluation.cautions import _small_sets, _too_few
+from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.results import Measured, _rows
-from mldm_plugin.evaluation.statistics import Estimate
+from mldm_plugin.evaluation.statistics import Estimate, fewest, least_p, paired_difference, set_difference
 
 TWO = [Model("plain", [Run("a", "pictures")]), Model("mldm", [Run("b", "pictures")])]
 
@@ -33,3 +37,52 @@ def test_a_verdict_needs_holms_correction_too():
     assert hidden["p_holm"] == pytest.approx(0.12)
     assert (hidden["p"], hidden["verdict"]) == (0.04, "not shown")
     assert hidden["needed"] > 50
+
+
+def compared(kind, cases, least=None):
+    """A metric of a kind, paired, whose p is bounded by the number of its cases."""
+    least = least_p(cases) if least is None else least
+    return measured(f"{kind}{cases}", Estimate(1, 0, 2, 0.5, 1, 1, cases, least), cases, kind=kind)
+
+
+def test_prompts_and_photographs_are_counted_by_themselves():
+    """Ten metrics need 9 cases. Without prompts (--checkpoints) nobody speaks of prompts."""
+    pictures, once = [compared("picture", 12)] * 8, [compared("one_step", 2)] * 2
+    [(strong, reason)] = _too_few(pictures + once)
+    assert strong == "Too few photographs to show any difference."
+    assert reason.startswith("The smallest p-value of 2 is 0.5; of 10 metrics one must be below 0.005.")
+    assert "Look in one step at 9 or more" in reason
+    assert [strong.split()[2] for strong, _ in _too_few([compared("picture", 5), *once])] == ["prompts", "photographs"]
+    assert _too_few([compared("one_step", 40)]) == []
+    assert _too_few([compared("picture", 2, least=0.0)]) == [], "with training seeds p has no such bound"
+    assert _too_few([measured("a", Estimate(1, 0, 2, cases=2), kind="set")]) == []
+
+
+def test_sets_are_small_by_what_was_found_in_pictures():
+    """Of 300 pictures with 90 and 40 faces a distance of faces that asks for 50 has too few."""
+    faces = Measured("kd", "KD of faces", "smaller", "set", (), {}, {}, {}, {"plain": 90, "mldm": 40})
+    metrics = Metrics({"kd": SimpleNamespace(least=50)})
+    assert _small_sets(metrics, [faces])[0][1].startswith("There are fewer than wanted for KD of faces (40 of 50).")
+    assert _small_sets(Metrics({"kd": SimpleNamespace(least=40)}), [faces]) == []
+    assert _small_sets(Metrics({"kd": SimpleNamespace()}), [faces]) == []
+
+
+def test_a_distance_of_sets_says_how_many_prompts_would_show_it():
+    """The jackknife is over prompts, and its t has no smallest p: no number of prompts is asked for by itself."""
+    noise = np.random.default_rng(1).normal(0, 1, 20)
+    values = (noise - noise.mean()) / noise.std(ddof=1) + 0.2
+    gap = set_difference(lambda _, some: values[some].mean(), lambda _, some: 0.0, (1, 1), 20)
+    [row] = _rows([Measured("d", "d", "larger", "set", (), {}, {"plain": gap}, {"mldm": gap}, {"plain": 38})], TWO)
+    assert row["cases"] == 20
+    assert row["rows"] == {"plain": 38}
+    assert row["differences"]["mldm"]["needed"] == pytest.approx((2.8016 / 0.2) ** 2, abs=1)
+    sure = Estimate(1, -0.1, 2.1, 0.06, 1e-9, cases=1, least_p=0.5)
+    ten = [measured(str(k), sure, 1) for k in range(10)]
+    assert _rows(ten, TWO)[0]["differences"]["mldm"]["needed"] == fewest(10) == 9
+
+
+def test_the_smallest_p_is_that_of_the_clearest_difference():
+    for cases in (2, 5, 6, 12, 13):
+        clear = paired_difference(np.arange(1.0, cases + 1)[None], np.zeros((1, cases)))
+        assert clear.p == pytest.approx(clear.least_p) if cases < 13 else clear.p > clear.least_p
+    assert paired_difference(np.ones((2, 5)), np.zeros((2, 5))).least_p == 0

@@ -77,7 +77,8 @@ def test_what_a_reader_must_know_is_said(done):
     _, results = done
     said = dict(results["warnings"])
     assert "a model trained on these" in said["The photographs may not be held out from training."]
-    assert "0.062; of 2 metrics one must be below 0.025. Draw 7" in said["Too few prompts to show any difference."]
+    said = said["Too few prompts to show any difference."]
+    assert said.startswith("The smallest p-value of 5 is 0.062; of 2 metrics one must be below 0.025. Draw 7 or more")
 
 
 def test_sets_are_compared_with_all_photographs(done):
@@ -87,6 +88,8 @@ def test_sets_are_compared_with_all_photographs(done):
     assert redness["differences"]["same"]["value"] == 0
     assert redness["models"]["one"]["value"] > 0
     assert results["photographs"] == 7
+    assert redness["cases"] == 5
+    assert redness["rows"] == {"one": 5, "same": 5, "other": 5}
 
 
 def test_the_files_of_a_finished_evaluation(done):
@@ -238,6 +241,8 @@ def test_a_metric_of_sets_alone_needs_no_photographs_and_a_model_without_faces_t
     assert set(metric["models"]) == {"a", "b"}
     assert set(metric["differences"]) == {"b"}
     assert metric["differences"]["b"]["value"] < 0
+    assert metric["rows"] == {"a": 10, "b": 10}, "what was found, not pictures"
+    assert metric["differences"]["b"]["cases"] == 10
     assert "nothing was found" in results["missing"]["spread of white"]
     assert (tmp_path / "out" / "report.html").is_file()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class Measured:
         values: model → (R, C), NaN where nothing was asked.
         estimates: model → its value with an interval.
         differences: model → its difference to the first model.
+        rows: of a metric of sets, model → how many pictures, people or faces its set holds, in the run with fewest.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Measured:
     values: dict[str, Array]
     estimates: dict[str, Estimate]
     differences: dict[str, Estimate]
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
@@ -199,6 +201,9 @@ class _FeaturesOfCases:
             if case in places and values.get(name) is not None:
                 self.rows[places[case]].append(values[name])
 
+    def __len__(self) -> int:
+        return sum(len(row) for of_case in self.rows for row in of_case)
+
     def of(self, cases: Sequence[int]) -> Any:
         return _stacked([row for case in cases for row in self.rows[case]])
 
@@ -234,7 +239,8 @@ def _compared_sets(
             theirs = of_models[first]
             sizes, both = (len(runs), len(theirs)), (statistic(runs), statistic(theirs))
             differences[model] = statistics.set_difference(*both, sizes, cases, same_seeds=same[model])
-    return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences)
+    rows = {model: min(map(len, of_models[model])) for model in estimates}
+    return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences, rows)
 
 
 # What the report shows
@@ -255,6 +261,7 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
     rows = []
     for one in measured:
         cases = max((int((~np.isnan(v).any(0)).sum()) for v in one.values.values()), default=0)
+        cases = cases or max((estimate.cases for estimate in one.estimates.values()), default=0)
         differences = {
             model: {
                 **asdict(gap),
@@ -276,6 +283,7 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
                 "too_few": _too_few(one, cases, models),
                 "trained_on": {n: [m for m, networks in trained_on.items() if n in networks] for n in used},
                 "cases": cases,
+                "rows": one.rows,
                 "values": {model: array.mean(0) for model, array in one.values.items()},
                 "models": {model: asdict(estimate) for model, estimate in one.estimates.items()},
                 "differences": differences,
@@ -292,7 +300,7 @@ def _needed(gap: Estimate, p: float, tests: int, models: Sequence[Model]) -> int
     wanted = statistics.needed(gap, gap.cases, tests)
     if wanted is None:
         return None
-    wanted = max(wanted, statistics.fewest(tests))
+    wanted = max(wanted, statistics.fewest(tests) if gap.least_p else 0)
     return wanted if wanted > gap.cases else None  # there were enough, and luck was against it
 
 

@@ -41,9 +41,15 @@ function titleCell(metric) {
     h('span', { class: 'words' }, metric.title, '\u00a0',
       h('abbr', { class: 'arrow', title: directionOf(metric) }, arrowOf(metric), h('span', { class: 'unseen' }, ` ${directionOf(metric)}`))),
     h('small', null, h('a', { href: `#means-${metric.name}`, title: 'what it means' }, metric.name),
-      metric.cases ? ` · ${casesOf(metric)}` : null),
+      metric.cases ? ` · ${casesOf(metric)}` : null, rowsOf(metric)),
     trainedOn(metric).map(([network, models]) =>
       h('small', { class: 'own' }, `⚠ ${network}: trained on by ${listed(models)}`)));
+}
+
+/** How many pictures, people or faces the sets hold: a distance is smaller of more. */
+function rowsOf(metric) {
+  const some = Object.values(metric.rows || {}), least = Math.min(...some), most = Math.max(...some);
+  return some.length ? ` · N = ${least}${most > least ? `–${most}` : ''}` : null;
 }
 
 function valueCells(metric, name, x) {
