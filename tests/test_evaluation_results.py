@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mldm_plugin.evaluation import statistics
 from mldm_plugin.evaluation.cautions import _small_sets, _too_few
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.results import Measured, _rows
 from mldm_plugin.evaluation.statistics import Estimate, fewest, least_p, paired_difference, set_difference
 
+TRIALS = 200
 TWO = [Model("plain", [Run("a", "pictures")]), Model("mldm", [Run("b", "pictures")])]
 
 
@@ -52,6 +54,11 @@ def test_prompts_and_photographs_are_counted_by_themselves():
     assert strong == "Too few photographs to show any difference."
     assert reason.startswith("The smallest p-value of 2 is 0.5; of 10 metrics one must be below 0.005.")
     assert "Look in one step at 9 or more" in reason
+    assert reason.endswith("corrected as if these metrics were not there.")
+    assert _too_few([compared("picture", 8)] * 6 + once) == _too_few(once * 4), "six metrics need 8, and eight do, too"
+    [(_, reason)] = _too_few([compared("picture", 7)] * 6)
+    assert "of 6 metrics one must be below 0.0083. Draw 8" in reason
+    assert "as if" not in reason
     assert [strong.split()[2] for strong, _ in _too_few([compared("picture", 5), *once])] == ["prompts", "photographs"]
     assert _too_few([compared("one_step", 40)]) == []
     assert _too_few([compared("picture", 2, least=0.0)]) == [], "with training seeds p has no such bound"
@@ -86,3 +93,29 @@ def test_the_smallest_p_is_that_of_the_clearest_difference():
         clear = paired_difference(np.arange(1.0, cases + 1)[None], np.zeros((1, cases)))
         assert clear.p == pytest.approx(clear.least_p) if cases < 13 else clear.p > clear.least_p
     assert paired_difference(np.ones((2, 5)), np.zeros((2, 5))).least_p == 0
+
+
+def test_what_can_never_be_shown_costs_the_others_nothing():
+    """Five cases have p ≥ 1/16: with six such metrics beside it a p of .03 is still corrected for one metric alone."""
+    dead = [measured(str(k), Estimate(1, 0.1, 2, 1 / 16, 1, 1, 5, least_p(5)), 5) for k in range(6)]
+    rows = _rows([measured("alive", gap(0.03)), *dead], TWO)
+    alive, *others = (row["differences"]["mldm"] for row in rows)
+    assert (alive["p_holm"], alive["verdict"]) == (0.03, "better")
+    assert all(np.isnan(one["p_holm"]) and one["verdict"] == "not shown" for one in others)
+    able = [measured(str(k), Estimate(1, 0.1, 2, 1 / 16, 1, 1, 6, least_p(6)), 6) for k in range(6)]
+    assert _rows([measured("alive", gap(0.03)), *able], TWO)[0]["differences"]["mldm"]["verdict"] == "not shown"
+
+
+def test_who_is_left_out_does_not_depend_on_what_was_measured(monkeypatch):
+    """Of models that differ by noise alone some metric is called better or worse in 5 % of evaluations at most."""
+    monkeypatch.setattr(statistics, "DRAWS", 200)  # of the intervals; so few cases have all their flips
+    generator, alarms, left_out = np.random.default_rng(11), 0, set()
+    for _ in range(TRIALS):
+        arrays = [generator.gamma(1, 1, (2, 1, cases)) for cases in (7, 8, 9, 10, 2, 3, 4, 5)]
+        gaps = [paired_difference(*pair) for pair in arrays]
+        rows = _rows([measured(str(k), one, one.cases) for k, one in enumerate(gaps)], TWO)
+        found = [row["differences"]["mldm"] for row in rows]
+        alarms += any(one["verdict"] != "not shown" for one in found)
+        left_out.add(tuple(bool(np.isnan(one["p_holm"])) for one in found))
+    assert left_out == {(False,) * 4 + (True,) * 4}
+    assert alarms / TRIALS <= 0.08

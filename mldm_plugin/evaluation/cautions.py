@@ -79,12 +79,15 @@ def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
 def _too_few(measured: Sequence[Measured]) -> list[tuple[str, str]]:
     """Where even the clearest difference could not be shown: all 2ⁿ flips of signs, and Holm's correction."""
     found, compared = [], [one for one in measured if one.differences]
+    able = [one for one in compared if any(gap.least_p < 1 - LEVEL for gap in one.differences.values())]
     for kind, (what, how) in UNITS.items():
         of_kind = [gap for one in compared if one.kind == kind for gap in one.differences.values() if gap.least_p]
-        cases, enough = max((gap.cases for gap in of_kind), default=0), fewest(len(compared))
-        if of_kind and cases < enough:
-            wanted = (1 - LEVEL) / len(compared)
-            reason = f"The smallest p-value of {cases} is {least_p(cases):.2g}; of {len(compared)} metrics one must be "
-            reason += f"below {wanted:.2g}. {how} {enough} or more, better a hundred."
+        cases = max((gap.cases for gap in of_kind), default=0)
+        dead = cases < fewest()  # more of them would bring their metrics back among those that are corrected for
+        tests = len(compared if dead else able)
+        if of_kind and cases < fewest(tests):
+            reason = f"The smallest p-value of {cases} is {least_p(cases):.2g}; of {tests} metrics one must be below "
+            reason += f"{(1 - LEVEL) / tests:.2g}. {how} {fewest(tests)} or more, better a hundred."
+            reason += " Until then the others are corrected as if these metrics were not there." if dead else ""
             found.append((f"Too few {what} to show any difference.", reason))
     return found

@@ -93,6 +93,6 @@ function verdictPill(metric, name) {
 function noteOf(metric, gap) {
   const needed = known(gap.needed) ? `needs about ${gap.needed.toLocaleString('en-GB')} ${unitOf(metric)}` : null;
   const apart = gap.verdict === 'not shown' && hasInterval(gap) && (gap.low > 0 || gap.high < 0);
-  const doubt = apart ? `but p (Holm) is ${probability(gap.p_holm)}` : null;
+  const doubt = apart ? (known(gap.p_holm) ? `but p (Holm) is ${probability(gap.p_holm)}` : `but p of ${casesOf(metric)} is never below 0.05`) : null;
   return [gap.words && `${gap.words} effect`, needed, doubt].filter(Boolean).map((words) => h('span', null, words));
 }
