@@ -84,5 +84,11 @@ def test_photographs_of_a_split_that_nobody_trains_on(tiny_data, tmp_path, caplo
 
 
 def test_pictures_are_cases_by_their_names(tmp_path):
-    paths = [tmp_path / name for name in ("a-0.png", "a-1.png", "b.png", "c-x.png")]
-    assert [case.key for case in cases_of_pictures(paths)] == ["a", "b", "c-x"]
+    names = ("00007_1a2b3c-0", "00007_1a2b3c-1", "00008-0", "00008-11", "b", "c-x")
+    paths = [tmp_path / f"{name}.png" for name in names]
+    assert [case.key for case in cases_of_pictures(paths)] == ["00007_1a2b3c", "00008", "b", "c-x"]
+
+
+def test_numbered_pictures_of_a_camera_are_cases_each(tmp_path):
+    names = [f"img-{i}" for i in range(12)] + ["1-0", "000071-0", "00007_XYZ123-0"]
+    assert [case.key for case in cases_of_pictures([tmp_path / f"{name}.jpg" for name in names])] == sorted(names)

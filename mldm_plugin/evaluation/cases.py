@@ -25,6 +25,7 @@ SHIPPED = ("people",)  # sets of prompts in this package, prompts/NAME.jsonl
 COLUMNS = {"mask": "mask", "boxes": "face_boxes", "keypoints": "keypoints", "conditioning": "conditioning_image"}
 
 
+OWN_NAME = re.compile(r"(?P<key>\d{5}(_[0-9a-f]{6})?)-\d+")  # of a picture that was drawn here, see `key_of`
 WRISTS, SEEN = (9, 10), 2  # of COCO's keypoints
 
 
@@ -153,8 +154,9 @@ def cases_of_file(path: Path, number: int) -> list[Case]:
 
 
 def cases_of_pictures(paths: Sequence[Path]) -> list[Case]:
-    """A case for each name of a picture; `name-0`, `name-1` … are repetitions of `name`. One person in each."""
-    keys = {key if r.isdecimal() and key else p.stem for p in paths for key, _, r in [p.stem.rpartition("-")]}
+    """A case for each name of a picture, one person in each; `00007_1a2b3c-0`, `00007_1a2b3c-1` … are repetitions of
+    one case, as an evaluation names what it draws, while `photo-0` and `photo-1` are two."""
+    keys = {own["key"] if (own := OWN_NAME.fullmatch(path.stem)) else path.stem for path in paths}
     return [Case(key, "", 1) for key in sorted(keys)]
 
 
