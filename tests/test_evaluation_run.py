@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mldm_plugin.errors import DataError, MldmError, PluginError
-from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
+from mldm_plugin.evaluation.evaluate import Asked, Evaluation, Sampling, evaluate
 from mldm_plugin.plugins import load_plugins
 
 PLUGIN = str(Path(__file__).parent / "brightness.py")
@@ -258,6 +259,14 @@ def test_the_prompts_of_an_evaluation_are_drawn_again_under_their_keys(tiny_pipe
     for case in again["cases"]:
         one, other = (tmp_path / x / "pictures" / "a" / "0" / f"{case['key']}-0.png" for x in "ab")
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_prompts_of_an_evaluation_find_their_photographs_in_the_same_data(done, tiny_pipeline, tiny_data, tmp_path):
+    out, results = done
+    data = {"data": tiny_data, "prompts_from": str(out / "prompts.jsonl"), "number": 9}
+    again = Evaluation(asked(tmp_path / "out", f"one={tiny_pipeline}", **data), load_plugins([PLUGIN]))
+    assert [asdict(case) for case in again.cases] == results["cases"]
+    assert all(case.row is not None for case in again.cases)
 
 
 def test_an_edited_metric_is_measured_again(tmp_path):

@@ -150,9 +150,8 @@ class Evaluation:
         if asked.prompts_from is None and all(run.kind == "pictures" for run in runs):
             return casing.cases_of_pictures([path for run in runs for path in pictures_in(run)])
         name = asked.prompts_from or casing.SHIPPED[0]
-        return casing.cases_of_file(
-            casing.shipped_prompts(name) if name in casing.SHIPPED else Path(name), asked.number
-        )
+        path = casing.shipped_prompts(name) if name in casing.SHIPPED else Path(name)
+        return casing.with_photographs(casing.cases_of_file(path, asked.number), photographs)
 
     def folder(self, kind: str, model: Model, number: int) -> Path:
         """Where pictures or measurements of a run lie."""
