@@ -1,6 +1,7 @@
 """Prompts from captions, files and names of pictures; what cannot be read is said in one line."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from mldm_plugin.evaluation.cases import (
     cases_of_pictures,
     key_of,
     open_photographs,
+    with_photographs,
 )
 
 
@@ -38,6 +40,8 @@ def test_a_line_is_a_prompt_of_one_person_and_json_says_more(tmp_path):
         (b'{"text": "x"', "line 1: "),
         (b'{"text": 3}', "line 1: expected `text`"),
         (b'{"text": "x", "people": "two"}', "line 1: expected `text`"),
+        (b'{"text": "x", "row": -1}', "line 1: expected `text`"),
+        (b'{"text": "x", "key": "a"}\n{"text": "y", "key": "a"}', "2 prompts have the key 'a'"),
     ],
 )
 def test_bad_files_of_prompts_are_refused_in_one_line(tmp_path, content, said):
@@ -84,5 +88,25 @@ def test_photographs_of_a_split_that_nobody_trains_on(tiny_data, tmp_path, caplo
 
 
 def test_pictures_are_cases_by_their_names(tmp_path):
-    paths = [tmp_path / name for name in ("a-0.png", "a-1.png", "b.png", "c-x.png")]
-    assert [case.key for case in cases_of_pictures(paths)] == ["a", "b", "c-x"]
+    names = ("00007_1a2b3c-0", "00007_1a2b3c-1", "00008-0", "00008-11", "b", "c-x")
+    paths = [tmp_path / f"{name}.png" for name in names]
+    assert [case.key for case in cases_of_pictures(paths)] == ["00007_1a2b3c", "00008", "b", "c-x"]
+
+
+def test_numbered_pictures_of_a_camera_are_cases_each(tmp_path):
+    names = [f"img-{i}" for i in range(12)] + ["1-0", "000071-0", "00007_XYZ123-0"]
+    assert [case.key for case in cases_of_pictures([tmp_path / f"{name}.jpg" for name in names])] == sorted(names)
+
+
+def test_prompts_of_an_earlier_evaluation_find_their_photographs_again(tiny_data, tmp_path):
+    """By row and caption: of another data set, or without one, they are prompts alone."""
+    photographs = open_photographs(tiny_data, 64)
+    known = cases_of_photographs(photographs, 4, seed=0)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(asdict(case)) + "\n" for case in known))
+    read = cases_of_file(tmp_path / "prompts.jsonl", 9)
+    assert with_photographs(read, photographs) == known
+    alone = [replace(case, row=None) for case in known]
+    assert with_photographs(read, None) == alone
+    others = replace(photographs, captions=["another"] * len(photographs))
+    assert with_photographs(read, others) == alone
+    assert with_photographs([replace(read[0], row=10_000)], photographs) == alone[:1]

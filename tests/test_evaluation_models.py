@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from diffusers import ConfigMixin
 from PIL import Image
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models
+from mldm_plugin.evaluation.checkpoints import models_of_run
+from mldm_plugin.evaluation.judges import networks_of_losses
+from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models, side_of
 
 CPU = ("cpu", torch.float32)
 
@@ -206,3 +209,56 @@ def test_a_digest_is_of_the_contents(lora, tiny_pipeline):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert digest() != before
     assert Run("name/on-the-hub", "pipeline").digest == ""
+
+
+def configs(index, **parts):
+    """The files of a pipeline that are configurations: part → the file's content."""
+    return {"model_index.json": index, **{f"{part}/config.json": content for part, content in parts.items()}}
+
+
+FOUR, SD = {"block_out_channels": [1, 2, 4, 4]}, {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "x"]}
+SIZES = [
+    (configs(SD, unet={"sample_size": 64}, vae=FOUR), 512),
+    (configs(SD, unet={"sample_size": 128}, vae=FOUR), 1024),
+    (configs(SD, unet={"sample_size": 32}, vae={"block_out_channels": [1, 2]}), 64),
+    (configs({"_class_name": "StableDiffusion3Pipeline"}, transformer={"sample_size": 128}, vae=FOUR), 1024),
+    (configs({"_class_name": "FluxPipeline"}, transformer={"in_channels": 64}, vae=FOUR), 1024),
+    (configs({"_class_name": "QwenImagePipeline"}, transformer={}, vae={"z_dim": 16}), 1024),
+]
+
+
+@pytest.mark.parametrize("on_hub", [False, True])
+@pytest.mark.parametrize(("files", "side"), SIZES)
+def test_a_pipeline_is_drawn_at_the_size_of_its_configurations(files, side, on_hub, tmp_path, monkeypatch):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    if on_hub:  # what diffusers fetches from there lies in a folder
+        own = ConfigMixin.load_config.__func__
+        monkeypatch.setattr(ConfigMixin, "load_config", classmethod(lambda cls, _, **more: own(cls, tmp_path, **more)))
+    assert side_of("somebody/something" if on_hub else str(tmp_path)) == side
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"x"'])
+def test_a_pipeline_that_says_nothing_is_told_of(content, tmp_path, caplog):
+    assert side_of(str(tmp_path)) == 512
+    assert "--resolution" in caplog.text
+    (tmp_path / "model_index.json").write_text(content)
+    assert side_of(str(tmp_path)) == 512
+
+
+def test_the_run_folder_of_somebody_elses_script_has_its_checkpoints_ranked(lora, tiny_pipeline):
+    """As attached runs leave it: checkpoints of the script's own, our preset in mldm/, and no arguments.json."""
+    (lora / "arguments.json").unlink()
+    (lora / "mldm").mkdir()
+    (lora / "mldm" / "preset.yaml").write_text("losses: {face: {weight: 1, network: dlib_resnet}}")
+    for step in (200, 1000):
+        (lora / f"checkpoint-{step}").mkdir()
+        shutil.copy(lora / "pytorch_lora_weights.safetensors", lora / f"checkpoint-{step}")
+    given = models_of_run(lora)
+    assert [text.partition("=")[0] for text in given] == ["final", "step-200", "step-1000"]
+    models = parse_models(given, str(tiny_pipeline))
+    assert [(model.runs[0].kind, model.runs[0].base) for model in models] == [("lora", str(tiny_pipeline))] * 3
+    assert all(networks_of_losses(model) == {"dlib_resnet"} for model in models), "which do not judge, then"
+    with pytest.raises(MldmError, match="say with --base"):
+        parse_models(given, None)

@@ -15,12 +15,13 @@ from PIL import Image
 
 from mldm_plugin.evaluation import figures, report, showing, thumbnails
 from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.digits import decimals
 from mldm_plugin.evaluation.figures import write_figures
 from mldm_plugin.evaluation.latex import as_tex, escaped
 from mldm_plugin.evaluation.measuring import BOXES, Metrics, measure
 from mldm_plugin.evaluation.notes import Notes, read_notes
 from mldm_plugin.evaluation.picture import FoundFace, Picture
-from mldm_plugin.evaluation.report import decimals, page, write_report
+from mldm_plugin.evaluation.report import page, write_report
 from mldm_plugin.evaluation.thumbnails import around, embed, extreme_cases, gallery_cases, shown_cases
 
 EIGHT = tuple(f"model_{k}" for k in range(8))
@@ -309,7 +310,7 @@ def shown(tmp_path, monkeypatch):
         root, body = run.stdout[: run.stdout.index("<head")], run.stdout[run.stdout.index("<body") :]
         assert 'data-drawn="true"' in root, root
         assert "data-error" not in root, root
-        seen = re.sub(r"<script.*?</script>|base64,[^\"]*", "", body, flags=re.DOTALL)
+        seen = re.sub(r"<script.*?</script>|base64,[^\"]*|<wbr>", "", body, flags=re.DOTALL)
         assert not re.findall(r".{30}\b(?:NaN|undefined|Infinity|\[object)\b.{30}", seen)
         return root + seen
 
@@ -341,6 +342,22 @@ def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
     for title in ("Summary", "Gallery", "Best and worst", "One step, over t", "Distributions", "How it was made"):
         assert f">{title}</h2>" in dom
     assert all('alt="' in image for image in re.findall(r"<img[^>]*>", dom))
+
+
+@browser
+def test_the_page_opens_with_what_came_out_and_folds_what_too_few_cases_were_asked_of(results, shown):
+    results["metrics"][0] |= {"name": "identity"}
+    results["metrics"][0]["differences"]["mldm"] = difference(-0.5)
+    results["metrics"][3] |= {"too_few": True, "cases": 1}
+    dom = shown(results)
+    said = words(dom[dom.index('class="verdicts"') : dom.index('class="abstract"')])
+    assert "Worse : faces are farther from the person (likeness 2." in said
+    assert "1 more on 1 photograph, too few to show anything" in said
+    assert "of 3 metrics" in said
+    few = dom[dom.index('<details class="few"') :]
+    assert "1 metric on 1 photograph: too few to show any difference" in words(few)
+    assert 'id="metric-one_step_error"' in few[: few.index("</details>")]
+    assert dom.count('class="metric"') == 4
 
 
 @browser
@@ -412,6 +429,43 @@ def test_odd_results_are_shown(make, shown, tmp_path):
     assert (">photo</span>" in dom) == bool(results["photographs_of_cases"])
     for model in results["models"]:
         assert f">{model['name']}</span>" in dom
+
+
+@browser
+def test_long_names_do_not_lie_over_their_values_on_a_telephone(shown, tmp_path):
+    results = make_results(tmp_path, models=("plain", "plain_for_the_same_time_as_masked_ldm"))
+    then = """
+      document.body.style.width = '400px';
+      const box = (row, name) => row.querySelector(name).getBoundingClientRect();
+      const rows = [...document.querySelectorAll('.summary .metric tr')];
+      const gaps = rows.map((row) => box(row, '.value').left - box(row, '.name .model').right);
+      document.documentElement.dataset.gap = Math.floor(Math.min(...gaps));
+      document.documentElement.dataset.rows = rows.length;
+    """
+    dom = shown(results, then=then, width=500)
+    assert 'data-rows="8"' in dom
+    assert int(re.search(r'data-gap="(-?\d+)"', dom)[1]) >= 0
+
+
+@browser
+def test_on_paper_the_gallery_wraps_and_what_is_chosen_is_text(shown, tmp_path):
+    results = make_results(tmp_path, cases=14, size=(8, 8))
+    then = """
+      const tables = () => [...document.querySelectorAll('table.gallery')].map((one) =>
+        [...one.rows].map((row) => row.cells.length).join(' ')).join('|');
+      const whole = document.querySelector('table.gallery').innerHTML, root = document.documentElement.dataset;
+      dispatchEvent(new Event('beforeprint'));
+      root.paper = tables();
+      dispatchEvent(new Event('afterprint'));
+      root.after = String(document.querySelector('table.gallery').innerHTML === whole);
+    """
+    dom = shown(results, then=then)
+    assert 'data-paper="7 7 7 7 7|7 7 7 7 7|3 3 3 3 3"' in dom, "a head, the photographs, three models"
+    assert 'data-after="true"' in dom
+    assert '<p class="on-paper">Likeness of it, mldm.</p>' in dom
+    asks = re.compile(r"\b(hover|click|tap|arrow keys)\b", re.IGNORECASE)
+    assert asks.search(words(dom))
+    assert not asks.search(words(re.sub(r'<span class="on-screen">.*?</span>', "", dom)))
 
 
 @browser

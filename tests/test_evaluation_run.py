@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mldm_plugin.errors import DataError, MldmError, PluginError
-from mldm_plugin.evaluation.evaluate import Asked, Sampling, evaluate
+from mldm_plugin.evaluation.evaluate import Asked, Evaluation, Sampling, evaluate
 from mldm_plugin.plugins import load_plugins
 
 PLUGIN = str(Path(__file__).parent / "brightness.py")
@@ -77,7 +78,8 @@ def test_what_a_reader_must_know_is_said(done):
     _, results = done
     said = dict(results["warnings"])
     assert "a model trained on these" in said["The photographs may not be held out from training."]
-    assert "0.062; of 2 metrics one must be below 0.025. Draw 7" in said["Too few prompts to show any difference."]
+    said = said["Too few prompts to show any difference."]
+    assert said.startswith("The smallest p-value of 5 is 0.062; of 2 metrics one must be below 0.025. Draw 7 or more")
 
 
 def test_sets_are_compared_with_all_photographs(done):
@@ -87,6 +89,8 @@ def test_sets_are_compared_with_all_photographs(done):
     assert redness["differences"]["same"]["value"] == 0
     assert redness["models"]["one"]["value"] > 0
     assert results["photographs"] == 7
+    assert redness["cases"] == 5
+    assert redness["rows"] == {"one": 5, "same": 5, "other": 5}
 
 
 def test_the_files_of_a_finished_evaluation(done):
@@ -238,6 +242,8 @@ def test_a_metric_of_sets_alone_needs_no_photographs_and_a_model_without_faces_t
     assert set(metric["models"]) == {"a", "b"}
     assert set(metric["differences"]) == {"b"}
     assert metric["differences"]["b"]["value"] < 0
+    assert metric["rows"] == {"a": 10, "b": 10}, "what was found, not pictures"
+    assert metric["differences"]["b"]["cases"] == 10
     assert "nothing was found" in results["missing"]["spread of white"]
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -253,6 +259,14 @@ def test_the_prompts_of_an_evaluation_are_drawn_again_under_their_keys(tiny_pipe
     for case in again["cases"]:
         one, other = (tmp_path / x / "pictures" / "a" / "0" / f"{case['key']}-0.png" for x in "ab")
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_prompts_of_an_evaluation_find_their_photographs_in_the_same_data(done, tiny_pipeline, tiny_data, tmp_path):
+    out, results = done
+    data = {"data": tiny_data, "prompts_from": str(out / "prompts.jsonl"), "number": 9}
+    again = Evaluation(asked(tmp_path / "out", f"one={tiny_pipeline}", **data), load_plugins([PLUGIN]))
+    assert [asdict(case) for case in again.cases] == results["cases"]
+    assert all(case.row is not None for case in again.cases)
 
 
 def test_an_edited_metric_is_measured_again(tmp_path):
@@ -292,6 +306,36 @@ def test_folders_of_pictures_are_paired_by_name_or_not_at_all(tmp_path):
     assert paired["value"] == pytest.approx(unpaired["value"]) == pytest.approx(20 / 127.5)
     assert paired["verdict"] == "better"
     assert unpaired["high"] - unpaired["low"] > 0.3
+
+
+def test_a_judge_that_a_run_was_trained_on_is_named_in_its_report(tmp_path):
+    """From the preset in a run's folder to what the page warns of; in somebody else's script it lies in mldm/."""
+    plugin, text = tmp_path / "judged.py", (Path(__file__).parent / "brightness.py").read_text()
+    plugin.write_text(text.replace('asks = "pictures"', 'asks, networks = "pictures", ("vgg16 of ImageNet",)', 1))
+    for name in ("plain", "mldm", "attached"):
+        (tmp_path / name / "mldm").mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name / "0.png")
+    (tmp_path / "plain" / "preset.yaml").write_text("losses: {face: {weight: 1}}")
+    for place in ("mldm/preset.yaml", "attached/mldm/preset.yaml"):
+        (tmp_path / place).write_text("losses: {masked_lpips: {weight: 0.1}}")
+    models = [f"{name}={tmp_path / name}" for name in ("plain", "mldm", "attached")]
+    results = evaluate(asked(tmp_path / "out", *models, metrics=("brightness",)), load_plugins([str(plugin)]))
+    assert results["metrics"][0]["trained_on"] == {"vgg16": ["mldm", "attached"]}
+    assert '"trained_on":{"vgg16":["mldm","attached"]}' in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_pictures_of_any_size_lie_beside_each_other(tmp_path):
+    """Each is measured as it is; the report shows each with its own sides."""
+    for name, light in (("a", 0), ("b", 30)):
+        (tmp_path / name).mkdir()
+        for i, size in enumerate(((16, 16), (300, 20), (40, 90))):
+            Image.new("RGB", size, (40 * i + light,) * 3).save(tmp_path / name / f"{i}.png")
+    results = run(tmp_path / "out", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", metrics=("brightness",))
+    values = results["metrics"][0]["values"]
+    assert values["a"] == pytest.approx([grey / 127.5 - 1 for grey in (0, 40, 80)])
+    assert values["b"] == pytest.approx([grey / 127.5 - 1 for grey in (30, 70, 110)])
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert [html.count(f'"ratio":{ratio}') for ratio in ("1.0", "15.0", "0.4444")] == [2, 2, 2]
 
 
 def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):

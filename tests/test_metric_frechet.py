@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from seen_pictures import register, seen_picture
 
 from mldm_plugin.errors import DataError, PresetError
+from mldm_plugin.evaluation.statistics import set_difference
+from mldm_plugin.hooks.metrics import frechet
 from mldm_plugin.hooks.metrics.frechet import FrechetDistance, extrapolated, frechet_distance, register_metrics
 
 SEEDS = st.integers(0, 2**31)
@@ -130,6 +132,53 @@ def test_the_extrapolated_one_is_that_of_infinite_sets(shift):
     mean, error = np.mean(infinite), np.std(infinite) / 20**0.5
     assert mean == pytest.approx(shift**2, abs=4 * error)
     assert error < 0.1
+
+
+def test_the_line_is_fitted_from_half_of_each_set_to_all_of_it(monkeypatch):
+    """A distance of a + c/n is extrapolated to a, whatever its parts are; a tenth or nine tenths would do that, too."""
+    seen = []
+
+    def distance(one, two):
+        seen.append((len(one), len(two)))
+        return 3 + 48 / len(one)
+
+    monkeypatch.setattr(frechet, "frechet_distance", distance)
+    assert extrapolated(draw(480, 4), draw(240, 4)) == pytest.approx(3, abs=1e-3)
+    assert sorted(seen)[0] == (240, 120)
+    assert sorted(seen)[-1] == (480, 240)
+    assert len(set(seen)) == frechet.POINTS
+
+
+def jackknifed(one, two):
+    """Standard error by leaving out twentieths of the first set, as an evaluation does, and the value."""
+
+    def of(_, some):
+        return extrapolated(one[list(some)], two)
+
+    found = set_difference(of, None, (1, 0), len(one))
+    return found.error, found.value
+
+
+def test_the_jackknife_of_the_extrapolated_one_is_of_the_rows_and_not_of_draws():
+    """Its error is the spread of values over sets; with parts drawn anew for every leave-out it is twice as large."""
+    found, real = [], torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for seed in range(16):
+        g = torch.Generator().manual_seed(seed + 1)
+        found.append(jackknifed(torch.randn(60, 3, generator=g, dtype=torch.float64) + 0.3, real))
+    errors, values = np.array(found).T
+    assert 0.6 < np.sqrt((errors**2).mean()) / values.std(ddof=1) < 1.6
+
+
+def test_the_order_of_rows_is_their_own():
+    """Rows that stand elsewhere, or without their neighbours, fall into the same parts."""
+    one, two = draw(40, 4), draw(50, 4, seed=1)
+    turned = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    assert extrapolated(one[turned], two.flip(0)) == pytest.approx(extrapolated(one, two), rel=1e-9)
+    whole = [tuple(row) for row in frechet._shuffled(one, 0).tolist()]
+    some = [tuple(row) for row in frechet._shuffled(one[10:], 0).tolist()]
+    gone = {tuple(row) for row in one[:10].tolist()}
+    assert some == [row for row in whole if row not in gone]
+    assert whole != [tuple(row) for row in frechet._shuffled(one, 1).tolist()]
 
 
 def test_the_extrapolated_one_is_the_same_each_time_and_draws_nothing_from_the_host():

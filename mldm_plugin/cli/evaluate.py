@@ -102,6 +102,7 @@ def evaluate(
     import torch
 
     from mldm_plugin.evaluation.checkpoints import ranking
+    from mldm_plugin.evaluation.conclusion import in_a_line
     from mldm_plugin.evaluation.evaluate import Asked, Sampling
     from mldm_plugin.evaluation.evaluate import evaluate as run
     from mldm_plugin.plugins import load_plugins
@@ -116,14 +117,16 @@ def evaluate(
         _tell(results)
         if of_run:
             click.echo(ranking(results, of_run))
+        for sentence in in_a_line(results):
+            click.echo(f"\n{sentence}")
         click.echo(f"Look at {out / 'report.html'}")
 
 
 def _tell(results: dict[str, Any]) -> None:
     """The table, and what must be known beside it."""
-    from mldm_plugin.evaluation.results import as_markdown
+    from mldm_plugin.evaluation.tables import as_text
 
-    click.echo(as_markdown(results))
+    click.echo("\n" + as_text(results))
     for name, why in results["failed"].items():
         click.echo(f"failed: {name}: {why}")
     for strong, why in results["warnings"]:

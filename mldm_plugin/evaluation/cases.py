@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SHIPPED = ("people",)  # sets of prompts in this package, prompts/NAME.jsonl
 COLUMNS = {"mask": "mask", "boxes": "face_boxes", "keypoints": "keypoints", "conditioning": "conditioning_image"}
 
 
+OWN_NAME = re.compile(r"(?P<key>\d{5}(_[0-9a-f]{6})?)-\d+")  # of a picture that was drawn here, see `key_of`
 WRISTS, SEEN = (9, 10), 2  # of COCO's keypoints
 
 
@@ -135,10 +137,10 @@ def hands_in(example: Example) -> int | None:
 
 def cases_of_file(path: Path, number: int) -> list[Case]:
     """The first `number` prompts of a file: a prompt a line, which shows one person, or JSON lines with `text`,
-    `people` and `hands`, as prompts.jsonl of an earlier evaluation, whose keys are kept.
+    `people` and `hands`, as prompts.jsonl of an earlier evaluation, whose keys and rows are kept.
 
     Raises:
-        DataError: a file that cannot be read or has no prompts.
+        DataError: a file that cannot be read or has no prompts, or two of one key.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -149,12 +151,24 @@ def cases_of_file(path: Path, number: int) -> list[Case]:
     cases = [_case(i, line.strip(), path) for i, line in enumerate(lines) if line.strip()]
     if not cases:
         raise DataError(f"{path} holds no prompts, expected one a line.")
+    for key, count in Counter(case.key for case in cases).items():
+        if count > 1:
+            said = "their pictures would be one file and their noise the same"
+            raise DataError(f"{path}: {count} prompts have the key {key!r}, {said}; give each its own, or none.")
     return cases[:number]
 
 
+def with_photographs(cases: Sequence[Case], photographs: Photographs | None) -> list[Case]:
+    """Cases of a file whose rows are those of `photographs`; a row with another caption is of another data set."""
+    captions = [] if photographs is None else photographs.captions
+    fits = [case.row is not None and case.row < len(captions) and captions[case.row] == case.text for case in cases]
+    return [case if its else replace(case, row=None) for case, its in zip(cases, fits, strict=True)]
+
+
 def cases_of_pictures(paths: Sequence[Path]) -> list[Case]:
-    """A case for each name of a picture; `name-0`, `name-1` … are repetitions of `name`. One person in each."""
-    keys = {key if r.isdecimal() and key else p.stem for p in paths for key, _, r in [p.stem.rpartition("-")]}
+    """A case for each name of a picture, one person in each; `00007_1a2b3c-0`, `00007_1a2b3c-1` … are repetitions of
+    one case, as an evaluation names what it draws, while `photo-0` and `photo-1` are two."""
+    keys = {own["key"] if (own := OWN_NAME.fullmatch(path.stem)) else path.stem for path in paths}
     return [Case(key, "", 1) for key in sorted(keys)]
 
 
@@ -170,10 +184,11 @@ def _case(number: int, line: str, path: Path) -> Case:
         given = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number + 1}: {error}; expected a prompt, or JSON with `text`.") from error
-    text, numbers = given.get("text"), (given.get("people", 1), given.get("hands"))
-    if not isinstance(text, str) or not text or not all(n is None or (type(n) is int and n >= 0) for n in numbers):
-        said = "expected `text`, a prompt, `people` and `hands`, numbers"
+    text, numbers, row = given.get("text"), (given.get("people", 1), given.get("hands")), given.get("row")
+    counts = all(n is None or (type(n) is int and n >= 0) for n in (*numbers, row))
+    if not isinstance(text, str) or not text or not counts:
+        said = "expected `text`, a prompt, `people`, `hands` and `row`, numbers"
         raise DataError(f"{path}, line {number + 1}: {said}; got {line[:80]}")
     key = given.get("key")  # of an earlier evaluation's prompts.jsonl, whose pictures have these names
     known = isinstance(key, str) and re.fullmatch(r"\w[\w.-]*", key)
-    return Case(key if known else key_of(number, text, *numbers), text, *numbers)
+    return Case(key if known else key_of(number, text, *numbers), text, *numbers, row)

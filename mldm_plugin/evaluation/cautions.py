@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mldm_plugin.data.load import HELD_OUT
-from mldm_plugin.evaluation.statistics import LEVEL
+from mldm_plugin.evaluation.statistics import LEVEL, fewest, least_p
 
 if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
     from mldm_plugin.evaluation.measuring import Metrics
     from mldm_plugin.evaluation.results import Measured
+
+# kind of metric → what its cases are, and what gives more of them
+UNITS = {"picture": ("prompts", "Draw"), "one_step": ("photographs", "Look in one step at")}
 
 
 def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -26,13 +28,19 @@ def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Mea
         found.append(("The photographs may not be held out from training.", reason))
     found += _other_cases(measured) + _hints(evaluation)
     if any(one.differences for one in measured):
-        found += _too_few(evaluation, len(measured))
-    pictures = len(evaluation.cases) * evaluation.asked.sampling.repetitions
-    wanted = {metrics.ready[name].title: getattr(metrics.ready[name], "least", 0) for name in metrics.of_sets}
-    if few := [f"{title} ({least})" for title, least in wanted.items() if pictures < least]:
-        reason = f"There are {pictures}; wanted are, for {', '.join(few)}. Compare only values of the same number."
-        found.append(("Few pictures for distances of sets.", reason))
-    return found
+        found += _too_few(measured)
+    return found + _small_sets(metrics, measured)
+
+
+def _small_sets(metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Distances of sets of fewer pictures, people or faces than they ask for."""
+    few = []
+    for one in measured:
+        least = getattr(metrics.ready[one.name], "least", 0) if one.kind == "set" else 0
+        if (rows := min(one.rows.values(), default=least)) < least:
+            few.append(f"{one.title} ({rows} of {least})")
+    reason = f"There are fewer than wanted for {', '.join(few)}. Compare only values of the same number."
+    return [("Few pictures for distances of sets.", reason)] if few else []
 
 
 def _other_cases(measured: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -68,12 +76,18 @@ def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
     ]
 
 
-def _too_few(evaluation: Evaluation, tests: int) -> list[tuple[str, str]]:
+def _too_few(measured: Sequence[Measured]) -> list[tuple[str, str]]:
     """Where even the clearest difference could not be shown: all 2ⁿ flips of signs, and Holm's correction."""
-    cases, enough = len(evaluation.cases), math.ceil(1 + np.log2(tests / (1 - LEVEL)))
-    if cases >= enough:
-        return []
-    least, wanted = min(2.0 ** (1 - cases), 1), (1 - LEVEL) / tests
-    reason = f"Their smallest p-value is {least:.2g}; of {tests} metrics one must be below {wanted:.2g}. Draw {enough}"
-    reason += " or more, better a hundred."
-    return [("Too few prompts to show any difference.", reason)]
+    found, compared = [], [one for one in measured if one.differences]
+    able = [one for one in compared if any(gap.least_p < 1 - LEVEL for gap in one.differences.values())]
+    for kind, (what, how) in UNITS.items():
+        of_kind = [gap for one in compared if one.kind == kind for gap in one.differences.values() if gap.least_p]
+        cases = max((gap.cases for gap in of_kind), default=0)
+        dead = cases < fewest()  # more of them would bring their metrics back among those that are corrected for
+        tests = len(compared if dead else able)
+        if of_kind and cases < fewest(tests):
+            reason = f"The smallest p-value of {cases} is {least_p(cases):.2g}; of {tests} metrics one must be below "
+            reason += f"{(1 - LEVEL) / tests:.2g}. {how} {fewest(tests)} or more, better a hundred."
+            reason += " Until then the others are corrected as if these metrics were not there." if dead else ""
+            found.append((f"Too few {what} to show any difference.", reason))
+    return found

@@ -18,7 +18,7 @@ from mldm_plugin.evaluation.cases import Case, Photographs
 from mldm_plugin.evaluation.claims import claim, stamp
 from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
 from mldm_plugin.evaluation.measuring import Metrics, make_metrics, measure
-from mldm_plugin.evaluation.models import Model, Run, load_pipeline, parse_models, pictures_in, set_sampler
+from mldm_plugin.evaluation.models import Model, Run, load_pipeline, parse_models, pictures_in, set_sampler, side_of
 from mldm_plugin.evaluation.notes import Key, Notes
 from mldm_plugin.evaluation.one_step import OneStep, measure_photographs
 from mldm_plugin.evaluation.picture import Picture, PictureList, read_image
@@ -150,9 +150,8 @@ class Evaluation:
         if asked.prompts_from is None and all(run.kind == "pictures" for run in runs):
             return casing.cases_of_pictures([path for run in runs for path in pictures_in(run)])
         name = asked.prompts_from or casing.SHIPPED[0]
-        return casing.cases_of_file(
-            casing.shipped_prompts(name) if name in casing.SHIPPED else Path(name), asked.number
-        )
+        path = casing.shipped_prompts(name) if name in casing.SHIPPED else Path(name)
+        return casing.with_photographs(casing.cases_of_file(path, asked.number), photographs)
 
     def folder(self, kind: str, model: Model, number: int) -> Path:
         """Where pictures or measurements of a run lie."""
@@ -321,11 +320,4 @@ def _side(models: Sequence[Model]) -> int:
     run = models[0].runs[0]
     if run.kind == "pictures":
         return min(read_image(pictures_in(run)[0]).shape[-2:])
-    folder = Path(run.base or run.what)
-    try:
-        network = next(folder / part for part in ("unet", "transformer") if (folder / part).is_dir())
-        side = json.loads((network / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        return side * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (StopIteration, OSError, ValueError, KeyError, TypeError):
-        return 512  # a name on the Hub; --resolution says otherwise
+    return side_of(run.base or run.what)

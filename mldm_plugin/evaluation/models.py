@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ from typing import Any, Literal
 
 from mldm_plugin.errors import MldmError, nearest
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["pipeline", "lora", "controlnet", "pictures"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
 LORA = "pytorch_lora_weights.safetensors"
+SIDE, LATENTS = 512, 128  # of pictures where nothing is known; of latents, FluxPipeline.default_sample_size
 RESERVED = "photographs"  # what the report calls those of --data
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
 
@@ -170,10 +174,10 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     """
     import transformers
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as speaking
 
-    logging.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
-    logging.disable_progress_bar()
+    speaking.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
+    speaking.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
         precision = {_dtype_argument(): dtype}
@@ -231,6 +235,26 @@ def _accepted(pipeline: str, options: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         return options
     return {name: value for name, value in options.items() if name != "safety_checker" or name in index}
+
+
+def side_of(pipeline: str) -> int:
+    """The side in pixels that a pipeline draws unasked, by its configurations, in a folder or on the Hub.
+
+    Flux and others whose transformer names no size draw `LATENTS` squared latents, as their classes say; a VAE that
+    does not tell its levels, as Qwen-Image's, makes 8 pixels of each.
+    """
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+    try:
+        index = DiffusionPipeline.load_config(pipeline)
+        network = "unet" if "unet" in index else "transformer"
+        configs = [UNet2DConditionModel.load_config(pipeline, subfolder=part) for part in (network, "vae")]
+        size, channels = configs[0].get("sample_size"), configs[1].get("block_out_channels")
+        return int(size if isinstance(size, int) else LATENTS) * (2 ** (len(channels) - 1) if channels else 8)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # no such name, or the Hub is not reached
+        what = f"({type(error).__name__}): {SIDE} pixels are taken, or those of --resolution"
+        log.warning(f"{pipeline} does not say what size it draws {what}")
+        return SIDE
 
 
 def set_sampler(pipeline: Any, name: str) -> str:

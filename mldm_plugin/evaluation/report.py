@@ -6,13 +6,13 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from importlib import resources
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from mldm_plugin.evaluation.conclusion import conclude
+from mldm_plugin.evaluation.digits import DIGITS, decimals
 from mldm_plugin.evaluation.figures import write_figures
 from mldm_plugin.evaluation.latex import as_tex
 from mldm_plugin.evaluation.thumbnails import embed
@@ -32,7 +32,6 @@ SCRIPTS = (
     "method",
     "page",
 )
-DIGITS = 6  # significant ones of what the page draws; chosen: more than its pixels tell apart
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:
@@ -69,19 +68,8 @@ def page(results: dict[str, Any], embedded: dict[str, Any]) -> str:
 def for_page(results: dict[str, Any], embedded: dict[str, Any]) -> dict[str, Any]:
     """What the page's script reads: the results with their digits cut, and the pictures."""
     metrics = [{**metric, "decimals": decimals(metric)} for metric in results["metrics"]]
-    return {**_short({**results, "metrics": metrics, "faces": None, "hands": None}), "embedded": embedded}
-
-
-def decimals(metric: dict[str, Any]) -> int:
-    """How many are worth telling: two digits of the intervals' half width, or three of the values."""
-    estimates = [e for kind in ("models", "differences") for e in metric[kind].values() if e is not None]
-    widths = [(e["high"] - e["low"]) / 2 for e in estimates if e["low"] is not None and e["high"] is not None]
-    sizes, digits = [width for width in widths if width > 0], 1
-    if not sizes:
-        sizes, digits = [abs(e["value"]) for e in estimates if e["value"]], 2
-    if not sizes:
-        return 0
-    return min(max(digits - math.floor(math.log10(median(sizes))), 0), DIGITS)
+    told = {**results, "metrics": metrics, "conclusion": conclude(results), "faces": None, "hands": None}
+    return {**_short(told), "embedded": embedded}
 
 
 def as_json(value: Any) -> str:

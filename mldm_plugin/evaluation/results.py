@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.notes import Values, read_notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
 from mldm_plugin.evaluation.statistics import Array, Estimate
+from mldm_plugin.evaluation.tables import as_csv, as_markdown
 from mldm_plugin.records.files import write_text
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class Measured:
         values: model → (R, C), NaN where nothing was asked.
         estimates: model → its value with an interval.
         differences: model → its difference to the first model.
+        rows: of a metric of sets, model → how many pictures, people or faces its set holds, in the run with fewest.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Measured:
     values: dict[str, Array]
     estimates: dict[str, Estimate]
     differences: dict[str, Estimate]
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
@@ -200,6 +201,9 @@ class _FeaturesOfCases:
             if case in places and values.get(name) is not None:
                 self.rows[places[case]].append(values[name])
 
+    def __len__(self) -> int:
+        return sum(len(row) for of_case in self.rows for row in of_case)
+
     def of(self, cases: Sequence[int]) -> Any:
         return _stacked([row for case in cases for row in self.rows[case]])
 
@@ -235,7 +239,8 @@ def _compared_sets(
             theirs = of_models[first]
             sizes, both = (len(runs), len(theirs)), (statistic(runs), statistic(theirs))
             differences[model] = statistics.set_difference(*both, sizes, cases, same_seeds=same[model])
-    return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences)
+    rows = {model: min(map(len, of_models[model])) for model in estimates}
+    return Measured(name, metric.title, metric.better, "set", _names(metric), {}, estimates, differences, rows)
 
 
 # What the report shows
@@ -247,22 +252,19 @@ def _names(metric: Any) -> tuple[str, ...]:
 
 def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[str, Any]]:
     """Each metric with its differences, the p-values of each model corrected for the number of metrics."""
-    corrected: dict[tuple[str, str], float] = {}
-    for model in models:
-        named = [(one.name, one.differences[model.name].p) for one in measured if model.name in one.differences]
-        for (name, _), p in zip(named, statistics.holm([p for _, p in named]), strict=True):
-            corrected[name, model.name] = p
+    corrected = {model.name: _corrected(measured, model.name) for model in models}
     trained_on = {model.name: networks_of_losses(model) for model in models}
     rows = []
     for one in measured:
         cases = max((int((~np.isnan(v).any(0)).sum()) for v in one.values.values()), default=0)
+        cases = cases or max((estimate.cases for estimate in one.estimates.values()), default=0)
         differences = {
             model: {
                 **asdict(gap),
-                "p_holm": corrected[one.name, model],
+                "p_holm": corrected[model][one.name],
                 "words": statistics.in_words(gap.effect),
-                "verdict": _verdict(one.better, gap, corrected[one.name, model]),
-                "needed": _needed(gap, corrected[one.name, model], len(measured), models),
+                "verdict": _verdict(one.better, gap, corrected[model][one.name]),
+                "needed": _needed(gap, corrected[model][one.name], len(measured), models),
             }
             for model, gap in one.differences.items()
         }
@@ -274,8 +276,10 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
                 "better": one.better,
                 "kind": one.kind,
                 "networks": one.networks,
+                "too_few": _too_few(one, cases, models),
                 "trained_on": {n: [m for m, networks in trained_on.items() if n in networks] for n in used},
                 "cases": cases,
+                "rows": one.rows,
                 "values": {model: array.mean(0) for model, array in one.values.items()},
                 "models": {model: asdict(estimate) for model, estimate in one.estimates.items()},
                 "differences": differences,
@@ -284,12 +288,36 @@ def _rows(measured: Sequence[Measured], models: Sequence[Model]) -> list[dict[st
     return rows
 
 
+def _corrected(measured: Sequence[Measured], model: str) -> dict[str, float]:
+    """Metric → the p of a model's difference, corrected by Holm's method for the metrics that could show one.
+
+    One whose smallest p of so few cases is not below .05 can be called better or worse by no values whatever, so the
+    others need no correction for it; its own is NaN. Who is left out depends on numbers of cases alone, never on what
+    was measured, so false alarms stay below .05 of all evaluations (Tarone, "A Modified Bonferroni Method for Discrete
+    Data", 1990, leaves out more: also what could pass only if others do).
+    """
+    gaps = {one.name: one.differences[model] for one in measured if model in one.differences}
+    able = [name for name, gap in gaps.items() if gap.least_p < 1 - statistics.LEVEL]
+    holm = statistics.holm([gaps[name].p for name in able])
+    return {**dict.fromkeys(gaps, math.nan), **dict(zip(able, holm, strict=True))}
+
+
 def _needed(gap: Estimate, p: float, tests: int, models: Sequence[Model]) -> int | None:
     """Cases that would show the difference, where it is not shown; with training seeds more cases may not help."""
     shown = not gap.holds_zero and p < 1 - statistics.LEVEL
     if shown or not gap.cases or any(len(model.runs) > 1 for model in models):
         return None
-    return statistics.needed(gap, gap.cases, tests)
+    wanted = statistics.needed(gap, gap.cases, tests)
+    if wanted is None:
+        return None
+    wanted = max(wanted, statistics.fewest(tests) if gap.least_p else 0)
+    return wanted if wanted > gap.cases else None  # there were enough, and luck was against it
+
+
+def _too_few(one: Measured, cases: int, models: Sequence[Model]) -> bool:
+    """Whether not even the clearest difference could be shown: of a metric of cases, with one run of each model."""
+    by_cases = one.differences and one.values and all(len(model.runs) == 1 for model in models)
+    return bool(by_cases) and cases < statistics.fewest()
 
 
 def _verdict(better: str, gap: Estimate, p: float) -> str:
@@ -358,42 +386,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def as_csv(results: dict[str, Any]) -> str:
-    """A line for each metric and model."""
-    stream = io.StringIO()
-    names = ("value", "low", "high")
-    gaps = ("value", "low", "high", "p", "p_holm", "effect", "verdict")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["metric", "kind", "better", "model", "cases", *names, *(f"difference_{g}" for g in gaps)])
-    for metric in results["metrics"]:
-        for model, estimate in metric["models"].items():
-            gap = metric["differences"].get(model, {})
-            row = [metric["name"], metric["kind"], metric["better"], model, metric["cases"]]
-            writer.writerow([*row, *(estimate[n] for n in names), *(gap.get(g) for g in gaps)])
-    return stream.getvalue()
-
-
-def as_markdown(results: dict[str, Any]) -> str:
-    """A table of values, and of differences to the first model with their intervals."""
-    models = [model["name"] for model in results["models"]]
-    head = ["metric", *models, *(f"{model} − {models[0]}" for model in models[1:])]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for metric in results["metrics"]:
-        values = [_number((metric["models"].get(model) or {}).get("value")) for model in models]
-        gaps = [_interval(metric["differences"].get(model)) for model in models[1:]]
-        arrow = "↓" if metric["better"] == "smaller" else "↑"
-        lines.append("| " + " | ".join([f"{metric['title']} {arrow}", *values, *gaps]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _interval(gap: dict[str, Any] | None) -> str:
-    if gap is None or gap["low"] is None:
-        return "–"
-    text = f"{gap['value']:+.3g} ({gap['low']:+.3g} to {gap['high']:+.3g})"
-    return f"**{text}** {gap['verdict']}" if gap["verdict"] != "not shown" else text

@@ -34,6 +34,7 @@ class Estimate:
         error: its standard error.
         cases: how many it is of.
         effect: the mean difference in units of the cases' standard deviation (Cohen's d_z); NaN where not defined.
+        least_p: the smallest p that so many cases can have, whatever their values; 0 where nothing bounds it.
     """
 
     value: float
@@ -43,6 +44,7 @@ class Estimate:
     error: float = math.nan
     effect: float = math.nan
     cases: int = 0
+    least_p: float = 0.0
 
     @property
     def holds_zero(self) -> bool:
@@ -64,7 +66,9 @@ def paired_difference(one: Array, other: Array, seed: int = 0, *, same_seeds: bo
         same_seeds: whether run r of both was trained from the same seed, on the same batches, so that runs are paired.
     """
     known = ~(np.isnan(one).any(0) | np.isnan(other).any(0))
-    return replace(_estimate(one[:, known], other[:, known], seed, same_seeds), cases=int(known.sum()))
+    cases, flips = int(known.sum()), len(one) == len(other) == 1
+    found = _estimate(one[:, known], other[:, known], seed, same_seeds)
+    return replace(found, cases=cases, least_p=least_p(cases) if flips else 0.0)
 
 
 def unpaired_difference(one: Array, other: Array, seed: int = 0) -> Estimate:
@@ -112,16 +116,16 @@ def set_difference(
     whole = value(every)
     groups = min(GROUPS, cases)
     if groups < 4:
-        return Estimate(gap(whole), math.nan, math.nan)
+        return Estimate(gap(whole), math.nan, math.nan, cases=cases)
     order = np.random.default_rng(0).permutation(cases)
     parts = [set(order[g::groups].tolist()) for g in range(groups)]
     without = np.array([gap(value([c for c in every if c not in part])) for part in parts])
     if not np.isfinite(without).all():
-        return Estimate(gap(whole), math.nan, math.nan)
+        return Estimate(gap(whole), math.nan, math.nan, cases=cases)
     over_cases = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
     errors, freedom = [over_cases], [float(groups - 1)]
     _add_runs(whole, errors, freedom, same_seeds)
-    return _by_t(gap(whole), errors, freedom, math.nan)
+    return replace(_by_t(gap(whole), errors, freedom, math.nan), cases=cases)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -148,6 +152,24 @@ def needed(estimate: Estimate, cases: int, tests: int = 1) -> int | None:
         return None
     z = float(stats.norm.ppf(1 - (1 - LEVEL) / 2 / tests) + stats.norm.ppf(POWER))
     return math.ceil(cases * (z * estimate.error / abs(estimate.value)) ** 2)
+
+
+def least_p(cases: int) -> float:
+    """The smallest p that flips of the signs of so many cases can give, see `paired_difference`.
+
+    >>> least_p(2), least_p(6)
+    (0.5, 0.03125)
+    """
+    return min(2.0 ** (1 - cases), 1.0) if cases <= EXACT else 1 / (DRAWS + 1)
+
+
+def fewest(tests: int = 1) -> int:
+    """Cases with which a difference can be shown at all: p of n cases, by all flips of signs, is at least 2¹⁻ⁿ.
+
+    >>> fewest(), fewest(10)
+    (6, 9)
+    """
+    return math.ceil(1 + math.log2(tests / (1 - LEVEL)))
 
 
 def in_words(effect: float) -> str:

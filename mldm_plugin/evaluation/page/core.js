@@ -5,6 +5,7 @@ const NAMES = R.models.map((model) => model.name);
 const FIRST = NAMES[0];
 const OTHERS = NAMES.slice(1);
 const CASES = new Map(R.cases.map((one) => [one.key, one]));
+const JUDGED = R.metrics.filter((metric) => !metric.too_few);
 const KINDS = [
   ['picture', 'Each picture', 'a value for each prompt, paired by prompt and noise'],
   ['set', 'All pictures together', 'a distance of all pictures to the photographs'],
@@ -52,6 +53,7 @@ const estimateOf = (metric, name) => metric.models[name] || null;
 const differenceOf = (metric, name) => metric.differences[name] || null;
 const verdictOf = (metric, name) => (differenceOf(metric, name) || {}).verdict || 'not shown';
 const unitOf = (metric) => (metric.kind === 'one_step' ? 'photographs' : 'prompts');
+const casesOf = (metric) => counted(metric.cases, metric.kind === 'one_step' ? 'photograph' : 'prompt');
 const arrowOf = (metric) => (metric.better === 'smaller' ? '↓' : '↑');
 const directionOf = (metric) => (metric.better === 'smaller' ? 'smaller is better' : 'larger is better');
 const trainedOn = (metric) => Object.entries(metric.trained_on || {});
@@ -74,7 +76,9 @@ const colourOf = (name) => `m${NAMES.indexOf(name) % SHAPES.length}`;
 const shapeOf = (name, x, y, r) => SHAPES[NAMES.indexOf(name) % SHAPES.length](x, y, r);
 const markOf = (name) =>
   s('svg', { class: 'mark', viewBox: '0 0 12 12', 'aria-hidden': 'true' }, s('path', { d: shapeOf(name, 6, 6, 4) }));
-const modelLabel = (name) => h('span', { class: `model ${colourOf(name)}` }, markOf(name), h('span', null, name));
+const modelLabel = (name) => h('span', { class: `model ${colourOf(name)}` }, markOf(name), h('span', null, breakable(name)));
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [h('wbr'), part] : [part]));
+const onScreen = (text) => h('span', { class: 'on-screen' }, text); // what paper cannot do
 const legend = (names = NAMES) => h('p', { class: 'legend' }, names.map(modelLabel));
 
 function section(id, title, lead, ...content) {

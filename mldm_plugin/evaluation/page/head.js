@@ -4,10 +4,18 @@ function head() {
   return h('header', { class: 'head', id: 'top' },
     h('p', { class: 'kicker' }, `mldm evaluate · ${day(R.made)}`),
     h('h1', null, OTHERS.length ? [whoIsCompared(), h('small', null, ' against '), h('span', null, FIRST)] : FIRST),
-    h('p', { class: 'abstract' }, whatWasCompared()),
-    alerts(),
     OTHERS.length ? h('div', { class: 'verdicts' }, OTHERS.map(verdict)) :
-      h('p', { class: 'lead' }, 'There is one model: its values stand alone, and nothing is better or worse.'));
+      h('p', { class: 'lead' }, 'There is one model: its values stand alone, and nothing is better or worse.'),
+    h('p', { class: 'abstract' }, whatWasCompared()),
+    alerts());
+}
+
+/** What came out, in words, a line each; what is better and worse begins in its colour. */
+function conclusion(name) {
+  return R.conclusion[name].map((text) => {
+    const [, word, rest] = /^(Better|Worse)?(.*)$/s.exec(text);
+    return h('p', { class: word ? 'shown' : 'rest' }, word && h('strong', { class: word.toLowerCase() }, word), rest);
+  });
 }
 
 const whoIsCompared = () => (OTHERS.length > 3 ? `${OTHERS.length} models` : OTHERS.map(inHeading));
@@ -39,11 +47,12 @@ function whatWasCompared() {
 }
 
 function verdict(name) {
-  const told = R.metrics.filter((metric) => differenceOf(metric, name));
+  const told = JUDGED.filter((metric) => differenceOf(metric, name));
   const of = (word) => told.filter((metric) => verdictOf(metric, name) === word);
   const [better, worse, rest] = [of('better'), of('worse'), of('not shown')];
   const own = better.filter((metric) => trainedOn(metric).some(([, models]) => models.includes(name)));
   return h('article', { class: `verdict ${colourOf(name)}` },
+    h('div', { class: 'conclusion' }, conclusion(name)),
     h('p', { class: 'sentence' }, h('b', null, name),
       better.length ? [' is ', h('strong', { class: 'better' }, `better than ${FIRST} in ${better.length}`)] :
         [` is better than ${FIRST} in none`],

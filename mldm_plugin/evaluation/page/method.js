@@ -15,7 +15,8 @@ function method() {
 const STATISTICS = [
   'Differences are paired, prompt by prompt from the same noise, with 95 % intervals from a bootstrap over prompts; '
   + 'distances of sets have a jackknife over groups of prompts, and models with several training seeds Student’s t over prompts and seeds.',
-  'A difference is called better or worse only where its interval leaves out zero and its p, corrected by Holm for the number of metrics, is below 0.05; '
+  'A difference is called better or worse only where its interval leaves out zero and its p, corrected by Holm for the number of metrics, is below 0.05 '
+  + '(metrics of so few cases that their p could never be below 0.05 are not counted, and never called either); '
   + 'where it is not shown, the number of prompts is told that would show a true difference of the size that was seen in four of five evaluations.',
 ];
 

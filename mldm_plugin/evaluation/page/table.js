@@ -3,17 +3,29 @@
 const CHART = { width: 176, height: 26 };
 
 function summary() {
+  const lead = OTHERS.length ? ['Dots with 95 % intervals; in the right column, shading marks the better side of zero. '
+    + 'A verdict is given only where the interval leaves out zero and Holm’s correction agrees.', onScreen(' Hover or tap a verdict for its p.')] :
+    'Dots with 95 % intervals.';
+  return section('summary', 'Summary', lead, JUDGED.length || !R.metrics.length ? table(JUDGED) : null, tooFew());
+}
+
+function table(metrics) {
   const body = KINDS.map(([kind, title, what]) => {
-    const metrics = R.metrics.filter((metric) => metric.kind === kind);
-    return metrics.length ? [h('tbody', { class: 'kind' },
-      h('tr', null, h('th', { colspan: 8, scope: 'rowgroup' }, title, h('small', null, what)))), metrics.map(rows)] : null;
+    const some = metrics.filter((metric) => metric.kind === kind);
+    return some.length ? [h('tbody', { class: 'kind' },
+      h('tr', null, h('th', { colspan: 8, scope: 'rowgroup' }, title, h('small', null, what)))), some.map(rows)] : null;
   });
   const head = ['metric', 'model', 'value', '', OTHERS.length ? `difference to ${FIRST}` : '', '', '', ''];
-  const lead = OTHERS.length ? 'Dots with 95 % intervals; in the right column, shading marks the better side of zero. '
-    + 'A verdict is given only where the interval leaves out zero and Holm’s correction agrees. Hover or tap a verdict for its p.' :
-    'Dots with 95 % intervals.';
-  return section('summary', 'Summary', lead, h('table', { class: 'summary' },
-    h('thead', null, h('tr', null, head.map((word) => h(word ? 'th' : 'td', word ? { scope: 'col' } : null, word)))), body));
+  return h('table', { class: 'summary' },
+    h('thead', null, h('tr', null, head.map((word) => h(word ? 'th' : 'td', word ? { scope: 'col' } : null, word)))), body);
+}
+
+/** Folded: what so few cases were asked of that no difference could be shown. */
+function tooFew() {
+  const some = R.metrics.filter((metric) => metric.too_few);
+  const cases = [...new Set(some.map(casesOf))];
+  return some.length ? h('details', { class: 'few' },
+    h('summary', null, `${counted(some.length, 'metric')} on ${listed(cases)}: too few to show any difference`), table(some)) : null;
 }
 
 function rows(metric) {
@@ -29,9 +41,15 @@ function titleCell(metric) {
     h('span', { class: 'words' }, metric.title, '\u00a0',
       h('abbr', { class: 'arrow', title: directionOf(metric) }, arrowOf(metric), h('span', { class: 'unseen' }, ` ${directionOf(metric)}`))),
     h('small', null, h('a', { href: `#means-${metric.name}`, title: 'what it means' }, metric.name),
-      metric.cases ? ` · ${metric.cases} ${unitOf(metric)}` : null),
+      metric.cases ? ` · ${casesOf(metric)}` : null, rowsOf(metric)),
     trainedOn(metric).map(([network, models]) =>
       h('small', { class: 'own' }, `⚠ ${network}: trained on by ${listed(models)}`)));
+}
+
+/** How many pictures, people or faces the sets hold: a distance is smaller of more. */
+function rowsOf(metric) {
+  const some = Object.values(metric.rows || {}), least = Math.min(...some), most = Math.max(...some);
+  return some.length ? ` · N = ${least}${most > least ? `–${most}` : ''}` : null;
 }
 
 function valueCells(metric, name, x) {
@@ -75,6 +93,6 @@ function verdictPill(metric, name) {
 function noteOf(metric, gap) {
   const needed = known(gap.needed) ? `needs about ${gap.needed.toLocaleString('en-GB')} ${unitOf(metric)}` : null;
   const apart = gap.verdict === 'not shown' && hasInterval(gap) && (gap.low > 0 || gap.high < 0);
-  const doubt = apart ? `but p (Holm) is ${probability(gap.p_holm)}` : null;
+  const doubt = apart ? (known(gap.p_holm) ? `but p (Holm) is ${probability(gap.p_holm)}` : `but p of ${casesOf(metric)} is never below 0.05`) : null;
   return [gap.words && `${gap.words} effect`, needed, doubt].filter(Boolean).map((words) => h('span', null, words));
 }
