@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models
+from mldm_plugin.evaluation.models import LORA, Run, load_pipeline, parse_models
 
 CPU = ("cpu", torch.float32)
 
@@ -84,8 +84,8 @@ def test_a_pattern_or_the_same_name_again_adds_seeds(lora):
         ("../a=x", "expected NAME=WHAT"),
         ("a=", "expected NAME=WHAT"),
         ("a=runs/none-*", "nothing is called"),
-        ("a=./nothing", "neither a folder nor"),
-        ("a={empty}", "holds no pipeline"),
+        ("a=./nothing", "is not here. A model is a pipeline"),
+        ("a={empty}", "none of what was looked for. A model is a pipeline"),
         ("a={adapter}", "say with --base"),
     ],
 )
@@ -206,3 +206,15 @@ def test_a_digest_is_of_the_contents(lora, tiny_pipeline):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert digest() != before
     assert Run("name/on-the-hub", "pipeline").digest == ""
+
+
+def test_the_runs_of_a_folder_and_a_name_like_it_are_offered(tmp_path):
+    for name in ("plain-s0", "mldm-s0"):
+        (tmp_path / "anna" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "anna" / "runs" / name / LORA).touch()
+    with pytest.raises(
+        MldmError, match=rf"Did you mean {tmp_path}/anna/runs/mldm-s0 or {tmp_path}/anna/runs/plain-s0\?"
+    ):
+        parse_models([f"a={tmp_path / 'anna'}"], "base")
+    with pytest.raises(MldmError, match=rf"Did you mean {tmp_path}/anna\?"):
+        parse_models([f"a={tmp_path / 'ana'}"], "base")

@@ -16,6 +16,7 @@ from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.latent_decoder import LatentDecoder, Method, whole_pair
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
+from mldm_plugin.requirements import pip_install
 
 if TYPE_CHECKING:
     from mldm_plugin.engine.step import DiffusionStep
@@ -73,7 +74,7 @@ def load_tiny(name: str, config: Any) -> nn.Module:
     try:
         from diffusers import AutoencoderTiny
     except ImportError as error:
-        raise PresetError(f"vae: {name} needs diffusers: pip install 'mldm-plugin[train]'") from error
+        raise PresetError(f"vae: {name} needs diffusers: {pip_install('diffusers')}") from error
     channels, factor = config.latent_channels, config.scaling_factor
     if name == "taesd":
         if (channels, factor) not in FAMILIES:
