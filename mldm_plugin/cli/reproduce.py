@@ -44,6 +44,7 @@ def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> Non
             if made.suffix == ".png":  # an evaluation has said where its page is
                 click.echo(f"Look at {made}")
     except KeyboardInterrupt:
+        click.echo(err=True)  # the bar's line, or that of ^C, ends here
         raise MldmError("stopped; the same command goes on from there.") from None
 
 

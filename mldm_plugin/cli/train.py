@@ -82,6 +82,7 @@ def _carry_out(whole: Reproduction, scale: OwnPhotos, jobs: int | None) -> None:
             whole.expected = _expected(scale, whole.jobs)
             whole.run()
     except KeyboardInterrupt:
+        click.echo(err=True)  # the bar's line, or that of ^C, ends here
         raise MldmError("stopped; the same command goes on from there.") from None
     mark_finished(scale)
 

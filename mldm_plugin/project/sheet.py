@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from mldm_plugin.records.files import write_changed
 
 SIDE = 256  # pixels of a picture's longer side on the sheet
 COLUMNS, MOST = 6, 24  # prompts beside each other, and on a sheet; chosen: a screen's width, and two of its heights
@@ -49,7 +52,9 @@ def draw_sheet(rows: Mapping[str, Sequence[Path]], prompts: Sequence[str], path:
                 with Image.open(paths[k]) as picture:
                     tile = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left + column * (width + GAP), y))
-    sheet.save(path)
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    write_changed(path, stream.getvalue())
 
 
 def _wrapped(prompt: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
