@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from mldm_plugin.cli import environment, main
+from mldm_plugin.project.photos import WEIGHTS
 
 VERSIONS = {
     "torch": "2.6.0+cu124",
@@ -20,11 +21,18 @@ VERSIONS = {
     "lpips": "0.1.4",
 }
 
+OURS = [
+    "torch>=2.6",
+    'peft>=0.17; extra == "train"',
+    'scipy>=1.11; extra == "data"',
+    'onnxruntime>=1.20; extra == "data"',
+]
+
 
 @pytest.fixture
 def world(monkeypatch):
     """An environment whose packages the test sets; modules import unless `broken` holds their error."""
-    versions, requirements, broken = dict(VERSIONS), {"torchvision": ["numpy", "torch==2.6.0"]}, {}
+    versions, requirements, broken = dict(VERSIONS), {"torchvision": ["numpy", "torch==2.6.0"], "mldm-plugin": OURS}, {}
 
     def version(package):
         if package not in versions:
@@ -54,11 +62,29 @@ def test_a_sound_environment(world):
     result = run()
     assert result.exit_code == 0, result.output
     assert "  torch 2.6.0+cu124\n" in result.output
-    assert "  peft not installed; pip install 'mldm-plugin[train]'\n" in result.output
+    assert "  peft not installed; pip install 'peft>=0.17'\n" in result.output
     assert "  onnxruntime runs on CPUExecutionProvider\n" in result.output
     assert "conflicts: none\n" in result.output
     for name in ("vgg16", "vggface2_resnet50"):
         assert f"  {name}: " in result.output
+
+
+def test_the_last_line_says_whether_it_is_ready(world, monkeypatch):
+    assert run().output.splitlines()[-1] == (
+        "missing: accelerate, peft, transformers, datasets, tensorboard, scipy (pip install accelerate 'peft>=0.17' "
+        "transformers datasets tensorboard 'scipy>=1.11')"
+    )
+    world.versions |= dict.fromkeys(environment.TO_TRAIN, "1.0")
+    monkeypatch.setattr("mldm_plugin.perceptual.weights.locate", lambda name: "x")
+    assert run().output.splitlines()[-1] == 'ready: mldm start PHOTOS --who "anna woman"'
+    monkeypatch.setattr("mldm_plugin.perceptual.weights.locate", lambda name: "x" if name != "vgg16" else None)
+    assert run().output.splitlines()[-1].endswith("; fetched on first use, or now by `mldm weights fetch vgg16`")
+    world.versions["onnxruntime-gpu"] = "1.22.0"
+    assert run().output.splitlines()[-1].startswith("not ready: ")
+
+
+def test_the_weights_of_the_verdict_are_those_that_photographs_are_looked_at_with():
+    assert set(environment.WEIGHTS) > set(WEIGHTS)
 
 
 def test_this_environment_is_told_whole():
@@ -90,7 +116,7 @@ def test_no_onnxruntime_is_no_conflict(world):
     world.broken["onnxruntime"] = ModuleNotFoundError("onnxruntime")
     result = run()
     assert result.exit_code == 0
-    assert "  onnxruntime not installed; pip install 'mldm-plugin[data]'\n" in result.output
+    assert "  onnxruntime not installed; pip install 'onnxruntime>=1.20'\n" in result.output
     assert "  onnxruntime is not installed\n" in result.output
 
 

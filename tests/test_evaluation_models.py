@@ -11,7 +11,7 @@ from PIL import Image
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.checkpoints import models_of_run
 from mldm_plugin.evaluation.judges import networks_of_losses
-from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models, side_of
+from mldm_plugin.evaluation.models import LORA, Run, load_pipeline, parse_models, side_of
 
 CPU = ("cpu", torch.float32)
 
@@ -87,8 +87,8 @@ def test_a_pattern_or_the_same_name_again_adds_seeds(lora):
         ("../a=x", "expected NAME=WHAT"),
         ("a=", "expected NAME=WHAT"),
         ("a=runs/none-*", "nothing is called"),
-        ("a=./nothing", "neither a folder nor"),
-        ("a={empty}", "holds no pipeline"),
+        ("a=./nothing", "is not here. A model is a pipeline"),
+        ("a={empty}", "none of what was looked for. A model is a pipeline"),
         ("a={adapter}", "say with --base"),
     ],
 )
@@ -262,3 +262,15 @@ def test_the_run_folder_of_somebody_elses_script_has_its_checkpoints_ranked(lora
     assert all(networks_of_losses(model) == {"dlib_resnet"} for model in models), "which do not judge, then"
     with pytest.raises(MldmError, match="say with --base"):
         parse_models(given, None)
+
+
+def test_the_runs_of_a_folder_and_a_name_like_it_are_offered(tmp_path):
+    for name in ("plain-s0", "mldm-s0"):
+        (tmp_path / "anna" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "anna" / "runs" / name / LORA).touch()
+    with pytest.raises(
+        MldmError, match=rf"Did you mean {tmp_path}/anna/runs/mldm-s0 or {tmp_path}/anna/runs/plain-s0\?"
+    ):
+        parse_models([f"a={tmp_path / 'anna'}"], "base")
+    with pytest.raises(MldmError, match=rf"Did you mean {tmp_path}/anna\?"):
+        parse_models([f"a={tmp_path / 'ana'}"], "base")

@@ -276,7 +276,7 @@ def test_without_matplotlib_the_rest_is_written(results, tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     caplog.set_level("INFO", "mldm_plugin")
     write_report(results, tmp_path)
-    assert "pip install 'mldm-plugin[demo]'" in caplog.text
+    assert "pip install 'matplotlib>=" in caplog.text
     assert not (tmp_path / "figures").exists()
     assert (tmp_path / "report.html").is_file()
 

@@ -139,7 +139,7 @@ def test_a_vision_transformer_that_is_not_there_is_told_in_one_line(tmp_path, mo
     with pytest.raises(WeightsError, match=r"holds no config\.json; expected a folder of Dinov2Model"):
         image_network("dinov2", path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(WeightsError, match=r"pip install 'mldm-plugin\[train\]'"):
+    with pytest.raises(WeightsError, match=r"pip install 'transformers>="):
         image_network("dinov2")
 
 

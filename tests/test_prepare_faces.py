@@ -451,7 +451,7 @@ def test_a_choice_that_cannot_be_met_is_refused(monkeypatch, no_network):
     with pytest.raises(DataError, match="the annotation names no faces"):
         faces.resolve("annotated", annotated=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r"needs insightface and onnxruntime: pip install 'mldm-plugin\[data\]'"):
+    with pytest.raises(WeightsError, match=r"needs insightface and onnxruntime: pip install 'insightface>="):
         faces.resolve("insightface", annotated=False)
 
 

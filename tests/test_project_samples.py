@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from mldm_plugin.evaluation.models import LORA, Model, Run
 from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.project.export import export_kohya
 from mldm_plugin.project.samples import open_finished
+from mldm_plugin.project.sheet import GAP, draw_sheet
 
 LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
 
@@ -75,7 +77,6 @@ def test_what_has_no_format_of_kohyas_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
 def test_pictures_with_and_without_from_the_same_noise(lora):
-    pytest.importorskip("matplotlib")
     command = [
         "sample",
         str(lora),
@@ -90,6 +91,7 @@ def test_pictures_with_and_without_from_the_same_noise(lora):
     ]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert "2 prompts of --prompt, 1 picture of each from the same noise, by each of: no LoRA, with LoRA" in done.output
     out = lora / "samples"
     names = sorted(path.name for path in (out / "with").glob("*.png"))
     assert len(names) == 2
@@ -99,6 +101,7 @@ def test_pictures_with_and_without_from_the_same_noise(lora):
     with Image.open(out / "grid.png") as grid:
         width, height = grid.size
     assert 0.5 < width / height < 2
+    assert "Rows: *no LoRA*, *with LoRA*;" in (out / "README.md").read_text(encoding="utf-8")
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "base_model" not in card, "a folder of this machine is no name on the Hub"
     assert str(lora.parent) not in card
@@ -147,3 +150,33 @@ def test_a_run_without_weights_and_nothing_to_draw(lora, tmp_path):
         open_finished(tmp_path, None)
     done = CliRunner().invoke(main, ["sample", str(lora)])
     assert "nothing to draw: give --prompt" in done.output
+
+
+@pytest.mark.parametrize(("count", "columns", "blocks"), [(1, 1, 1), (4, 4, 1), (6, 6, 1), (12, 6, 2), (30, 6, 4)])
+def test_pictures_stand_beside_each_other_without_bands(tmp_path, count, columns, blocks):
+    rows = {}
+    for label, colour in (("no LoRA", "red"), ("plain loss", "green"), ("Masked LDM", "blue")):
+        Image.new("RGB", (128, 96), colour).save(tmp_path / f"{colour}.png")
+        rows[label] = [tmp_path / f"{colour}.png"] * count
+    prompt = "photo of imara, calm, bust, in a studio, and more than there is room for"
+    draw_sheet(rows, [prompt] * count, tmp_path / "s.png")
+    with Image.open(tmp_path / "s.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    coloured = np.ptp(pixels, axis=2) > 100
+    assert coloured.sum() == min(count, 24) * 3 * 256 * 192
+    down, across = coloured.any(1), coloured.any(0)
+    gaps = np.diff(np.flatnonzero(down))
+    assert sorted(set(gaps)) == ([1, GAP + 1] if blocks == 1 else [1, GAP + 1, max(gaps)])
+    assert (gaps == GAP + 1).sum() == 2 * blocks
+    assert across.sum() == columns * 256
+    assert (pixels.min(2) < 100)[:, : np.flatnonzero(across)[0]].any(), "rows have names"
+
+
+def test_a_prompt_is_written_within_its_column(tmp_path):
+    for side, name in ((96, "a.png"), (1024, "b.png")):
+        Image.new("RGB", (side, side), "red").save(tmp_path / name)
+        draw_sheet({"x": [tmp_path / name] * 2}, ["wwwwwwww " * 40, ""], tmp_path / "s.png")
+        with Image.open(tmp_path / "s.png") as sheet:
+            pixels = np.asarray(sheet.convert("RGB")).astype(int)
+        second = np.flatnonzero((np.ptp(pixels, axis=2) > 100).any(0))[256]
+        assert pixels[:60, second:].min() > 250, "nothing of the first stands above the second"

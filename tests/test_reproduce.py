@@ -19,6 +19,7 @@ from weights_entries import needs_weights
 from mldm_plugin import load_plugins, load_preset
 from mldm_plugin.cli import main
 from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.judges import proof_of
 from mldm_plugin.reproduce import figure3
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stopping_in_order
 from mldm_plugin.reproduce.recipes import RECIPES, Arm, Recipe
@@ -163,6 +164,28 @@ def reproduction(tmp_path, monkeypatch, *kinds, jobs=2):
     return Reproduction(Recipe("test", "", arms), Counting(tmp_path, 3), 1, 0, jobs)
 
 
+# Starts a program in a session of its own, as torchrun does, which says a word when it is interrupted.
+STARTER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+open(sys.argv[1], "w").write(str(child.pid))
+child.wait()
+"""
+
+
+def interrupted(folder, wait):
+    """The first wait for a program is interrupted when it has begun."""
+
+    def waiting(process, timeout=None):
+        if not (folder / "asked").exists():
+            (folder / "asked").touch()
+            time.sleep(1)
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    return waiting
+
+
 def test_trainings_run_side_by_side_and_what_is_done_is_left(tmp_path, monkeypatch, capfd):
     one = reproduction(tmp_path, monkeypatch, "quick", "quick", "quick")
     trainings = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
@@ -200,6 +223,29 @@ def test_a_signal_asks_the_trainings_to_stop(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), stopping_in_order():
         one.train([training])
     assert (training.folder / "asked").exists()
+
+
+def test_the_start_up_proof_is_shown_once_and_kept_in_the_run(tmp_path, monkeypatch, capfd):
+    one = reproduction(tmp_path, monkeypatch, "quick")
+    [training] = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
+    said = "Start-up proof (convex mix): gradient\\n  loss weight T value |gradient|  verdict\\n"
+    said += "  face  0.5  999  0.7  0.29  reaches the network; dlib\\n  hand 0.1 999 0.7 0  logged, trains nothing"
+    monkeypatch.setattr(Program, "TEXT", f"print('{said}', flush=True)\n" + Program.TEXT)
+    one.train([training])
+    told = capfd.readouterr().err
+    assert told.count("start-up proof: each loss reaches the network (|gradient| face 0.29); only logged: hand") == 1
+    assert "dlib" in proof_of(training.folder)
+
+
+@pytest.mark.parametrize("what", ["import time; time.sleep(60)", STARTER])
+def test_a_command_that_is_stopped_ends_with_all_it_started_and_says_nothing(tmp_path, capfd, monkeypatch, what):
+    monkeypatch.setattr("subprocess.Popen.wait", interrupted(tmp_path, subprocess.Popen.wait))
+    with pytest.raises(KeyboardInterrupt):
+        Command((sys.executable, "-c", what, str(tmp_path / "pid")), tmp_path / "x").call()
+    assert "".join(capfd.readouterr()) == ""
+    if (tmp_path / "pid").is_file():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_the_time_of_a_step_leaves_out_what_lies_between_two_processes(tmp_path):

@@ -16,6 +16,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset, load_preset
+from mldm_plugin.requirements import pip_install
 
 TEXT_LENGTH = 77  # tokens of CLIP
 POOLED_WIDTH, TIME_IDS = 1280, 6  # SDXL's pooled text embedding; sizes and crop
@@ -57,7 +58,7 @@ class Host:
         try:
             from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
         except ImportError as error:
-            raise MldmError(f"training steps need diffusers ({error}): pip install 'mldm-plugin[train]'.") from error
+            raise MldmError(f"training steps need diffusers ({error}): {pip_install('diffusers')}") from error
         self.size, self.device, self.dtype = size, device, torch.float32
         with device:
             self.vae: Any = AutoencoderKL(**size.family.vae)

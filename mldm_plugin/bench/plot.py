@@ -9,6 +9,7 @@ from typing import Any
 from mldm_plugin.bench.candidates import OURS
 from mldm_plugin.bench.report import EXPECTED_AT, Section, number
 from mldm_plugin.errors import MldmError
+from mldm_plugin.requirements import pip_install
 
 _COLOURS = {True: ("#d1495b", "#edae9a"), False: ("#5b7a99", "#b8c7d6")}  # ours, others; T = 100, T = 400
 
@@ -28,7 +29,7 @@ def plot_steps(sections: Sequence[Section], title: str, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MldmError(f"--plot needs matplotlib ({error}): pip install 'mldm-plugin[demo]'.") from error
+        raise MldmError(f"--plot needs matplotlib ({error}): {pip_install('matplotlib')}") from error
     sections = [s for s in sections if s.subject == "step"]
     if not sections:
         raise MldmError("--plot shows steps, and none were measured: add --subject step.")

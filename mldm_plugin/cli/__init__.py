@@ -25,6 +25,7 @@ from mldm_plugin.cli import (
     reproduce,
     sample,
     start,
+    train,
     weights,
 )
 from mldm_plugin.errors import MldmError
@@ -61,7 +62,7 @@ main.add_command(doctor.doctor)
 main.add_command(new_loss.new_loss)
 main.add_command(data.data)
 main.add_command(start.start)
-main.add_command(start.train)
+main.add_command(train.train)
 main.add_command(sample.sample)
 main.add_command(evaluate.evaluate)
 main.add_command(reproduce.reproduce)

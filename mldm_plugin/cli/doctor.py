@@ -26,5 +26,6 @@ def doctor(ctx: click.Context) -> None:
         click.echo(click.wrap_text(conflict.what, 100, "  ", "  "))
         for command in conflict.mend:
             click.echo(f"      {command}")
+    click.echo(environment.verdict(conflicts))
     if conflicts:
         ctx.exit(1)

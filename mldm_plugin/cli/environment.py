@@ -5,27 +5,23 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mldm_plugin.requirements import pip_install
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
-# Package → the extra of ours that brings it; None is the core.
-PACKAGES: dict[str, str | None] = {
-    "torch": None,
-    "torchvision": None,
-    "lpips": None,
-    "pluggy": None,
-    "diffusers": "train",
-    "accelerate": "train",
-    "peft": "train",
-    "transformers": "train",
-    "datasets": "train",
-    "insightface": "data",
-    "pycocotools": "data",
-}
+CORE = ("torch", "torchvision", "lpips", "pluggy")
+# Of `mldm start`, `train`, `sample` and `evaluate`, beside the core.
+TO_TRAIN = ("diffusers", "accelerate", "peft", "transformers", "datasets", "tensorboard", "scipy")
+PACKAGES = (*CORE, *TO_TRAIN, "matplotlib", "insightface", "pycocotools")
+WEIGHTS = (
+    *("mtcnn", "faceres", "mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose"),  # of `mldm start`
+    *("mediapipe_selfie", "alexnet", "dlib_resnet", "vgg16"),  # of masks, of preset demo, of judges
+)
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -48,11 +44,10 @@ def installed(package: str) -> str | None:
 def versions() -> Iterator[str]:
     """Python and the packages, a line each."""
     yield f"python {platform.python_version()}"
-    for package, extra in PACKAGES.items():
-        wanted = "mldm-plugin" if extra is None else f"mldm-plugin[{extra}]"
-        yield f"{package} " + (installed(package) or f"not installed; pip install '{wanted}'")
+    for package in PACKAGES:
+        yield f"{package} " + (installed(package) or f"not installed; {pip_install(package)}")
     present = [f"{runtime} {version}" for runtime in RUNTIMES if (version := installed(runtime))]
-    yield " and ".join(present) or "onnxruntime not installed; pip install 'mldm-plugin[data]'"
+    yield " and ".join(present) or f"onnxruntime not installed; {pip_install('onnxruntime')}"
 
 
 def devices() -> Iterator[str]:
@@ -112,6 +107,19 @@ def conflicts() -> list[Conflict]:
     """What must be mended before anything is trusted."""
     found = (_two_runtimes(), _broken_runtime(), _unequal_torch(), *_that_do_not_import())
     return [conflict for conflict in found if conflict is not None]
+
+
+def verdict(conflicts: Sequence[Conflict]) -> str:
+    """Whether the two commands of the first day will run, in a line, and else what is missing."""
+    if conflicts:
+        return "not ready: mend what is in conflict, see above"
+    if missing := [package for package in TO_TRAIN if installed(package) is None]:
+        return f"missing: {', '.join(missing)} ({pip_install(*missing)})"
+    from mldm_plugin.perceptual.weights import locate
+
+    away = [name for name in WEIGHTS if locate(name) is None]
+    later = f"; fetched on first use, or now by `mldm weights fetch {' '.join(away)}`" if away else ""
+    return f'ready: mldm start PHOTOS --who "anna woman"{later}'
 
 
 def _two_runtimes() -> Conflict | None:

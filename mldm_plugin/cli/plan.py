@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mldm_plugin.errors import MldmError
+from mldm_plugin.requirements import packages_of, pip_install
 
 if TYPE_CHECKING:
     from mldm_plugin.planning.budget import Footprint, Peak, Setting
@@ -118,7 +119,9 @@ def _measure(run: dict[str, Any]) -> Footprint:
         from mldm_plugin.planning.budget import measure
         from mldm_plugin.planning.families import FAMILIES, read_family
     except ImportError as error:
-        raise MldmError(f"`mldm plan` needs what training needs ({error}): pip install 'mldm-plugin[train]'") from error
+        raise MldmError(
+            f"`mldm plan` needs what training needs ({error}): {pip_install(*packages_of('train'))}"
+        ) from error
     logging.set_verbosity_error()
     shapes = FAMILIES[run["family"]]
     if run["folder"] is not None:

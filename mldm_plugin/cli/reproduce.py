@@ -40,8 +40,11 @@ def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> Non
 
     try:
         with stopping_in_order():
-            click.echo(f"look at {reproduction.run()}")
+            made = reproduction.run()
+            if made.suffix == ".png":  # an evaluation has said where its page is
+                click.echo(f"Look at {made}")
     except KeyboardInterrupt:
+        click.echo(err=True)  # the bar's line, or that of ^C, ends here
         raise MldmError("stopped; the same command goes on from there.") from None
 
 

@@ -49,6 +49,7 @@ def sample(
 
     RUN is a folder that `mldm train` filled, or the output folder of a trainer.
     """
+    click.echo(f"opening {run} …")  # torch takes a while
     from mldm_plugin.evaluation.sampling import Sampling
     from mldm_plugin.project.samples import choose_cases, draw_samples, open_finished, write_card
 
@@ -56,6 +57,12 @@ def sample(
     out = out or run / "samples"
     cases = choose_cases(prompts, file or finished.prompts)
     sampling = Sampling(sampler, steps, guidance if guidance is not None else finished.guidance, pictures, seed)
+    rows = ", ".join(finished.labels[model.name] for model in finished.models)
+    whence = "of --prompt" if prompts else f"of {file or finished.prompts}"
+    click.echo(
+        f"{len(cases)} prompt{'' if len(cases) == 1 else 's'} {whence}, {pictures} "
+        f"picture{'' if pictures == 1 else 's'} of each from the same noise, by each of: {rows}"
+    )
     grid = draw_samples(finished, cases, sampling, out)
     card = write_card(out, finished, cases, grid, sampling)
     if export:

@@ -1,9 +1,10 @@
-"""`mldm start` and `mldm train`: from photographs of a person to a LoRA that is judged."""
+"""`mldm start`: photographs of a person are looked at, and it is written down what is learnt from them."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -63,27 +64,35 @@ def start(
     photos, who = _photos_and_who(photos, who)
     out = out or Path("runs") / "_".join(who.lower().split())
     file = out / NAME
-    if photos.resolve() in out.resolve().parents or photos.resolve() == out.resolve():
-        raise MldmError(f"{out} would lie among the photographs: give an --out outside of {photos}.")
-    if file.exists() and not force:
-        raise MldmError(f"{file} is there already: train it (mldm train {file}), or write it anew with --force.")
-    from mldm_plugin.project.photos import look_at  # what is typed is checked before torch is imported
+    _refuse(photos, file, force)
+    from mldm_plugin.prepare.folder import pictures_in
+    from mldm_plugin.prepare.stored import listed_pictures  # what is typed is checked before torch is imported
     from mldm_plugin.project.plan import decide, taken_words
 
     if kind == "people-mini" and (taken := taken_words(who)):
         raise MldmError(
             f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
         )
+    click.echo(f"reading {len(listed_pictures(photos) or pictures_in(photos))} photographs in {photos} …")
+    from mldm_plugin.project.photos import look_at
+
     seen = look_at(photos)
     named = pipeline or (kind if kind == "people-mini" else known.pipeline)
     decided = decide(photos, seen, who, known, named, script=script, python=python, compare=not no_compare)
     out.mkdir(parents=True, exist_ok=True)
-    write_run(file, decided.run, _title(decided, kind), decided.reasons)
+    write_run(file, decided.run, _title(decided, kind, file), decided.reasons)
     write_text(out / PROMPTS, "\n".join(decided.prompts) + "\n")
-    for line in _report(seen, decided):
+    for line in [*_report(seen, decided), *_next(file, decided, kind)]:
         click.echo(line)
-    for line in _next(file, decided, kind):
-        click.echo(line)
+
+
+def _refuse(photos: Path, file: Path, force: bool) -> None:
+    """Raises MldmError for a run.yaml among the photographs, or one that is there."""
+    out = file.parent
+    if photos.resolve() in out.resolve().parents or photos.resolve() == out.resolve():
+        raise MldmError(f"{out} would lie among the photographs: give an --out outside of {photos}.")
+    if file.exists() and not force:
+        raise MldmError(f"{file} is there already: train it (mldm train {file}), or write it anew with --force.")
 
 
 def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
@@ -100,11 +109,11 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
     return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
 
 
-def _title(decided: Decided, kind: str) -> str:
+def _title(decided: Decided, kind: str, file: Path) -> str:
     run = decided.run
     return (
         f"{run.who}: a LoRA of {kind}, from the photographs in {run.photos}.\n"
-        "Written by `mldm start`; change what you like, then: mldm train run.yaml"
+        f"Written by `mldm start`; change what you like before you train, then: mldm train {quote(str(file))}"
     )
 
 
@@ -120,6 +129,7 @@ def _report(photos: list[Photo], decided: Decided) -> list[str]:
         width = "–" if face is None else f"{face:.0f}"
         size = f"{photo.size[0]}x{photo.size[1]}"
         why = f"  left out: {out[photo.name]}" if photo.name in out else ""
+        why = "  kept back, to judge with" if photo.name in decided.kept_back else why
         lines.append(f"{photo.name:<{wide}}  {size:>11}  {len(photo.faces):>5}  {width:>6}  {photo.hands:>5}{why}")
     lines.append(f"width: of the largest face, in pixels, where the short side has {decided.resolution}")
     learnt = [photo for photo in photos if photo.name not in out]
@@ -129,54 +139,18 @@ def _report(photos: list[Photo], decided: Decided) -> list[str]:
 def _next(file: Path, decided: Decided, kind: str) -> list[str]:
     """What it will cost, and what comes next."""
     from mldm_plugin.project.cost import cost_here
+    from mldm_plugin.reproduce.commands import processes_here
 
     run = decided.run
-    trainings = "two trainings, one with the plain loss" if run.compare == "plain" else "one training"
-    lines = [f"\n{file}: {run.steps} steps, {trainings}; {cost_here(run, kind)}"]
+    trainings = "two trainings, one of them with the plain loss" if run.compare == "plain" else "one training"
+    lines = [f"\n{file}: {run.steps} steps, {trainings}"]
+    lines += [f"  {line}" for line in cost_here(run, kind, len(decided.prompts), processes_here())]
     if run.script and not Path(run.script).is_file():
         from mldm_plugin.project.models import how_to_get
 
         lines.append(f"diffusers' script is not here yet: {how_to_get(run.script)}")
     return [
         *lines,
-        f"look into it, then:  mldm train {file}",
-        f"each command of it:  mldm train {file} --dry-run",
+        f"look into it, then:  mldm train {quote(str(file))}",
+        f"each command of it:  mldm train {quote(str(file))} --dry-run",
     ]
-
-
-@click.command()
-@click.argument("run_file", type=click.Path(path_type=Path, exists=True), metavar="RUN.YAML")
-@click.option("--jobs", type=click.IntRange(1), help="Trainings at a time (default: a core each; with a GPU 1).")
-@click.option("--dry-run", is_flag=True, help="Print every command, run none.")
-def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
-    """Carry run.yaml out: masks and boxes, trainings, pictures of each from the same noise, a page that compares them.
-
-    Stopped, the same command goes on where it was.
-    """
-    from mldm_plugin.project.run_file import NAME, read_run
-    from mldm_plugin.project.scale import OwnPhotos
-    from mldm_plugin.reproduce.commands import processes_here, stopping_in_order
-    from mldm_plugin.reproduce.run import Reproduction
-
-    run = read_run(run_file)
-    folder = run_file if run_file.is_dir() else run_file.parent
-    if run_file.is_file() and run_file.name != NAME:
-        raise MldmError(f"{run_file}: call it {NAME}, in a folder of its own; everything that is made goes beside it.")
-    scale = OwnPhotos(folder, run)
-    whole = Reproduction(scale.recipe(), scale, seeds=1, prompts=0, jobs=jobs or processes_here())
-    if dry_run:
-        click.echo(whole.plan())
-        if scale.lacks():
-            click.echo(f"note: {scale.lacks()}")
-        return
-    if scale.lacks():
-        raise MldmError(scale.lacks())
-    try:
-        with stopping_in_order():
-            page = whole.run()
-    except KeyboardInterrupt:
-        raise MldmError("stopped; the same command goes on from there.") from None
-    click.echo(f"the masks: {scale.out / 'people-check' / 'index.html'}")
-    click.echo(f"the LoRA: {scale.out / 'runs' / 'mldm-s0' / 'pytorch_lora_weights.safetensors'}")
-    click.echo(f"more pictures: mldm sample {folder}")
-    click.echo(f"Look at {page}")

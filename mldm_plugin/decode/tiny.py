@@ -16,6 +16,7 @@ from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
+from mldm_plugin.requirements import pip_install
 
 # Hub names by channels and scaling factor of the latents: SD 1.x and 2.x, SDXL, SD 3, FLUX.1 (and Z-Image, HiDream).
 FAMILIES: dict[tuple[int, float], str] = {
@@ -67,7 +68,7 @@ def load_tiny(name: str, config: Any) -> nn.Module:
     try:
         from diffusers import AutoencoderTiny
     except ImportError as error:
-        raise PresetError(f"vae: {name} needs diffusers: pip install 'mldm-plugin[train]'") from error
+        raise PresetError(f"vae: {name} needs diffusers: {pip_install('diffusers')}") from error
     channels, factor = config.latent_channels, config.scaling_factor
     if name == "taesd":
         if (channels, factor) not in FAMILIES:

@@ -6,7 +6,6 @@ It is `mldm reproduce likeness` with one seed, told step by step.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini.unseen import HELD_OUT, LEARNT, NAMES
 from mldm_plugin.reproduce.commands import processes_here, seconds_a_step, stopping_in_order
+from mldm_plugin.reproduce.proofs import proof_in
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.reproduce.scales import Person, run_name
@@ -86,14 +86,6 @@ def run(scale: Person) -> None:
     for name in ("report/report.html", "report/figures/gallery.png", "runs/masked_ldm-s0/panels"):
         if (scale.out / name).exists():
             say(f"   {scale.out / name}")
-
-
-def proof_in(log: Path) -> list[str]:
-    """What a training said of its losses when it began: that each reaches the network, and what looks."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("Start-up proof")]
-    rest = lines[starts[0] + 1 :] if starts else []
-    return [lines[starts[0]], *itertools.takewhile(lambda line: line.startswith("  "), rest)] if starts else []
 
 
 def fetch_weights() -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.thumbnails import gallery_cases
 from mldm_plugin.records.files import write_changed
+from mldm_plugin.requirements import pip_install
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def write_figures(results: dict[str, Any], out: Path) -> list[str]:
     try:
         import matplotlib
     except ImportError:
-        log.info("figures/ is not written, it needs matplotlib: pip install 'mldm-plugin[demo]'")
+        log.info(f"figures/ is not written, it needs matplotlib: {pip_install('matplotlib')}")
         return []
     folder, written = out / "figures", []
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,20 +58,6 @@ def write_figures(results: dict[str, Any], out: Path) -> list[str]:
                 _save(figure, folder / name, tuple(SUFFIXES))
                 written.append(name)
     return written
-
-
-def write_gallery(results: dict[str, Any], out: Path, path: Path) -> None:
-    """The figure `gallery` alone, as the PNG `path`.
-
-    Raises:
-        MldmError: matplotlib is absent.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MldmError("a grid of pictures needs matplotlib: pip install 'mldm-plugin[demo]'") from error
-    with matplotlib.rc_context(STYLE):
-        _save(gallery(results, out), path.with_suffix(""), ("png",))
 
 
 def _save(figure: Any, path: Path, suffixes: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from mldm_plugin.evaluation.models import Model
+from mldm_plugin.evaluation.models import PROOF, Model
 from mldm_plugin.perceptual.lpips_network import TRUNKS
 from mldm_plugin.perceptual.weights import locate
 
@@ -54,9 +54,18 @@ def networks_of_losses(model: Model) -> set[str]:
 
 def preset_of(folder: Path) -> Path | None:
     """The resolved preset of a run or a part of it; in mldm/ where the trainer was somebody else's script."""
+    return _of_run(folder, "preset.yaml", "mldm/preset.yaml")
+
+
+def proof_of(folder: Path) -> str | None:
+    """The start-up table of a run's training, where it was kept."""
+    file = _of_run(folder, PROOF)
+    return None if file is None else file.read_text(encoding="utf-8")
+
+
+def _of_run(folder: Path, *names: str) -> Path | None:
     places = (folder, *folder.parents[:2])  # RUN/checkpoint-N/controlnet
-    files = (place / name for place in places for name in ("preset.yaml", "mldm/preset.yaml"))
-    return next((file for file in files if file.is_file()), None)
+    return next((file for place in places for name in names if (file := place / name).is_file()), None)
 
 
 def networks_in(preset: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import hashlib
 import json
@@ -22,6 +23,11 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
 LORA = "pytorch_lora_weights.safetensors"
 SIDE, LATENTS = 512, 128  # of pictures where nothing is known; of latents, FluxPipeline.default_sample_size
+PROOF = "proof.txt"  # in a run's folder: the start-up table of its training
+A_MODEL = (
+    "A model is a pipeline (a folder with model_index.json, or a name on the Hub), a LoRA (a folder with "
+    f"{LORA}, or a .safetensors file), a ControlNet (a folder with its config.json), or a folder of pictures."
+)
 RESERVED = "photographs"  # what the report calls those of --data
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
 
@@ -103,7 +109,9 @@ def _run(what: str, base: str | None) -> Run:
         return Run(what, "lora", _base_of(path.parent, base, what))
     if not path.is_dir():
         if path.exists() or path.is_absolute() or what.startswith(".") or what.count("/") > 1:
-            raise MldmError(f"{what} is neither a folder nor a .safetensors file, expected a model or pictures.")
+            raise MldmError(
+                f"{what} is {'no .safetensors file' if path.exists() else 'not here'}. {A_MODEL}{_meant(path)}"
+            )
         return Run(what, "pipeline")  # a name on the Hub
     if (path / "model_index.json").is_file():
         return Run(what, "pipeline")
@@ -113,10 +121,19 @@ def _run(what: str, base: str | None) -> Run:
         return Run(what, "controlnet", _base_of(path, base, what))
     if any(file.suffix.lower() in PICTURES for file in path.iterdir()):
         return Run(what, "pictures")
-    raise MldmError(
-        f"{what} holds no pipeline (model_index.json), no LoRA (pytorch_lora_weights.safetensors), no ControlNet "
-        "(config.json) and no pictures."
-    )
+    raise MldmError(f"{what} is a folder with none of what was looked for. {A_MODEL}{_meant(path)}")
+
+
+def _meant(path: Path) -> str:
+    """Runs in a folder of runs, or a name beside it that is like it."""
+    runs = sorted({file.parent for pattern in (LORA, f"*/{LORA}", f"runs/*/{LORA}") for file in path.glob(pattern)})
+    if runs:
+        return f" Did you mean {' or '.join(map(str, runs))}?"
+    try:
+        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.iterdir() if one != path], n=1)
+    except OSError:
+        near = []
+    return f" Did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def pictures_in(run: Run) -> list[Path]:
@@ -197,7 +214,10 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         raise
     except Exception as error:  # whatever diffusers, transformers or peft say of files that are not theirs
         first_line = next(iter(str(error).splitlines()), "")
-        raise MldmError(f"{run.what} does not load ({type(error).__name__}: {first_line[:300]})") from error
+        there = (
+            "does not load" if Path(run.what).exists() else "is no folder here, and as a name on the Hub does not load"
+        )
+        raise MldmError(f"{run.what} {there} ({type(error).__name__}: {first_line[:300]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mldm_plugin.evaluation import statistics
 from mldm_plugin.evaluation.cautions import warnings_of
-from mldm_plugin.evaluation.judges import networks_of_losses
+from mldm_plugin.evaluation.judges import networks_of_losses, proof_of
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.notes import Values, read_notes
@@ -363,7 +364,7 @@ def _pictures(evaluation: Evaluation) -> dict[str, dict[str, str]]:
 
 def _model(model: Model) -> dict[str, Any]:
     def said(run: Run) -> dict[str, Any]:
-        return {**asdict(run), "digest": run.digest}
+        return {**asdict(run), "digest": run.digest, "proof": proof_of(Path(run.what))}
 
     return {"name": model.name, "runs": [said(run) for run in model.runs]}
 

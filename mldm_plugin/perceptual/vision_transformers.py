@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from mldm_plugin.errors import WeightsError
+from mldm_plugin.requirements import pip_install
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _load(name: str, known: VisionTransformer, path: str | None) -> tuple[Any, s
     try:
         import transformers
     except ImportError:
-        raise WeightsError(f"{name} needs transformers: pip install 'mldm-plugin[train]'") from None
+        raise WeightsError(f"{name} needs transformers: {pip_install('transformers')}") from None
     if path is not None and not (Path(path) / "config.json").is_file():
         raise WeightsError(f"{path} holds no config.json; expected a folder of {known.model}.save_pretrained.")
     verbosity = transformers.logging.get_verbosity()

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 from mldm_plugin.errors import MldmError
+from mldm_plugin.requirements import pip_install
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> 
     try:
         import ray
     except ImportError as error:
-        raise MldmError("--engine ray needs Ray: pip install 'mldm-plugin[cluster]'") from error
+        raise MldmError(f"--engine ray needs Ray: {pip_install('ray')}") from error
     answers = signal.getsignal(signal.SIGTERM)  # Ray puts its own in the place
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {} if address else {"num_cpus": max(workers, 1), "include_dashboard": False}

@@ -60,7 +60,7 @@ def sources(
     if not paths:
         raise DataError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}).")
     paths = _without(paths, folder, leave_out)
-    splits = _splits(len(paths), held_out)
+    of_each = splits(len(paths), held_out)
     described = [_described(path, folder, metadata.get(path.relative_to(folder).as_posix(), {})) for path in paths]
     names = dict.fromkeys(name for _, columns in described for name in columns)
     without = [path.relative_to(folder) for path, (text, _) in zip(paths, described, strict=True) if text is None]
@@ -70,7 +70,7 @@ def sources(
             f"{without[0].with_suffix('.txt')}, or give --caption for those that have none."
         )
     several = any(isinstance(text, list) for text, _ in described)
-    for path, (text, columns), split in zip(paths, described, splits, strict=True):
+    for path, (text, columns), split in zip(paths, described, of_each, strict=True):
         relative = path.relative_to(folder)
         text = caption or "" if text is None else text
         yield Source(
@@ -91,10 +91,10 @@ def _without(paths: list[Path], folder: Path, names: Collection[str]) -> list[Pa
     return [path for path in paths if path not in left_out]
 
 
-def _splits(count: int, held_out: int) -> list[str]:
+def splits(count: int, held_out: int) -> list[str]:
     """The split of each picture, in their order.
 
-    >>> _splits(5, 2)
+    >>> splits(5, 2)
     ['train', 'validation', 'train', 'validation', 'train']
     """
     if not held_out:

@@ -190,10 +190,10 @@ def remarks(photos: Sequence[Photo], resolution: int) -> Iterator[str]:
             yield f"{photo.name}: no face is found; the face loss sees nothing of it"
         elif face < SMALL_FACE:
             yield f"{photo.name}: the face is {face:.0f} pixels wide at {resolution} px; a closer crop would teach more"
-        if min(photo.size) < resolution:
-            yield f"{photo.name}: {photo.size[0]}x{photo.size[1]} pixels, enlarged to {resolution}"
         if usual and photo.detail and np.log2(usual / photo.detail) > BLURRED:
             yield f"{photo.name}: the face has much less detail than those of the other photographs; blurred?"
+    if small := [photo.name for photo in kept if min(photo.size) < resolution]:
+        yield f"smaller than {resolution} px, and will be enlarged: {', '.join(small)}"
     others = Counter(person for photo in kept for person in set(photo.people) if person)
     if others:
         yield (

@@ -11,6 +11,7 @@ from typing import Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini.words import words
+from mldm_plugin.prepare.folder import splits
 from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.preset import load_preset, task_preset
 from mldm_plugin.project.models import PEOPLE_MINI, REPEATS, KnownModel, is_kohyas, script_of
@@ -61,12 +62,14 @@ class Decided:
         reasons: by key, as `write_run` takes them.
         prompts: one a line.
         resolution: pixels of the short side in training.
+        kept_back: names of the photographs that are held out.
     """
 
     run: Run
     reasons: dict[str, str]
     prompts: list[str]
     resolution: int
+    kept_back: list[str]
 
 
 def decide(
@@ -101,19 +104,18 @@ def decide(
     count = len(photos) - len(out)
     if not count:
         raise MldmError(f"none of the {len(photos)} photographs in {folder} can be learnt: {next(iter(out.values()))}.")
-    held_out = _held_out(folder, count, annotated, compare)
+    kept_back = _kept_back(folder, [photo.name for photo in photos if photo.name not in out], annotated, compare)
     trainer = Path(script).stem if script else model.script
     preset = model.preset if trainer in load_preset(model.preset).training else task_preset(trainer)
-    training, steps, reasons = _training(preset, trainer, model, count, held_out)
+    training, steps, reasons = _training(preset, trainer, model, count, len(kept_back))
     mini = model.name == PEOPLE_MINI
-    reasons |= _reasons(script or model.example, preset, out, held_out)
-    reasons |= {"masks": "the folder is a training set with masks, and is trained on as it is"} if annotated else {}
+    reasons |= _reasons(script or model.example, preset, out, kept_back, annotated)
     run = Run(
         photos=os.path.abspath(folder),  # noqa: PTH100 - a link stays what it is called
         who=who,
         caption=f"photo of {who}, bust" if mini else f"a photo of {who}",
         leave_out=list(out),
-        held_out=held_out,
+        held_out=len(kept_back),
         masks=GIVEN if annotated else "auto",
         model=pipeline,
         script=str(Path(script).resolve()) if script else script_of(model),
@@ -125,22 +127,27 @@ def decide(
         guidance=model.guidance,
     )
     prompts = [prompt.format(who=who) for prompt in (MINI_PROMPTS if mini else PROMPTS)]
-    return Decided(run, reasons, prompts, int(training["resolution"]))
+    return Decided(run, reasons, prompts, int(training["resolution"]), kept_back)
 
 
-def _held_out(folder: Path, count: int, annotated: bool, compare: bool) -> int:
-    """How many photographs are kept back: those of a training set's own split, else one in five."""
+def _kept_back(folder: Path, names: Sequence[str], annotated: bool, compare: bool) -> list[str]:
+    """Which photographs are kept back: those of a training set's own split, else one in five, by their places,
+    as `mldm data folder` chooses them."""
     if annotated:
-        return len(listed_rows(folder / "validation"))
-    return count // HELD_OUT if compare and count >= LEAST_HELD_OUT_OF else 0
+        return [f"validation/{row['file_name']}" for _, row in listed_rows(folder / "validation")]
+    held_out = len(names) // HELD_OUT if compare and len(names) >= LEAST_HELD_OUT_OF else 0
+    return [name for name, split in zip(names, splits(len(names), held_out), strict=True) if split == "validation"]
 
 
-def _reasons(script: str | None, preset: str, out: Mapping[str, str], held_out: int) -> dict[str, str]:
-    return {
+def _reasons(
+    script: str | None, preset: str, out: Mapping[str, str], kept_back: Sequence[str], annotated: bool
+) -> dict[str, str]:
+    given = {"masks": "the folder is a training set with masks, and is trained on as it is"} if annotated else {}
+    return given | {
         "leave_out": "; ".join(f"{name}: {why}" for name, why in out.items())
         or "nothing; every photograph can be learnt",
-        "held_out": "kept back, so that the losses are judged on photographs that neither has seen"
-        if held_out
+        "held_out": f"kept back, so that both are judged on photographs that neither has seen: {', '.join(kept_back)}"
+        if kept_back
         else "none: there are few, or nothing is compared",
         "script": "somebody else's training script, which is not edited" if script else "the trainer of this package",
         "preset": f"T and λ, with their sources: mldm presets show {preset}",

@@ -13,7 +13,6 @@ from mldm_plugin import __version__
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.cases import Case, cases_of_file, key_of
 from mldm_plugin.evaluation.claims import claim
-from mldm_plugin.evaluation.figures import write_gallery
 from mldm_plugin.evaluation.judges import networks_in, preset_of
 from mldm_plugin.evaluation.models import LORA, Model, Run, load_pipeline, parse_models, set_sampler
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
@@ -21,6 +20,7 @@ from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.perceptual.weights.table import weight_file
 from mldm_plugin.project.models import pipeline_of
 from mldm_plugin.project.run_file import NAME, read_run
+from mldm_plugin.project.sheet import draw_sheet
 
 WITHOUT, WITH = "without", "with"
 GRID, CARD = "grid.png", "README.md"
@@ -36,12 +36,14 @@ class Finished:
         prompts: a file, where the run has one.
         guidance: scale, None for the pipeline's own.
         weights: of the run.
+        labels: what the rows of the sheet are called, by model.
     """
 
     models: list[Model]
     prompts: Path | None
     guidance: float | None
     weights: Path
+    labels: dict[str, str]
 
 
 def open_finished(run: Path, base: str | None) -> Finished:
@@ -54,7 +56,8 @@ def open_finished(run: Path, base: str | None) -> Finished:
         models = parse_models([f"{WITH}={run}"], base)
         if models[0].runs[0].kind not in ("lora", "controlnet"):
             raise MldmError(f"{run} is no finished run: it has no {NAME} and no weights; give the folder of a run.")
-        return Finished(_with_base(models), None, None, run)
+        kind = "ControlNet" if models[0].runs[0].kind == "controlnet" else "LoRA"
+        return Finished(_with_base(models), None, None, run, {WITHOUT: f"no {kind}", WITH: f"with {kind}"})
     told = read_run(run)
     trained = {name: run / "runs" / f"{folder}-s0" for name, folder in (("plain", "plain"), (WITH, "mldm"))}
     if not (trained[WITH] / LORA).is_file():
@@ -62,7 +65,9 @@ def open_finished(run: Path, base: str | None) -> Finished:
     there = {name: folder for name, folder in trained.items() if (folder / LORA).is_file()}
     models = parse_models([f"{name}={folder}" for name, folder in there.items()], base or pipeline_of(told.model))
     prompts = run / told.prompts
-    return Finished(_with_base(models), prompts if prompts.is_file() else None, told.guidance, trained[WITH])
+    labels = {WITHOUT: "no LoRA", "plain": "plain loss", WITH: "Masked LDM"}
+    found = prompts if prompts.is_file() else None
+    return Finished(_with_base(models), found, told.guidance, trained[WITH], labels)
 
 
 def _with_base(models: list[Model]) -> list[Model]:
@@ -113,13 +118,9 @@ def draw_samples(finished: Finished, cases: Sequence[Case], sampling: Sampling, 
         set_sampler(pipeline, sampling.sampler)
         draw(pipeline, cases, sampling, folder, batch=4 if on_gpu else 1, title=model.name)
         del pipeline  # before the next one is loaded: a card may hold one, not two
-    first = {case.key: picture_name(case, 0) for case in cases}
-    results: dict[str, Any] = {
-        "models": [{"name": model.name} for model in finished.models],
-        "cases": [{"key": case.key, "text": case.text} for case in cases],
-        "pictures": {m.name: {key: f"{m.name}/{name}" for key, name in first.items()} for m in finished.models},
-    }
-    write_gallery(results, out, out / GRID)
+    names = [picture_name(case, 0) for case in cases]
+    rows = {finished.labels[m.name]: [out / m.name / name for name in names] for m in finished.models}
+    draw_sheet(rows, [case.text for case in cases], out / GRID)
     return out / GRID
 
 
@@ -136,11 +137,11 @@ def write_card(out: Path, finished: Finished, cases: Sequence[Case], grid: Path,
         instance_prompt=cases[0].text,
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(finished, sampling).items())
-    names = " and ".join(f"*{model.name}*" for model in finished.models)
+    names = ", ".join(f"*{finished.labels[model.name]}*" for model in finished.models)
     text = (
         f"---\n{data.to_yaml()}\n---\n\n# {out.resolve().parent.name}\n\n"
         f"![The same prompts and noise, without and with these weights]({grid.name})\n\n"
-        f"Rows: {names} these weights; each column is one prompt, from the same noise.\n\n"
+        f"Rows: {names}; each column is one prompt, from the same noise.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         "It was made from photographs of a person. Publish it with that person's consent, and say of pictures that "
         "they are drawn.\n"

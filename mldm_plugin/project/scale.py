@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,14 @@ class OwnPhotos:
 
     def asked(self) -> dict[str, Any]:
         return self.run.model_dump(exclude=JUDGED_ONLY)  # the folder may be called another way, or be moved
+
+    def otherwise(self) -> str:
+        """A folder beside this one, so that paths in the file go on to lead where they led."""
+        out = self.out if self.out.name else self.out.resolve()
+        anew, file = out.with_name(f"{out.name}-2"), self.out / NAME
+        words = [("mkdir", anew), ("cp", file, self.out / self.run.prompts, anew), ("mldm", "train", anew)]
+        commands = " && ".join(shlex.join(map(str, line)) for line in words)
+        return f"change it back to go on, or train what {file} says now in a folder of its own: {commands}"
 
     def strangers(self) -> list[Path]:
         """Only what would be written over: run.yaml, prompts and perhaps the photographs lie there."""

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -52,8 +52,12 @@ class Command:
         if words[0] == "mldm":
             several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
             words = [sys.executable, *several, "-m", "mldm_plugin.cli", *words[1:]]
-        threads = str(threads_each(processes))
-        status = subprocess.run(words, env={**SETTINGS, "OMP_NUM_THREADS": threads, **os.environ}).returncode
+        settings = {**SETTINGS, "OMP_NUM_THREADS": str(threads_each(processes)), **os.environ}
+        process = subprocess.Popen(words, env=settings, start_new_session=True)  # Ctrl-C in a terminal is for us alone
+        try:
+            status = process.wait()
+        finally:
+            kill(process)
         if status or not self.made.is_file():
             raise MldmError(f"ended with status {status}: {self}")
 
@@ -130,12 +134,27 @@ def threads_each(processes: int) -> int:
 
 @contextmanager
 def stopping_in_order() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that trainings are asked to stop, too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that trainings are asked to stop, too."""
+    heard = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]  # nohup
+    before = {one: signal.signal(one, signal.default_int_handler) for one in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a command that has not ended, and all that it started, without a word: what it makes bears it."""
+    if process.poll() is None:
+        import psutil  # of accelerate
+
+        with suppress(psutil.NoSuchProcess):
+            whole = psutil.Process(process.pid)
+            for one in [*whole.children(recursive=True), whole]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.wait()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from mldm_plugin.announce import announce
 from mldm_plugin.errors import MldmError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop, threads_each
+from mldm_plugin.reproduce.proofs import in_short, keep_proof, proof_in
 from mldm_plugin.reproduce.recipes import Arm, Recipe
 from mldm_plugin.reproduce.scales import Scale, run_name
-from mldm_plugin.reproduce.study import CLAIMS, Study
 
 MOST_SAID = 5  # lines of what a trainer said last: one for each fault of a preset, as a rule
+STEPS = 3  # training set, trainings, evaluation
 LOOK = 2.0  # seconds between two looks at the trainings
 FAILED = ".failed"  # in the folder: the command that has not come to its end
 MARK = "reproduce.json"  # in the folder: what was asked for
@@ -36,6 +40,7 @@ class Reproduction:
         seeds: trainings of each arm.
         prompts: pictures that each training draws.
         jobs: trainings at a time, and processes of the evaluation.
+        expected: gives by number of the step how long it will take, in words.
     """
 
     recipe: Recipe
@@ -43,6 +48,7 @@ class Reproduction:
     seeds: int
     prompts: int
     jobs: int = 1
+    expected: Callable[[], Mapping[int, str]] = dict
 
     @property
     def out(self) -> Path:
@@ -64,12 +70,17 @@ class Reproduction:
             ) from error
 
     def _run(self) -> Path:
+        self.tell(1, "training set")
         self.make_data()
         self.scale.check_data()
+        self.tell(2, self.what_is_trained())
         self.train(self.trainings(timed=False))
         self.train(self.trainings(timed=True))
         evaluation = self.evaluation()
+        self.tell(3, "pictures of each from the same noise, and what the judges say of them")
         evaluation.call(self.jobs)
+        from mldm_plugin.reproduce.study import CLAIMS, Study  # with torch and scipy, which nothing above waits for
+
         if self.recipe.name in CLAIMS:
             plugins = load_plugins(["mldm_plugin.people_mini.metrics"])
             study = Study(evaluation.made.parent, plugins, CLAIMS[self.recipe.name])
@@ -78,6 +89,19 @@ class Reproduction:
                 raise MldmError(f"{evaluation.made} holds the runs {study.runs}, expected {wanted}; see why there.")
             study.write()
         return evaluation.made
+
+    def tell(self, step: int, what: str) -> None:
+        """Which step begins, with how long it will take where that is known."""
+        long = self.expected().get(step, "") if step > 1 else ""  # the first begins at once
+        announce(f"\nstep {step} of {STEPS}: {what}{f'; {long}' if long else ''}")
+
+    def what_is_trained(self) -> str:
+        """How many trainings, of what, and how many of them are done already."""
+        pairs = [*self.pairs(timed=False), *self.pairs(timed=True)]
+        done = sum(self.scale.training(arm, seed, None).is_done for arm, seed in pairs)
+        names = ", ".join(dict.fromkeys(arm.name for arm, _ in pairs))
+        many = "1 training" if len(pairs) == 1 else f"{len(pairs)} trainings"
+        return f"{many} ({names}), {self.scale.cost(pairs[0][0])}{f'; {done} done already' if done else ''}"
 
     def make_data(self) -> None:
         """What is not there yet, or failed before although it left something behind."""
@@ -142,6 +166,7 @@ class Reproduction:
             MldmError: one ended without its weights; the others are asked to stop.
         """
         waiting = [training for training in trainings if not training.is_done]
+        unproven = list(waiting)
         running: list[tuple[Training, subprocess.Popen[bytes]]] = []
         if not waiting:
             return
@@ -156,12 +181,22 @@ class Reproduction:
                     if process.poll() is not None:
                         running.remove((training, process))
                         self.check(training, process)
+                unproven = [training for training in unproven if not self.show_proof(training, bar)]
                 bar.set_postfix_str(", ".join(training.name for training, _ in running), refresh=False)
                 bar.update(sum(training.steps_done for training in trainings) - bar.n)
         finally:
             bar.close()
             for _, process in running:
                 stop(process)
+
+    def show_proof(self, training: Training, bar: Any) -> bool:
+        """Say above the bar that the losses reach the network, once the training has said so; whether it has."""
+        table = proof_in(self.log(training))
+        if not table or not training.folder.is_dir():
+            return training.is_done  # without losses there is nothing to prove
+        keep_proof(training, table)
+        bar.write(f"{training.name}: {in_short(table)}; {self.log(training)}", file=sys.stderr)
+        return True
 
     def start(self, training: Training) -> subprocess.Popen[bytes]:
         """Begin a training; what it prints goes to logs/."""
@@ -194,7 +229,7 @@ def claim(scale: Scale, name: str) -> None:
     if mark.is_file():
         if (before := json.loads(mark.read_text(encoding="utf-8"))) != asked:
             changed = [f"{key} {before.get(key)}, now {asked[key]}" for key in asked if before.get(key) != asked[key]]
-            raise MldmError(f"{out} was begun with {'; '.join(changed)}: give the same again, or another folder.")
+            raise MldmError(f"{out} was begun with {'; '.join(changed)}: {scale.otherwise()}")
     elif there := scale.strangers():
         raise MldmError(f"{out} holds something else, {there[0].name}; choose another folder.")
     out.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,9 @@ class Scale(Protocol):
     def asked(self) -> dict[str, Any]:
         """What a folder that was begun must have been begun with."""
 
+    def otherwise(self) -> str:
+        """What to do who has begun with something else."""
+
     def strangers(self) -> list[Path]:
         """What lies in the folder before anything is made there, and must not."""
 
@@ -66,6 +69,9 @@ class OwnFolder:
 
     def asked(self) -> dict[str, Any]:
         return vars(self)
+
+    def otherwise(self) -> str:
+        return "give the same again, or another folder."
 
     def strangers(self) -> list[Path]:
         return sorted(self.out.iterdir()) if self.out.is_dir() else []

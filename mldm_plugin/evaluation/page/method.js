@@ -7,7 +7,7 @@ function method() {
     ['photographs', known(R.photographs) ? String(R.photographs) : 'none'], ['made', R.made], ['software', software]];
   return section('method', 'How it was made', null,
     h('dl', { class: 'how' }, said.map(([name, value]) => [h('dt', null, name), h('dd', null, value)])),
-    h('h3', null, 'Models'), h('div', { class: 'scroll' }, modelsTable()),
+    h('h3', null, 'Models'), h('div', { class: 'scroll' }, modelsTable()), proofs(),
     h('h3', null, 'What the metrics mean'), h('div', { class: 'scroll' }, metricsTable()),
     h('h3', null, 'Statistics'), h('p', { class: 'prose' }, STATISTICS.join(' ')));
 }
@@ -19,6 +19,13 @@ const STATISTICS = [
   + '(metrics of so few cases that their p could never be below 0.05 are not counted, and never called either); '
   + 'where it is not shown, the number of prompts is told that would show a true difference of the size that was seen in four of five evaluations.',
 ];
+
+/** What each training showed before its first step: that its losses reach the network. */
+function proofs() {
+  const told = R.models.flatMap((model) => model.runs.filter((run) => run.proof).map((run) => [model.name, run.proof]));
+  return told.length ? [h('h3', null, 'Start-up proofs'), told.map(([name, proof]) =>
+    h('details', null, h('summary', null, modelLabel(name)), h('div', { class: 'scroll' }, h('pre', { class: 'proof' }, proof))))] : null;
+}
 
 function modelsTable() {
   const runs = R.models.flatMap((model) => model.runs.map((run, i) => h('tr', null,

@@ -5,7 +5,7 @@
 | annotated | the annotation | a data set that names faces |
 | keypoints | the annotation's nose, eyes and ears | COCO's keypoints |
 | mtcnn | MTCNN, three small networks; each box with a score and five points | 2 MB of weights, fetched once |
-| insightface | SCRFD, a network; each box with a score | `mldm-plugin[data]`; weights for non-commercial use |
+| insightface | SCRFD, a network; each box with a score | insightface and onnxruntime; weights for non-commercial use |
 | none | nowhere: rows have no `face_boxes` | |
 """
 

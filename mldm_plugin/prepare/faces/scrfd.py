@@ -15,6 +15,7 @@ from mldm_plugin.errors import WeightsError
 from mldm_plugin.perceptual.weights import fetch, locate
 from mldm_plugin.prepare.faces.boxes import tidied
 from mldm_plugin.prepare.source import Face, People, Shown, Source
+from mldm_plugin.requirements import pip_install
 
 WEIGHTS = "scrfd_10g"
 PACKAGES = ("insightface", "onnxruntime")
@@ -60,7 +61,7 @@ def is_here() -> bool:
 def check_installed() -> None:
     """Raise WeightsError where a package is missing."""
     if missing := _missing_packages():
-        raise WeightsError(f"--faces insightface needs {' and '.join(missing)}: pip install 'mldm-plugin[data]'")
+        raise WeightsError(f"--faces insightface needs {' and '.join(missing)}: {pip_install(*missing)}")
 
 
 def _missing_packages() -> list[str]:
