@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,14 @@ class Conditions(ModelMixin, ConfigMixin):
 
     Args:
         width: of a token: the U-Net's `cross_attention_dim`.
-        conditions: name as registered → options of its constructor; what is saved in the configuration.
+        conditions: pairs of a name as registered and the options of its constructor, in the order of the tokens. A
+            list, for diffusers sorts the keys of a configuration that it saves.
     """
 
     @register_to_config
-    def __init__(self, width: int, conditions: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, width: int, conditions: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: made(name, width, options) for name, options in conditions.items()})
+        self.encoders = nn.ModuleDict({name: made(name, width, options) for name, options in conditions})
         lengths = {name: encoder.tokens for name, encoder in self.each()} or {"nothing": 1}
         self.absent = nn.ParameterDict(
             {name: nn.Parameter(SPREAD * torch.randn(length, width)) for name, length in lengths.items()}
@@ -66,14 +67,14 @@ class Conditions(ModelMixin, ConfigMixin):
             )
         count = next((len(value) for value in values.values()), count)
         joined = []
-        for name, absent in self.absent.items():
-            nothing = absent.expand(count, -1, -1)
+        for name in self.encoders or ("nothing",):  # not in the order of `absent`, which torch sorts
+            nothing = self.absent[name].expand(count, -1, -1)
             if name not in values:
                 joined.append(nothing)
                 continue
             tokens = self.encoders[name](values[name])
-            keep = (present or {}).get(name)
-            joined.append(tokens if keep is None else torch.where(keep[:, None, None], tokens, nothing))
+            keep = (present or {}).get(name, torch.ones(count, dtype=torch.bool, device=tokens.device))
+            joined.append(torch.where(keep[:, None, None], tokens, nothing))  # DDP wants every weight used in each step
         return torch.cat(joined, dim=1)
 
 
