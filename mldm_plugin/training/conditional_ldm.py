@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -263,6 +264,7 @@ def unet_config(flags: ConditionalFlags, vae: Any) -> dict[str, Any]:
         "layers_per_block": flags.layers_per_block,
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "norm_num_groups": math.gcd(32, *widths),
         "cross_attention_dim": flags.cross_attention_dim,
         "attention_head_dim": [width // flags.attention_head_dim for width in widths],  # diffusers means their number
     }
