@@ -148,8 +148,10 @@ def test_masks_that_cannot_be_read(value, message):
 
 
 def test_options_and_names_that_do_not_fit():
-    with pytest.raises(DataError, match="resolution is 100, expected a multiple of 32"):
+    with pytest.raises(DataError, match="resolution is 100, expected a multiple of 32, as 4 stages halve it"):
         ENCODERS["semantic_mask"](8, resolution=100)
+    two = ENCODERS["semantic_mask"](16, resolution=64, channels=[8, 16])
+    assert two(torch.zeros(1, 1, 64, 64, dtype=torch.uint8)).shape == (1, two.tokens, 16) == (1, 64, 16)
     with pytest.raises(MldmError, match="condition attributes: .*unexpected keyword argument 'pooled'"):
         Conditions(width=8, conditions=[("attributes", {"pooled": True})])
     with pytest.raises(PluginError, match="unknown condition 'attribute'.*attributes"):

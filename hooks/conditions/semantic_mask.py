@@ -16,19 +16,19 @@ from mldm_plugin.conditions.encoder import ConditionEncoder
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare.celebamask_hq import PARTS
 
-REDUCTION = 32  # of a ResNet
-
 
 class SemanticMaskEncoder(ConditionEncoder):
     """A ResNet-18 on one channel a part, without its classifier: a token for each 32 × 32 pixels, or one for all.
+
+    For small pictures the ResNet can end earlier: with two stages a token is of 8 × 8 pixels.
 
     Args:
         width: of a token; 512 in the paper, as many as the ResNet's last channels, which are then the token. Another
             width takes a linear layer after it.
         parts: names of the labels 1, 2, …; CelebAMask-HQ's 18 by default. Label 0 has no channel.
-        resolution: side of the mask, a multiple of 32; 256 in the paper: 8 × 8 tokens.
+        resolution: side of the mask, a multiple of a token's side; 256 in the paper: 8 × 8 tokens.
         pooled: average over the picture into one token, which no longer knows where anything is.
-        channels: of the ResNet's four stages; smaller ones for small models.
+        channels: of the ResNet's stages; the first halves the sides twice, each other once.
 
     Source: "Conditioning Diffusion Models via Attributes and Semantic Masks for Face Generation", sections 3.3 and 4.3
     (unpooled 𝓔_mnp, pooled 𝓔_m).
@@ -49,16 +49,20 @@ class SemanticMaskEncoder(ConditionEncoder):
         from transformers import ResNetConfig, ResNetModel  # not at the top: it takes seconds, and losses need none
 
         super().__init__()
-        if resolution % REDUCTION or resolution < REDUCTION:
-            raise DataError(f"semantic_mask: resolution is {resolution}, expected a multiple of {REDUCTION}.")
+        side = 2 ** (len(channels) + 1)  # of a token, in pixels
+        if resolution % side:
+            raise DataError(
+                f"semantic_mask: resolution is {resolution}, expected a multiple of {side}, as {len(channels)} stages "
+                "halve it."
+            )
         self.parts, self.resolution, self.pooled = list(parts), resolution, pooled
-        self.tokens = 1 if pooled else (resolution // REDUCTION) ** 2
+        self.tokens = 1 if pooled else (resolution // side) ** 2
         self.network = ResNetModel(
             ResNetConfig(
                 num_channels=len(self.parts),
                 embedding_size=channels[0],
                 hidden_sizes=list(channels),
-                depths=[2, 2, 2, 2],
+                depths=[2] * len(channels),
                 layer_type="basic",
             )
         )
