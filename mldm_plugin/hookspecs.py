@@ -37,5 +37,10 @@ def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> Non
 
 
 @hookspec
+def register_condition_encoders(register: Callable[[str, Callable[..., Any]], None]) -> None:
+    """Call `register(name, encoder_class)` for each condition that a model can be given, a `ConditionEncoder`."""
+
+
+@hookspec
 def after_loss(step: DiffusionStep, report: LossReport) -> None:
     """Look at a finished step: the estimate, every term's value, weight and gate. Change nothing."""

@@ -76,6 +76,7 @@ class Plugins:
     base_weightings: Table = field(default_factory=lambda: Table("base weighting", frozenset({"none"})))
     presets: Table = field(default_factory=lambda: Table("preset"))
     metrics: Table = field(default_factory=lambda: Table("metric"))
+    condition_encoders: Table = field(default_factory=lambda: Table("condition"))
 
     def names(self) -> list[str]:
         """The names of the loaded plugins, built-in ones first."""
@@ -95,7 +96,7 @@ def load_plugins(names: Sequence[str] = ()) -> Plugins:
     """
     manager = pluggy.PluginManager("mldm")
     manager.add_hookspecs(hookspecs)
-    for package in ("mldm_plugin.hooks", "mldm_plugin.hooks.metrics"):
+    for package in ("mldm_plugin.hooks", "mldm_plugin.hooks.metrics", "mldm_plugin.hooks.conditions"):
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
             if not info.ispkg:
                 manager.register(importlib.import_module(f"{package}.{info.name}"), info.name)
@@ -190,6 +191,7 @@ def _fill(plugins: Plugins) -> None:
         "register_base_weightings": plugins.base_weightings,
         "register_presets": plugins.presets,
         "register_metrics": plugins.metrics,
+        "register_condition_encoders": plugins.condition_encoders,
     }
     for hook_name, table in tables.items():
         # One plugin at a time, so that the table knows who brought each name.

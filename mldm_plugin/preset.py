@@ -16,8 +16,9 @@ FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
 LENGTHS = frozenset({"max_train_steps", "num_train_epochs", "max_train_epochs"})  # of which a script takes one
-# Presets by task, and those of the papers, with what `mldm reproduce` and the demo train.
-GROUPS = {"task": FOLDER, "paper": FOLDER / "paper"}
+# Presets by task; those of the Masked LDM paper, with what `mldm reproduce` and the demo train; and those of faces from
+# attributes and masks.
+GROUPS = {"task": FOLDER, "paper": FOLDER / "paper", "faces": FOLDER / "faces"}
 
 
 class LossSettings(BaseModel):

@@ -12,6 +12,7 @@ from mldm_plugin.perceptual.lpips_network import TRUNKS
 from mldm_plugin.perceptual.weights import WEIGHT_FILES
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
+from mldm_plugin.training.command_line import parse, resolve
 
 # name: λ1, λ2, T, base weighting, batch, epochs: "Improving Latent Diffusion with Perceptual Mask-Aware Loss",
 # section 4, section 5 and Table 1; the released train_mldm.py; P2 as in "Conditioning Diffusion Models via …".
@@ -58,7 +59,9 @@ def test_presets_say_what_the_papers_say(name, plugins):
 
 def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
     assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400"} == set(built_in_presets("paper"))
-    assert set(built_in_presets()) == set(built_in_presets("paper")) | set(built_in_presets("task"))
+    groups = [set(built_in_presets(group)) for group in ("task", "paper", "faces")]
+    assert set(built_in_presets()) == set().union(*groups)
+    assert sum(map(len, groups)) == len(built_in_presets())
     for name in built_in_presets():
         preset = load_preset(name, plugins=plugins)
         (tmp_path / "resolved.yaml").write_text(preset.dump(), encoding="utf-8")
@@ -266,3 +269,31 @@ def test_an_option_must_not_take_the_name_of_a_setting(plugins):
     with pytest.raises(PresetError, match="losses.heavy: option weight of 'heavy' has the name of a setting"):
         load_preset(Preset(losses={"heavy": {"weight": 0.1}}), plugins=plugins)
     del plugins.losses.entries["heavy"]
+
+
+FACES = {
+    "unconditional": None,
+    "attributes": ["attributes"],
+    "mask": ["semantic_mask"],
+    "mask-pooled": ["semantic_mask"],
+    "multi": ["attributes", "semantic_mask"],
+}
+
+
+@pytest.mark.parametrize("mini", ["", "-mini"])
+@pytest.mark.parametrize("name", FACES)
+def test_presets_of_faces_are_networks_of_their_conditions(name, mini, plugins):
+    """Each makes a network; the paper's numbers of tokens: 1 for attributes, 64 for a mask, 1 pooled, 65 for both."""
+    conditions = pytest.importorskip("mldm_plugin.conditions.conditions")
+    from mldm_plugin.training.conditional_ldm import options_of
+    from mldm_plugin.training.flags import ConditionalFlags
+
+    preset = load_preset(f"faces-{name}{mini}", plugins=plugins)
+    assert (preset.base.weighting, preset.base.options) == ("p2", {"k": 1.0, "gamma": 0.5})
+    assert not preset.losses
+    given = parse(ConditionalFlags, ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y"])
+    flags = resolve(ConditionalFlags, given, preset.training)
+    assert flags.condition == FACES[name]
+    made = conditions.Conditions(flags.cross_attention_dim, list(options_of(flags).items()))
+    assert made.tokens == {"mask": 64, "multi": 65}.get(name, 1)
+    assert load_preset(f"faces-{name}{mini}", ["base={weighting: none}"], plugins=plugins).base.weighting == "none"

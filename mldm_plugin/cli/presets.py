@@ -20,17 +20,17 @@ def presets() -> None:
 
 
 @presets.command("list")
-@click.option("--group", type=click.Choice(["task", "paper"]), help="Only those by task, or those of the papers.")
+@click.option("--group", type=click.Choice(["task", "paper", "faces"]), help="Only those of one group.")
 @options.loss_plugin
 def list_presets(group: str | None, names: tuple[str, ...]) -> None:
-    """List the presets that can be named: those by task, then those of the papers."""
+    """List the presets that can be named: those by task, those of the papers, and those of faces from conditions."""
     from mldm_plugin.preset import GROUPS, built_in_presets
 
     known = {name: built_in_presets(name) for name in GROUPS if group in (None, name)}
     if plugins := _plugins(names):
         known["plugins"] = {name: Path(path) for name, path in plugins.presets.entries.items()}
-    width = max(len(name) for of_group in known.values() for name in of_group)
     for of_group in known.values():
+        width = max(len(name) for name in of_group)
         for name, path in sorted(of_group.items()):
             first, *rest = click.wrap_text(summary(path), 96 - width).splitlines() or [""]
             click.echo(f"{name:<{width}}  {first}")

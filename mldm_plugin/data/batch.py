@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
@@ -27,6 +27,7 @@ class Example:
             None where they are not read.
         input_ids: (L,) tokens of the caption drawn for this pass; None outside training.
         posterior: (2C, h, w) parameters of the VAE's posterior; None where latents are not cached.
+        conditions: what the picture is made from, name → value as its encoder takes it; empty without conditions.
         text: (L, D), what the text encoder makes of `input_ids`; None where it is not cached.
     """
 
@@ -38,6 +39,7 @@ class Example:
     input_ids: Tensor | None = None
     posterior: Tensor | None = None
     text: Tensor | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class OnCPU(Sequence[Tensor]):
@@ -104,7 +106,20 @@ def collate(examples: Sequence[Example] | Failed) -> dict[str, Any]:
         batch["face_boxes"] = FaceBoxes([e.face_boxes for e in examples if e.face_boxes is not None])
     if examples[0].keypoints is not None:
         batch["keypoints"] = Keypoints([e.keypoints for e in examples if e.keypoints is not None])
+    if any(example.conditions for example in examples):
+        batch["conditions"], batch["present"] = stacked([example.conditions for example in examples])
     return batch
+
+
+def stacked(examples: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Conditions of a batch: name → values (N, …), zero for a picture without, and name → bool (N,), which have one."""
+    values, present = {}, {}
+    for name in dict.fromkeys(name for example in examples for name in example):
+        there = [example.get(name) for example in examples]
+        one = next(value for value in there if value is not None)
+        values[name] = torch.stack([torch.zeros_like(one) if value is None else value for value in there])
+        present[name] = torch.tensor([value is not None for value in there])
+    return values, present
 
 
 def checked(batch: dict[str, Any]) -> dict[str, Any]:

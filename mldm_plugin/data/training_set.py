@@ -13,6 +13,8 @@ from datasets import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from mldm_plugin.conditions.columns import ConditionColumns
+from mldm_plugin.conditions.encoder import ConditionEncoder
 from mldm_plugin.data.annotations import (
     check_boxes_inside,
     check_keypoints_inside,
@@ -36,10 +38,10 @@ GeneratorState = tuple[Any, Tensor]  # Python's and torch's
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in the data set things are. `conditioning` and what follows it may be None: not read."""
+    """Where in the data set things are. All but the picture may be None: not read."""
 
     picture: str = "image"
-    caption: str = "text"
+    caption: str | None = "text"
     conditioning: str | None = "conditioning_image"
     mask: str | None = None
     boxes: str | None = None
@@ -80,6 +82,7 @@ class TrainingSet(Dataset[Any]):
         tokenizer: of the pipeline; None for looking at pictures only.
         empty_prompts: share of captions replaced by an empty one; None draws nothing for it.
         framing: options of `Framing`.
+        conditions: what else is read, by name.
     """
 
     def __init__(
@@ -91,17 +94,20 @@ class TrainingSet(Dataset[Any]):
         tokenizer: Any = None,
         empty_prompts: float | None = None,
         framing: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, ConditionEncoder] | None = None,
     ) -> None:
         columns.check(rows.column_names)
+        self._conditions = ConditionColumns(conditions or {})
+        self._conditions.check(rows.column_names)
         if len(rows) == 0:
             raise DataError("the data set has no rows; add pictures to it.")
-        for column in columns.pictures:
+        for column in [*columns.pictures, *self._conditions.pictures]:
             if not isinstance(rows.features[column], Image):
                 raise DataError(f"column {column!r} holds {rows.features[column]}, expected pictures (datasets.Image).")
             rows = rows.cast_column(column, Image(decode=False))
         self.columns = columns
         self._rows = rows
-        self._captions = rows.select_columns([columns.caption])
+        self._captions = None if columns.caption is None else rows.select_columns([columns.caption])
         self.framing = Framing(resolution, **(framing or {}))
         self._tokenizer = tokenizer
         self._empty_prompts = empty_prompts
@@ -129,7 +135,7 @@ class TrainingSet(Dataset[Any]):
     def __getitem__(self, index: int) -> Example:
         """One example, with its crop and caption drawn."""
         example = self._load(index, self.framing.draw)
-        return self._with_text(example, self.tokens(self._draw_caption(index)))
+        return example if self._captions is None else self._with_text(example, self.tokens(self._draw_caption(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example] | Failed:
         """One batch; nothing for a batch that is skipped. What cannot be loaded is reported in its turn."""
@@ -143,6 +149,8 @@ class TrainingSet(Dataset[Any]):
             if worker is None:
                 self._mark_generators()
             examples = [self._load(index, self.framing.draw) for index in indices]
+            if self._captions is None:
+                return examples
             tokens = self._tokenize([self._draw_caption(index) for index in indices])
             return [self._with_text(e, t) for e, t in zip(examples, tokens, strict=True)]
         except DataError as error:
@@ -182,7 +190,7 @@ class TrainingSet(Dataset[Any]):
     def captions(self) -> list[str]:
         """Every caption that may be drawn, once, and the empty one."""
         captions = {"": None}
-        for index, given in enumerate(self._captions[self.columns.caption]):
+        for index, given in enumerate([] if self._captions is None else self._captions[self.columns.caption]):
             for caption in given if isinstance(given, list) and given else [given]:
                 captions[_checked_caption(caption, index)] = None
         return list(captions)
@@ -201,7 +209,8 @@ class TrainingSet(Dataset[Any]):
         picture = read_picture(stored, name).convert("RGB") if self._loads_pictures else None
         size = upright_size(read_header(stored, name)) if picture is None else picture.size
         mask, boxes, keypoints = self._annotation(row, index)
-        if mask is not None or any(labels is not None and len(labels) for labels in (boxes, keypoints)):
+        drawn_on = mask is not None or bool(self._conditions.pictures)
+        if drawn_on or any(labels is not None and len(labels) for labels in (boxes, keypoints)):
             check_upright(read_header(stored, name), name)
         if mask is not None:
             check_mask_size((mask.shape[2], mask.shape[1]), size, self._mask_name(row, index), name)
@@ -217,6 +226,7 @@ class TrainingSet(Dataset[Any]):
             face_boxes=None if boxes is None else self.framing.kept_boxes(boxes, size, cut),
             keypoints=None if keypoints is None else self.framing.keypoints(keypoints, size, cut),
             posterior=self._posterior(index, cut),
+            conditions=self._conditions.read(row, size, self.framing, cut, name),
         )
 
     def _posterior(self, index: int, cut: Cut) -> Tensor | None:
@@ -233,7 +243,7 @@ class TrainingSet(Dataset[Any]):
         for index in indices if self.framing.draws else ():
             stored = self._rows[index][self.columns.picture]
             self.framing.draw(upright_size(read_header(stored, name_of(stored, index))))
-        for index in indices:
+        for index in indices if self._captions is not None else ():
             self._draw_caption(index)
 
     def _mark_generators(self) -> None:
@@ -267,6 +277,7 @@ class TrainingSet(Dataset[Any]):
             check_upright(picture, name)
         check_boxes_inside(boxes, picture.size, name)
         check_keypoints_inside(keypoints, picture.size, name)
+        self._conditions.check_row(row, picture.size, name)
         if mask is not None:
             mask_name = name_of(mask, index)
             header = read_header(mask, mask_name)
@@ -313,7 +324,7 @@ class TrainingSet(Dataset[Any]):
         return self.framing.picture(hint, replace(cut, colour=None))
 
     def _draw_caption(self, index: int) -> str:
-        caption = self._captions[index][self.columns.caption]
+        caption = None if self._captions is None else self._captions[index][self.columns.caption]
         if self._empty_prompts is not None and random.random() < self._empty_prompts:
             return ""
         if isinstance(caption, list) and caption:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -55,23 +54,23 @@ def cache_latents(training_set: TrainingSet, trainer: Trainer, accelerator: Acce
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
     pictures = objective.needs_pictures
-    vae, text_encoder = trainer.vae, trainer.text_encoder
+    vae, text = trainer.vae, trainer.text_encoder
     with together(accelerator):
         cache = LatentsCache(
             cache_folder(trainer.flags),
             training_set.transform,
             vae=network_digest(vae, vae.config),
-            text_encoder=network_digest(text_encoder, text_encoder.config.to_dict()),
+            text_encoder="" if text is None else network_digest(text, text.config.to_dict()),
         )
         log.info(f"latents and encoded captions are kept in {cache.folder}")
         own = [(i, training_set.digest(i)) for i in range(rank, len(training_set), processes)]
-        captions = training_set.captions()[rank::processes]
+        captions = [] if text is None else training_set.captions()[rank::processes]
     digests = [digest for _, digest in sorted(gather_object(own))]
     with together(accelerator), generators.untouched(), torch.no_grad():
         for name, tasks in _tasks(cache, training_set, trainer, own, captions).items():
             _fill(cache, tasks, tqdm(desc=f"encoding {name}", disable=not accelerator.is_local_main_process))
         side = trainer.flags.resolution
-        trainer.layouts = (_layout(vae, 1, side), _layout(vae, 2, side))
+        trainer.layouts = (_layout(trainer, 1, side), _layout(trainer, 2, side))
     training_set.read_latents(cache, digests, pictures=pictures)
     trainer.set_encoders_aside()
     if not pictures:
@@ -92,10 +91,9 @@ def cache_folder(flags: TrainerFlags) -> Path:
     return Path(flags.cache_dir or datasets.config.HF_DATASETS_CACHE) / "mldm_latents"
 
 
-def _layout(vae: Any, pictures: int, side: int) -> torch.memory_format:
+def _layout(trainer: Trainer, pictures: int, side: int) -> torch.memory_format:
     """The memory format in which the VAE hands over what it makes of so many pictures at once."""
-    blank = torch.zeros(pictures, 3, side, side, device=vae.device, dtype=vae.dtype)
-    parameters = vae.encode(blank).latent_dist.parameters
+    parameters = trainer.encode(torch.zeros(pictures, 3, side, side))
     last = not parameters.is_contiguous() and parameters.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -108,14 +106,12 @@ def _tasks(
     captions: list[str],
 ) -> dict[str, list[Task]]:
     """What this process has to see to: its pictures, by number and digest, and captions."""
-    vae, text_encoder = trainer.vae, trainer.text_encoder
 
     def encode(index: int, mirrored: bool) -> Tensor:
-        picture = training_set.picture(index, mirrored=mirrored)[None]
-        return vae.encode(picture.to(vae.device, vae.dtype)).latent_dist.parameters[0]
+        return trainer.encode(training_set.picture(index, mirrored=mirrored)[None])[0]
 
     def encode_text(tokens: Tensor) -> Tensor:
-        return text_encoder(tokens[None].to(text_encoder.device), return_dict=False)[0][0]
+        return trainer.text_of({"input_ids": tokens[None].to(trainer.device)})[0]
 
     tasks: dict[str, list[Task]] = {"pictures": [], "captions": []}
     for index, digest in own:

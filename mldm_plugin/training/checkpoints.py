@@ -118,8 +118,10 @@ class Checkpoints:
     def save_weights(self) -> None:
         """Save what is trained into the run folder, each file whole or not there, the configuration last."""
         partial = self._folder / ".weights.partial"
-        self._trainer.save(partial)
-        for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
+        self._trainer.publish(partial)
+        for file in sorted(partial.iterdir(), key=lambda p: p.name in ("config.json", "model_index.json")):
+            if file.is_dir():  # of a pipeline, which a resumed run writes again
+                shutil.rmtree(self._folder / file.name, ignore_errors=True)
             file.replace(self._folder / file.name)
         partial.rmdir()
 

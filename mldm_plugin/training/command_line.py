@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
 from mldm_plugin.preset import changed_line, fills, nothing_for, task_preset
-from mldm_plugin.training.flags import ControlNetFlags, LoraFlags, TrainerFlags
+from mldm_plugin.training.flags import ConditionalFlags, ControlNetFlags, LoraFlags, TrainerFlags
 
-TRAINERS: tuple[type[TrainerFlags], ...] = (ControlNetFlags, LoraFlags)
+TRAINERS: tuple[type[TrainerFlags], ...] = (ControlNetFlags, LoraFlags, ConditionalFlags)
 NOT_IN_PRESETS = frozenset({"loss_plugin", "preset", "set"})
 SPELLINGS = {"loss_plugin": ["--loss-plugin"]}
 
@@ -24,7 +24,8 @@ F = TypeVar("F", bound=TrainerFlags)
 def make_parser(kind: type[TrainerFlags]) -> argparse.ArgumentParser:
     """The command line of a trainer. Flags that are not given leave no trace in its namespace."""
     parser = argparse.ArgumentParser(prog=kind.script, description=kind.description)
-    for title, names in (("losses and data", kind.ours()), (f"as in diffusers' {kind.script}", kind.theirs())):
+    as_theirs = f"as in diffusers' {kind.script if kind.stands_in else 'scripts'}"
+    for title, names in (("losses and data", kind.ours()), (as_theirs, kind.theirs())):
         group = parser.add_argument_group(title)
         for name in names:
             field = kind.model_fields[name]

@@ -23,10 +23,11 @@ from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
 from mldm_plugin.training.flags import ControlNetFlags
-from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of, loading
+from mldm_plugin.training.stable_diffusion import StableDiffusionTrainer, loading
+from mldm_plugin.training.trainer import Prompt, annotation_of
 
 
-class ControlNetTrainer(Trainer):
+class ControlNetTrainer(StableDiffusionTrainer):
     """A ControlNet in float32 beside the frozen U-Net."""
 
     what = "ControlNet"
@@ -127,12 +128,13 @@ class ControlNetTrainer(Trainer):
         texts = list(flags.validation_prompt or [])
         if flags.conditioning == "none":
             blank = PIL.Image.new("RGB", (flags.resolution, flags.resolution))
-            return [(text, blank) for text in texts]
+            return [Prompt(text, {"prompt": text, "image": blank}, blank) for text in texts]
         paths = list(flags.validation_image or [])
         number = max(len(texts), len(paths))
         texts = texts * number if len(texts) == 1 else texts
         paths = paths * number if len(paths) == 1 else paths
-        return [(text, read_hint(path)) for text, path in zip(texts, paths, strict=True)]
+        hints = [read_hint(path) for path in paths]
+        return [Prompt(t, {"prompt": t, "image": hint}, hint) for t, hint in zip(texts, hints, strict=True)]
 
     def make_pipeline(self, stored: Path | None) -> Any:
         """The ControlNet in training, or the one that was stored, with the scheduler that the script samples by."""

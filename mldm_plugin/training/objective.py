@@ -131,10 +131,10 @@ class Objective:
 
 
 def _probe(examples: list[Example], trainer: Trainer) -> DiffusionStep:
-    batch, vae = collate(examples), trainer.vae
+    batch = collate(examples)
     pixel_values = batch["pixel_values"].to(trainer.device)
     with torch.no_grad():
-        latents = vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        latents = trainer.most_likely_latents(pixel_values)
     noise = torch.zeros_like(latents)
     timesteps = torch.zeros(len(examples), dtype=torch.long, device=trainer.device)
     noisy = trainer.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(latents.dtype)

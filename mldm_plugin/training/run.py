@@ -136,6 +136,8 @@ class Run:
                         self.optimizer.step()
                         self.lr_scheduler.step()
                         self.optimizer.zero_grad(set_to_none=trainer.frees_gradients)
+                    if accelerator.sync_gradients:
+                        trainer.after_update()
                     self.meter.add(report.numbers())
                     if accelerator.sync_gradients:
                         stopped = self.finish_step(step, report, stop, bar)

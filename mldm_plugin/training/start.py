@@ -120,13 +120,14 @@ def open_training_set(trainer: Trainer, accelerator: Accelerator, *, annotated: 
         mask, boxes, keypoints = (c if annotated and c in rows.column_names else None for c in own)
         training_set = TrainingSet(
             rows,
-            Columns(flags.image_column, flags.caption_column, trainer.hints, mask, boxes, keypoints),
+            Columns(flags.image_column, trainer.captions, trainer.hints, mask, boxes, keypoints),
             resolution=flags.resolution,
             tokenizer=trainer.tokenizer,
             empty_prompts=trainer.empty_prompts,
             framing={**trainer.framing, "color_jitter": flags.color_jitter},
+            conditions=trainer.conditions,
         )
-        if annotated:
+        if annotated or trainer.conditions:
             log.info(f"checking the annotation of {len(rows)} pictures")
             share = range(accelerator.process_index, len(rows), accelerator.num_processes)
             if cut := check_rows(training_set, share):

@@ -28,14 +28,15 @@ from mldm_plugin.errors import RunFolderError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
 from mldm_plugin.training.flags import LoraFlags
-from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
+from mldm_plugin.training.stable_diffusion import StableDiffusionTrainer
+from mldm_plugin.training.trainer import Prompt, annotation_of
 
 log = logging.getLogger(__name__)
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' script adapts
 
 
-class LoraTrainer(Trainer):
+class LoraTrainer(StableDiffusionTrainer):
     """A LoRA inside the U-Net. As in diffusers' script it is rounded with the U-Net in bfloat16, and is float32 beside
     float16, which gradients would leave."""
 
@@ -133,7 +134,8 @@ class LoraTrainer(Trainer):
 
     def prompts(self) -> list[Prompt]:
         """The one prompt, if there is one."""
-        return [] if self.flags.validation_prompt is None else [(self.flags.validation_prompt, None)]
+        text = self.flags.validation_prompt
+        return [] if text is None else [Prompt(text, {"prompt": text})]
 
     def make_pipeline(self, stored: Path | None) -> Any:
         """The U-Net in training, or the pipeline's own with the LoRA that was stored."""

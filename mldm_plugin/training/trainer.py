@@ -1,27 +1,40 @@
-"""What a trainer consists of: Stable Diffusion frozen, and what each trainer says is its own. `run` has the loop."""
+"""What a trainer consists of, and what each says is its own. `run` has the loop."""
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import VQModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.training_utils import EMAModel
 from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, PretrainedConfig
 
+from mldm_plugin.conditions.encoder import ConditionEncoder
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError
 from mldm_plugin.training.flags import TrainerFlags
 
-Prompt = tuple[str, PIL.Image.Image | None]  # what to sample, and its hint where the trainer has hints
-TEXT_ENCODER = "CLIPTextModel"
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to sample for eyes.
+
+    Args:
+        title: what it is called in a tracker.
+        arguments: of the pipeline's call.
+        hint: the picture that steers it, to be shown beside what is drawn; None where there is none.
+    """
+
+    title: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    hint: PIL.Image.Image | None = None
 
 
 class Trainer(ABC):
@@ -37,13 +50,19 @@ class Trainer(ABC):
         inference_steps: of the sampling, as in diffusers' script.
 
     Attributes that its constructor sets:
+        flags, device, dtype: of the run; frozen networks are kept in `dtype`.
+        vae, noise_scheduler: of diffusers, an AutoencoderKL or a VQModel, and a DDPMScheduler.
+        frozen: the networks that are only used.
+        ema: the moving average of what is trained; None without.
         trained: what accelerate prepares: a network of its own beside the frozen ones, or the U-Net, of which only a
             LoRA has gradients.
         project: its name in the tracker.
         clips_gradients, frees_gradients: whether the loop clips to --max_grad_norm, and frees gradients between steps
             instead of zeroing them.
         lr_options: of diffusers' `get_scheduler`, beside those that all trainers have.
+        captions: the column of captions, which `tokenizer` and `text_encoder` read; None for a trainer without.
         hints: the column of hints, None for a trainer without.
+        conditions: what else is read of a row, by name, for `batch["conditions"]`.
         empty_prompts, framing: as for `TrainingSet`.
         layouts: the memory formats of the VAE's posterior for one picture and for several. Noise is drawn like the
             latents, in the order of memory, so latents from a cache take the same.
@@ -57,49 +76,29 @@ class Trainer(ABC):
     every_file: ClassVar[bool] = False
     inference_steps: ClassVar[int]
 
+    flags: TrainerFlags
+    device: torch.device
+    dtype: torch.dtype
+    vae: Any
+    noise_scheduler: Any
+    frozen: Sequence[nn.Module] = ()
+    ema: EMAModel | None = None
     project: str
     trained: nn.Module
     clips_gradients = True
     frees_gradients = True
     lr_options: Mapping[str, Any] = {}
+    captions: str | None = None
+    tokenizer: Any = None
+    text_encoder: Any = None
     hints: str | None = None
+    conditions: Mapping[str, ConditionEncoder] = {}
     empty_prompts: float | None = None
     framing: Mapping[str, Any] = {}
+    layouts = (torch.contiguous_format, torch.contiguous_format)
 
-    def __init__(
-        self,
-        flags: TrainerFlags,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        text_encoder_variant: str | None = None,
-        tokenizer: str | None = None,
-    ) -> None:
-        """Load the pipeline with all its networks frozen, to be moved later. Draws no random numbers.
-
-        Raises:
-            MldmError: the pipeline is not there or is not one of Stable Diffusion 1.x.
-        """
-        name, revision = flags.pretrained_model_name_or_path, flags.revision
-        place = {"revision": revision, "variant": flags.variant}
-        with loading(name):
-            config, _ = PretrainedConfig.get_config_dict(name, subfolder="text_encoder", revision=revision)
-            if (architectures := config.get("architectures") or ["of no name"]) != [TEXT_ENCODER]:
-                raise MldmError(f"the pipeline {name} has a text encoder {architectures[0]}, expected {TEXT_ENCODER}.")
-            where = {} if tokenizer else {"subfolder": "tokenizer"}
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                tokenizer or name, revision=revision, use_fast=False, **where
-            )
-            self.noise_scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-            self.text_encoder = CLIPTextModel.from_pretrained(
-                name, subfolder="text_encoder", revision=revision, variant=text_encoder_variant
-            )
-            self.vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **place)
-            self.unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **place)
-        for frozen in (self.vae, self.unet, self.text_encoder):
-            frozen.requires_grad_(False)
+    def __init__(self, flags: TrainerFlags, device: torch.device, dtype: torch.dtype) -> None:
         self.flags, self.device, self.dtype = flags, device, dtype
-        self.layouts = (torch.contiguous_format, torch.contiguous_format)
 
     @abstractmethod
     def diffusion_step(
@@ -129,6 +128,15 @@ class Trainer(ABC):
     def make_pipeline(self, stored: Path | None) -> Any:
         """A pipeline to sample with, from what is in training, or from what was stored in the given folder."""
 
+    def publish(self, folder: Path) -> None:
+        """Write what a finished run hands on; by default what is trained, as `save` does."""
+        self.save(folder)
+
+    def after_update(self) -> None:
+        """Called when the optimizer has changed the weights."""
+        if self.ema is not None:
+            self.ema.step(self.trainable())
+
     def samples_after_step(self, step: int) -> bool:
         """Whether to sample now that so many optimizer steps are done."""
         return False
@@ -143,7 +151,7 @@ class Trainer(ABC):
 
     def move_frozen(self) -> None:
         """Put the networks that are only used on their device, and into `dtype`."""
-        for frozen in (self.vae, self.unet, self.text_encoder):
+        for frozen in self.frozen:
             if frozen is not self.trained:
                 frozen.to(self.device)
                 if frozen.dtype != self.dtype:
@@ -152,38 +160,39 @@ class Trainer(ABC):
     def set_encoders_aside(self) -> None:
         """Take VAE and text encoder off the device; validation puts them back for as long as it lasts."""
         for network in (self.vae, self.text_encoder):
-            network.to("cpu")
+            if network is not None:
+                network.to("cpu")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """What the VAE makes of pictures (N, 3, S, S): the parameters of its posterior (N, 2C, h, w), or the latents
+        (N, C, h, w) themselves of a VAE that has none."""
+        encoded = self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype))
+        return encoded.latents if isinstance(self.vae, VQModel) else encoded.latent_dist.parameters
 
     def latents_of(self, batch: dict[str, Any]) -> Tensor:
         """z₀ of each picture of a batch, drawn from the VAE's posterior, or from that in the cache."""
         if "posterior" in batch:
             parameters = batch["posterior"]
             layout = self.layouts[len(parameters) > 1]
-            posterior = DiagonalGaussianDistribution(parameters.contiguous(memory_format=layout))
+            parameters = parameters.contiguous(memory_format=layout)
         else:
-            posterior = self.vae.encode(batch["pixel_values"].to(self.dtype)).latent_dist
-        return posterior.sample() * self.vae.config.scaling_factor
+            parameters = self.encode(batch["pixel_values"])
+        drawn = parameters if isinstance(self.vae, VQModel) else DiagonalGaussianDistribution(parameters).sample()
+        return drawn * self.vae.config.scaling_factor
+
+    def most_likely_latents(self, pixel_values: Tensor) -> Tensor:
+        """z₀ of pictures, without a draw."""
+        encoded = self.encode(pixel_values)
+        likely = encoded if isinstance(self.vae, VQModel) else DiagonalGaussianDistribution(encoded).mode()
+        return likely * self.vae.config.scaling_factor
 
     def text_of(self, batch: dict[str, Any]) -> Tensor:
         """The encoded captions of a batch, (N, L, D), from the cache if the batch was read from one."""
         if "text" in batch:
             return batch["text"]
         return self.text_encoder(batch["input_ids"], return_dict=False)[0]
-
-    def load_pipeline(self, kind: Any, **parts: Any) -> Any:
-        """A pipeline of a class of diffusers around the frozen networks and `parts`, the rest from its files."""
-        return kind.from_pretrained(
-            self.flags.pretrained_model_name_or_path,
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            revision=self.flags.revision,
-            variant=self.flags.variant,
-            safety_checker=None,
-            **parts,
-        )
 
     def check_prediction_type(self) -> None:
         """Refuse a pipeline that predicts something else than the scripts can train."""
@@ -201,19 +210,6 @@ class Trainer(ABC):
         if self.flags.gradient_checkpointing:
             trained: Any = self.trained
             trained.enable_gradient_checkpointing()
-
-
-@contextlib.contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Raises MldmError where the pipeline `name` is not there or is not one of Stable Diffusion 1.x."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MldmError(
-            f"the pipeline {name} cannot be loaded: {first_line} Expected a Stable Diffusion 1.x pipeline in "
-            "diffusers' format, a folder or a Hub name."
-        ) from error
 
 
 def annotation_of(batch: Mapping[str, Any]) -> dict[str, Any]:

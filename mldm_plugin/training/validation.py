@@ -57,13 +57,12 @@ def sample(
         if flags.seed is not None:
             options["generator"] = torch.Generator(device=device).manual_seed(flags.seed)
         sampled = []
-        for text, hint in prompts:
-            given = (text,) if hint is None else (text, hint)
+        for prompt in prompts:
             pictures = []
             for _ in range(flags.num_validation_images):
                 with _precision(device, trainer.dtype, final):
-                    pictures.append(pipeline(*given, **options).images[0])
-            sampled.append(Sampled(text, hint, pictures))
+                    pictures.append(pipeline(**prompt.arguments, **options).images[0])
+            sampled.append(Sampled(prompt.title, prompt.hint, pictures))
     _save(sampled, folder / "validation", step)
     hand_to_trackers(sampled, accelerator.trackers, step, "test" if final else "validation")
     if flags.cache_latents:

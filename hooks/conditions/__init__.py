@@ -1,0 +1,1 @@
+"""The built-in condition encoders, one file each."""
