@@ -3,7 +3,7 @@
 import sys
 
 from mldm_plugin.training.asked import start
-from mldm_plugin.training.flags import ConditionalFlags
+from mldm_plugin.training.conditional_flags import ConditionalFlags
 
 if __name__ == "__main__":
     sys.exit(start(ConditionalFlags, "mldm_plugin.training.conditional_ldm"))

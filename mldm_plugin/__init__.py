@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mldm_plugin.conditions.encoder import ConditionEncoder
     from mldm_plugin.engine.report import LossReport
     from mldm_plugin.engine.stack import LossStack
     from mldm_plugin.engine.step import DiffusionStep
@@ -18,9 +19,19 @@ if TYPE_CHECKING:
     from mldm_plugin.preset import load_preset
 
 __version__ = "0.1.0"
-__all__ = ["DiffusionStep", "LossReport", "LossStack", "MldmError", "hookimpl", "load_plugins", "load_preset"]
+__all__ = [
+    "ConditionEncoder",
+    "DiffusionStep",
+    "LossReport",
+    "LossStack",
+    "MldmError",
+    "hookimpl",
+    "load_plugins",
+    "load_preset",
+]
 
 _HOMES = {
+    "ConditionEncoder": "conditions.encoder",
     "DiffusionStep": "engine.step",
     "LossReport": "engine.report",
     "LossStack": "engine.stack",

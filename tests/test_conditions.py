@@ -9,11 +9,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from mldm_plugin import load_plugins
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.conditions.conditions import Conditions
 from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
 from mldm_plugin.errors import DataError, MldmError, PluginError
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
-from mldm_plugin.prepare.celebamask_hq import PARTS
 
 SIDE = 64
 ENCODERS = load_plugins().condition_encoders

@@ -350,6 +350,7 @@ def test_every_hook_is_exercised_by_the_plugin_of_its_page(tmp_path, a_training_
     plugins = load_plugins([str(path)])
     implemented = {caller.name for caller in plugins.manager.get_hookcallers(plugins.manager.get_plugin(str(path)))}
     assert implemented == {signature.partition("(")[0] for signature in hook_signatures()}
+    assert plugins.condition_encoders["age"](4)(torch.tensor([[0.3]])).shape == (1, 1, 4)
     loop = a_training_loop
     stack = LossStack.from_preset(
         "latents_only", vae=None, noise_scheduler=loop["noise_scheduler"], plugins=plugins, announce=lambda text: None

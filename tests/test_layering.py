@@ -1,8 +1,8 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo, project → reproduce → people_mini → training, attach, bench → evaluation → prepare → records, planning →
-data → engine → decode, preset → perceptual, plugins → errors
-hooks → the public names of mldm_plugin, errors and perceptual, never each other
+cli → demo, project → reproduce, faces → people_mini → training, attach, bench → evaluation → prepare →
+records, planning → data → engine → decode, preset, conditions → perceptual, plugins → errors
+hooks → the public names of mldm_plugin, errors, perceptual and the names of conditions, never each other
 """
 
 import ast
@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "announce", "threads", "requirements"},
     {"hookspecs"},
     {"perceptual", "plugins"},
-    {"decode", "preset"},
+    {"decode", "preset", "conditions"},
     {"engine", "weights_first"},
     {"data"},
     {"records", "planning"},
@@ -30,12 +30,12 @@ LAYERS = (
     {"evaluation"},
     {"training", "attach", "bench"},
     {"people_mini"},
-    {"reproduce"},
+    {"reproduce", "faces"},
     {"demo", "project"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HOOKS_MAY_IMPORT = {"", "errors", "perceptual"}
+HOOKS_MAY_IMPORT = {"", "errors", "perceptual", "conditions"}
 # What is installed with the plugin but must not reach the modules that know torch only.
 FRAMEWORKS = {"pluggy", "yaml", "pydantic", "click", "diffusers", "transformers", "accelerate", "datasets"}
 TORCH_ONLY = {"perceptual", "engine.schedule", "engine.step"}

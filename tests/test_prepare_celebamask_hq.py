@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.errors import DataError
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES, caption
-from mldm_plugin.prepare.celebamask_hq import PARTS, CelebAMaskHQ, read_parts, sources
+from mldm_plugin.prepare.celeba_captions import caption
+from mldm_plugin.prepare.celebamask_hq import CelebAMaskHQ, read_parts, sources
 from mldm_plugin.prepare.source import Face, RejectedError
 
 # Where the drawn face has its parts, in its masks of 64x64: left, top, right, bottom, the last ones inside.

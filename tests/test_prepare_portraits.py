@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mldm_plugin.cli import main
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.errors import DataError
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
-from mldm_plugin.prepare.celebamask_hq import PARTS, read_parts, sources
+from mldm_plugin.prepare.celebamask_hq import read_parts, sources
 from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.prepare.synthetic.dataset import write_synthetic
 from mldm_plugin.prepare.synthetic.portrait import draw_portrait

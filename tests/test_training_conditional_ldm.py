@@ -11,12 +11,12 @@ from run_trainer import command, records, run_here
 from safetensors.torch import load_file
 from tiny_data import SIZES, write_data
 
+from mldm_plugin.conditions.celeba import ATTRIBUTES
 from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
 from mldm_plugin.data.batch import collate
 from mldm_plugin.errors import MldmError
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
+from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditional_ldm import ConditionalTrainer, load_autoencoder, unet_config
-from mldm_plugin.training.flags import ConditionalFlags
 
 SMALL = (
     *("--block_out_channels", 16, 32, "--attention_head_dim", 8, "--layers_per_block", 1, "--cross_attention_dim", 16),
@@ -186,7 +186,7 @@ def test_conditions_are_dropped_as_often_as_asked_each_by_itself(tiny_pipeline):
 def test_a_mirrored_picture_has_its_mask_mirrored_and_its_sides_renamed(tiny_pipeline, tmp_path):
     from dataclasses import replace
 
-    from mldm_plugin.conditions.columns import ConditionColumns
+    from mldm_plugin.data.condition_columns import ConditionColumns
     from mldm_plugin.data.geometry import Framing
 
     trainer = make_trainer(tiny_pipeline, condition=["semantic_mask"])

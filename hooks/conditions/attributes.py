@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin import hookimpl
-from mldm_plugin.conditions.encoder import ConditionEncoder
+from mldm_plugin import ConditionEncoder, hookimpl
+from mldm_plugin.conditions.celeba import ATTRIBUTES
 from mldm_plugin.errors import DataError, nearest
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
 
 
 class AttributesEncoder(ConditionEncoder):

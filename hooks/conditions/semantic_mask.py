@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mldm_plugin import hookimpl
-from mldm_plugin.conditions.encoder import ConditionEncoder
+from mldm_plugin import ConditionEncoder, hookimpl
+from mldm_plugin.conditions.celeba import PARTS
 from mldm_plugin.errors import DataError
-from mldm_plugin.prepare.celebamask_hq import PARTS
 
 
 class SemanticMaskEncoder(ConditionEncoder):

@@ -13,7 +13,6 @@ from datasets import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from mldm_plugin.conditions.columns import ConditionColumns
 from mldm_plugin.conditions.encoder import ConditionEncoder
 from mldm_plugin.data.annotations import (
     check_boxes_inside,
@@ -29,6 +28,7 @@ from mldm_plugin.data.annotations import (
     read_picture,
 )
 from mldm_plugin.data.batch import NOT_LOADED, Example, Failed
+from mldm_plugin.data.condition_columns import ConditionColumns
 from mldm_plugin.data.geometry import Cut, Framing, upright_size
 from mldm_plugin.data.latents_cache import LatentsCache, picture_digest
 from mldm_plugin.errors import DataError, nearest

@@ -12,12 +12,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.faces.pictures import Faces
 from mldm_plugin.people_mini.classifier import varied
 from mldm_plugin.people_mini.loop import Batch, Plan, Training
 from mldm_plugin.perceptual.frozen import build_seeded
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
-from mldm_plugin.prepare.celebamask_hq import PARTS
 
 BATCH = 16
 RATE = 2e-3

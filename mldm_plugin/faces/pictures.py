@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mldm_plugin.errors import DataError
-from mldm_plugin.hooks.conditions.attributes import AttributesEncoder
+from mldm_plugin.plugins import load_plugins
 from mldm_plugin.prepare.stored import listed_rows
 
 
@@ -53,7 +53,7 @@ def read_faces(folder: Path, split: str, side: int, at_most: int | None = None) 
     rows = listed_rows(folder / split)[:at_most]
     if not rows:
         raise DataError(f"{folder / split} has no pictures: give a folder that `mldm data celebamask-hq` wrote.")
-    encoder = AttributesEncoder(1, hidden=1)
+    encoder = load_plugins().condition_encoders["attributes"](1, hidden=1)
     pixels, attributes, parts = [], [], []
     for top, row in tqdm(rows, desc=f"reading {split}", unit="picture", mininterval=5):
         if not row.get("parts_file_name") or row.get("attributes") is None:

@@ -1,17 +1,9 @@
-"""CelebA's 40 attributes, and a phrase made of them."""
+"""A phrase made of CelebA's attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-_NAMES = """
-5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
-Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones
-Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline
-Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick
-Wearing_Necklace Wearing_Necktie Young
-"""
-ATTRIBUTES = _NAMES.split()  # in the order of CelebA's file
 HAIR_COLOURS = {"Black_Hair": "black", "Blond_Hair": "blond", "Brown_Hair": "brown", "Gray_Hair": "gray"}
 HAIR_FORMS = {"Straight_Hair": "straight", "Wavy_Hair": "wavy"}
 TRAITS = {

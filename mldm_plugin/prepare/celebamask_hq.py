@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.errors import DataError
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
 from mldm_plugin.prepare.celeba_captions import caption as caption_of
 from mldm_plugin.prepare.source import Face, People, RejectedError, Shown, Source
 
@@ -31,28 +31,6 @@ NAME = r"(0|[1-9]\d{0,8})\.jpg"
 PICTURES_A_FOLDER = 2000
 TRAINING_PICTURES = 25_000  # of 30 000, the numbers of latent diffusion's split
 
-# Part k of the label map is the k-th; where masks overlap the later one has the pixel. Both as g_mask.py of the
-# authors' repository switchablenorms/CelebAMask-HQ does it (face_parsing/Data_preprocessing), and its README says.
-PARTS = (
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
-)
 # What the face box is drawn around. Without the ears: face detectors and those who annotate for them leave them out.
 FACE_PARTS = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
 from mldm_plugin.preset import changed_line, fills, nothing_for, task_preset
-from mldm_plugin.training.flags import ConditionalFlags, ControlNetFlags, LoraFlags, TrainerFlags
+from mldm_plugin.training.conditional_flags import ConditionalFlags
+from mldm_plugin.training.flags import ControlNetFlags, LoraFlags, TrainerFlags
 
 TRAINERS: tuple[type[TrainerFlags], ...] = (ControlNetFlags, LoraFlags, ConditionalFlags)
 NOT_IN_PRESETS = frozenset({"loss_plugin", "preset", "set"})

@@ -31,7 +31,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, RunFolderError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
-from mldm_plugin.training.flags import ConditionalFlags
+from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
 
 AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}

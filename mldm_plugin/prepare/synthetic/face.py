@@ -10,7 +10,7 @@ from mldm_plugin.prepare.synthetic.canvas import Layer, Rgb
 from mldm_plugin.prepare.synthetic.curve import Curve, closed, disc, ellipse, encloses, opened, tube
 from mldm_plugin.prepare.synthetic.head import EYE, MOUTH_Y, NOSE, Head
 from mldm_plugin.prepare.synthetic.palette import EYES, HAIR, SKIN, deeper, mix, scaled
-from mldm_plugin.prepare.synthetic.part import FACE_PARTS, Part
+from mldm_plugin.prepare.synthetic.part import Part
 
 # A mouth's size as a share of the drawn one, and what of the face has to be left free around its lower lip. Chosen.
 MOUTHS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64)
@@ -117,30 +117,6 @@ class Face:
             self._brow(side)
         if look.glasses != "none":
             self._glasses()
-        self._mark()
-
-    def _mark(self) -> None:
-        """Label the parts of the face; where two lie upon each other the later one has the pixel."""
-        head, look, mark = self.head, self.look, self.layer.mark
-        if look.glasses in ("round glasses", "square glasses"):
-            width = self._rim() / 2
-            for side, _ in SIDES:
-                lens = head.put(self._lens(side), 0.02)
-                rim = tube(np.concatenate([lens, lens[:1]]), [width] * 2)
-                mark([lens, rim], Part.SPECTACLES, FACE_PARTS)
-            mark(tube(self._bridge(), [width] * 2), Part.SPECTACLES, FACE_PARTS)
-        mark(self._nose_outline(), Part.NOSE, FACE_PARTS)
-        for side, name in SIDES:
-            upper, lower = self._eye_curves(side)
-            almond = head.put(np.concatenate([upper, lower[::-1][1:-1]]))
-            mark(almond, Part.LEFT_EYE if name == "left" else Part.RIGHT_EYE, FACE_PARTS)
-            mark(self._brow_outline(side), Part.LEFT_BROW if name == "left" else Part.RIGHT_BROW, FACE_PARTS)
-        top, low = self.mouth_lines()
-        rim_top, rim_low = self._lip_rims(top, low)
-        mark(head.put(np.concatenate([rim_top, top[::-1][1:-1]]), 0.03), Part.UPPER_LIP, FACE_PARTS)
-        mark(head.put(np.concatenate([low, rim_low[::-1][1:-1]]), 0.03), Part.LOWER_LIP, FACE_PARTS)
-        if self.mimic.opening:
-            mark(head.put(np.concatenate([top, low[::-1][1:-1]]), 0.03), Part.MOUTH, FACE_PARTS)
 
     def _cheeks(self) -> None:
         warm = mix(self.skin_colour, (0.86, 0.25, 0.22), 0.55)
@@ -184,14 +160,7 @@ class Face:
             hole = head.put(ellipse(side * 0.028 * size, y + 0.026, 0.016 * size, 0.009), 0.07)
             self.layer.paint(hole, scaled(self.shadow, 0.55), opacity=0.85, inside=True)
 
-    def _nose_outline(self) -> Curve:
-        """Bridge, wings and tip: nothing of it is painted as one shape."""
-        size, (x, y) = self.look.nose_size, NOSE
-        half = [(0.026, -0.02), (0.034, 0.09), (0.072 * size, y - 0.01), (0.068 * size, y + 0.03), (0.0, y + 0.045)]
-        right = [(x + dx, dy) for dx, dy in half]
-        return self.head.put(closed([*right, *[(x - dx, dy) for dx, dy in half[-2::-1]]], 5), 0.06)
-
-    def _eye_curves(self, side: int) -> tuple[Curve, Curve]:
+    def eye_curves(self, side: int) -> tuple[Curve, Curve]:
         """Upper and lower lid from the inner to the outer corner, in head units."""
         w = 0.098 * self.look.eye_size
         h = 0.058 * self.look.eye_size * self.mimic.eye
@@ -205,7 +174,7 @@ class Face:
 
     def _eye(self, side: int) -> None:
         head, u, layer = self.head, self.unit, self.layer
-        upper, lower = self._eye_curves(side)
+        upper, lower = self.eye_curves(side)
         almond = head.put(np.concatenate([upper, lower[::-1][1:-1]]))
         layer.paint(almond, (0.97, 0.965, 0.96), inside=True)
         gx, gy = GAZE[self.look.gaze]
@@ -235,9 +204,9 @@ class Face:
     def _brow(self, side: int) -> None:
         colour = self.look.hair_colour if self.look.hair_colour not in ("white", "pink", "blue") else "grey"
         ink = mix(scaled(HAIR[colour], 0.72), self.shadow, 0.12)
-        self.layer.paint(self._brow_outline(side), ink, opacity=0.92, inside=True)
+        self.layer.paint(self.brow_outline(side), ink, opacity=0.92, inside=True)
 
-    def _brow_outline(self, side: int) -> Curve:
+    def brow_outline(self, side: int) -> Curve:
         """In pixels."""
         m = self.mimic
         y = EYE[1] - 0.125 - m.brow
@@ -282,7 +251,7 @@ class Face:
         """Height of a lip."""
         return 0.03 * self.look.lips
 
-    def _lip_rims(self, top: Curve, low: Curve) -> tuple[Curve, Curve]:
+    def lip_rims(self, top: Curve, low: Curve) -> tuple[Curve, Curve]:
         """The upper edge of the upper lip and the lower one of the lower, above and below where they part."""
         t = np.linspace(-1, 1, len(top))
         shape = (1 - t**2) ** 0.6
@@ -295,7 +264,7 @@ class Face:
     def _mouth(self) -> None:
         head, u, layer, m = self.head, self.unit, self.layer, self.mimic
         top, low = self.mouth_lines()
-        rim_top, rim_low = self._lip_rims(top, low)
+        rim_top, rim_low = self.lip_rims(top, low)
         full = self._lip()
         rosy = 0.5 if self.look.feminine else 0.28
         lip = mix(mix(self.skin_colour, self.shadow, 0.45), (0.74, 0.2, 0.24), rosy)
@@ -369,10 +338,10 @@ class Face:
         head, u, layer = self.head, self.unit, self.layer
         dark = self.look.glasses == "sunglasses"
         frame = (0.12, 0.1, 0.11) if self.look.seed % 3 else (0.45, 0.16, 0.14)
-        width = self._rim()
+        width = self.rim()
         for side, _ in SIDES:
-            x, y = self._lens_centre(side)
-            lens = head.put(self._lens(side), 0.02)
+            x, y = self.lens_centre(side)
+            lens = head.put(self.lens(side), 0.02)
             if dark:
                 layer.paint(lens, (0.09, 0.08, 0.11), part=Part.GLASSES, form=0.5, opacity=0.96)
             else:
@@ -385,25 +354,25 @@ class Face:
             if -side * head.yaw > -0.3:
                 arm = np.array([head.point(x + side * 0.13, y - 0.04, 0.02), head.point(side * 0.395, y + 0.0)])
                 layer.paint(tube(arm, [width / 2] * 2), frame, inside=True)
-        layer.paint(tube(self._bridge(), [width / 2] * 2), frame)
+        layer.paint(tube(self.bridge(), [width / 2] * 2), frame)
 
-    def _rim(self) -> float:
+    def rim(self) -> float:
         """Pixels of a frame's width."""
         return max(0.02 * self.unit, 1.2)
 
-    def _bridge(self) -> Curve:
+    def bridge(self) -> Curve:
         """Of glasses, in pixels."""
         points = [(-0.05, EYE[1] - 0.01), (0, EYE[1] - 0.03), (0.05, EYE[1] - 0.01)]
         return opened(self.head.put(points, 0.03), 5)
 
     @staticmethod
-    def _lens_centre(side: int) -> tuple[float, float]:
+    def lens_centre(side: int) -> tuple[float, float]:
         """In head units."""
         return side * (EYE[0] + 0.005), EYE[1] + 0.01
 
-    def _lens(self, side: int) -> Curve:
+    def lens(self, side: int) -> Curve:
         """In head units."""
-        x, y = self._lens_centre(side)
+        x, y = self.lens_centre(side)
         if self.look.glasses == "round glasses":
             return ellipse(x, y, 0.137, 0.125)
         w, h = 0.142, 0.105

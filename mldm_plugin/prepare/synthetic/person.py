@@ -11,6 +11,7 @@ from mldm_plugin.prepare.synthetic.canvas import Layer, Light
 from mldm_plugin.prepare.synthetic.clothes import Clothes
 from mldm_plugin.prepare.synthetic.curve import Frame, closed, ellipse, opened, tube
 from mldm_plugin.prepare.synthetic.face import Face
+from mldm_plugin.prepare.synthetic.face_marks import mark_face
 from mldm_plugin.prepare.synthetic.hair import Hair
 from mldm_plugin.prepare.synthetic.hand import paint_hand
 from mldm_plugin.prepare.synthetic.head import EYE, NOSE, Head
@@ -91,6 +92,7 @@ class Person:
         face.skin()
         if not self.pose.back:
             face.features()
+            mark_face(face)
         hair.over()
 
     def _arm_and_hand(self, layer: Layer, clothes: Clothes, word: str) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
-from mldm_plugin.prepare.celebamask_hq import PARTS
+from mldm_plugin.conditions.celeba import ATTRIBUTES, PARTS
 from mldm_plugin.prepare.synthetic.curve import Frame
 from mldm_plugin.prepare.synthetic.hair import has_fringe
 from mldm_plugin.prepare.synthetic.look import Look, draw_look

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mldm_plugin.prepare.celeba_captions import ATTRIBUTES
+from mldm_plugin.conditions.celeba import ATTRIBUTES
 from mldm_plugin.prepare.celebamask_hq import ATTRIBUTES_FILE, MASKS, PICTURES, PICTURES_A_FOLDER, VALIDATION_LIST
 from mldm_plugin.prepare.synthetic.portrait import draw_portrait
 from mldm_plugin.prepare.workspace import Counts, Workspace

@@ -1,0 +1,115 @@
+"""The networks of faces: an autoencoder, the judges, and what the judges are judged by."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import AutoencoderKL
+
+from mldm_plugin.cli import main as mldm
+from mldm_plugin.errors import DataError
+from mldm_plugin.faces import autoencoder
+from mldm_plugin.faces.__main__ import main
+from mldm_plugin.faces.judges import (
+    SMALL,
+    AttributeJudge,
+    PartsJudge,
+    attribute_accuracy,
+    attributes_seen,
+    mask_accuracy,
+    mean_iou,
+    parts_seen,
+    read_judge,
+    train_judge,
+)
+from mldm_plugin.faces.pictures import Faces, read_faces
+from mldm_plugin.prepare.synthetic.dataset import write_synthetic
+from mldm_plugin.prepare.synthetic.portrait import draw_portrait
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve drawn portraits as a training set."""
+    top = tmp_path_factory.mktemp("faces")
+    write_synthetic(top / "drawn", 12, 3, 64, progress=False, portraits=True)
+    words = ["data", "celebamask-hq", str(top / "drawn"), "--out", str(top / "faces"), "--workers", "0"]
+    assert CliRunner().invoke(mldm, words).exit_code == 0
+    return top / "faces"
+
+
+def run(*words):
+    done = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_faces_are_read_with_what_was_drawn(folder):
+    faces, held_out = read_faces(folder, "train", 64), read_faces(folder, "validation", 64)
+    assert (len(faces), len(held_out)) == (10, 2)
+    made = draw_portrait(np.random.default_rng(np.random.SeedSequence([3, 0])), 64)
+    assert np.array_equal(faces.parts[0].numpy(), made.parts)
+    assert faces.attributes[0].tolist() == [float(so) for so in made.attributes.values()]
+    assert np.abs(faces.pixels[0].permute(1, 2, 0).numpy().astype(int) - made.pixels).mean() < 6
+    assert all(0 < faces.attributes[:, number].mean() < 1 for number in faces.varied)
+    assert len(read_faces(folder, "train", 64, at_most=3)) == 3
+    with pytest.raises(DataError, match="has no pictures"):
+        read_faces(folder, "test", 64)
+
+
+def test_an_autoencoder_is_trained_resumed_and_read_by_diffusers(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "WIDTHS", (16, 16, 16, 16))
+    monkeypatch.setattr(autoencoder, "BATCH", 2)
+    told = run("autoencoder", folder, "--out", tmp_path, "--steps", 3, "--side", 64, "--no-lpips")
+    assert "dB on held-out pictures" in told
+    vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert (vae.config.latent_channels, vae.config.scaling_factor > 0) == (8, True)
+    assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.shape == (1, 8, 8, 8)
+    again = run("autoencoder", folder, "--out", tmp_path, "--steps", 3, "--side", 64, "--no-lpips")
+    assert again.splitlines()[-1] == told.splitlines()[-1], "what is trained is not trained again"
+
+
+def test_judges_are_trained_and_read_again(folder, tmp_path):
+    told = run("judges", folder, "--out", tmp_path, "--steps", 2, "--side", 64)
+    assert "are right on 2 held-out pictures" in told
+    assert "mIoU" in told
+    pixels = read_faces(folder, "validation", 64).floats(torch.arange(2))
+    seen = attributes_seen(read_judge(AttributeJudge, tmp_path / "attributes.safetensors"), pixels)
+    assert (seen.shape, seen.dtype) == ((2, 40), torch.bool)
+    parts = parts_seen(read_judge(PartsJudge, tmp_path / "parts.safetensors"), pixels)
+    assert (parts.shape, parts.dtype) == ((2, 64, 64), torch.uint8)
+
+
+def test_a_judge_learns_what_can_be_seen(tmp_path):
+    """Red pictures are bald and all hair, blue ones neither."""
+    colours = torch.tensor([[200, 30, 30], [30, 30, 200]], dtype=torch.uint8)
+    pixels = colours[torch.arange(16) % 2][..., None, None].expand(-1, -1, 32, 32).contiguous()
+    attributes = torch.zeros(16, 40)
+    attributes[::2, 4] = 1
+    parts = torch.where(torch.arange(16)[:, None, None] % 2 == 0, 13, 0).expand(-1, 32, 32).to(torch.uint8)
+    faces = Faces(pixels, attributes, parts)
+    whole = faces.floats(torch.arange(16))
+    judge = train_judge(AttributeJudge, faces, 80, tmp_path)
+    assert attribute_accuracy(attributes_seen(judge, whole), attributes, faces.varied) == 1
+    parser = train_judge(PartsJudge, faces, 30, tmp_path)
+    assert mask_accuracy(parts_seen(parser, whole), parts) > 0.95
+
+
+def test_a_judge_sees_where_something_is():
+    with torch.no_grad():
+        judge = AttributeJudge(SMALL).eval()
+        top, low = torch.zeros(2, 1, 3, 64, 64)
+        top[..., :16, :], low[..., 48:, :] = 1, 1
+        assert (judge(top) - judge(low)).abs().max() > 1e-3
+
+
+# Worked out by hand
+
+
+def test_agreement_by_hand():
+    seen, wanted = torch.tensor([[[1, 1], [0, 2]]]), torch.tensor([[[1, 0], [0, 2]]])
+    assert mask_accuracy(seen, wanted) == 0.75
+    assert mean_iou(seen, wanted) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    more = torch.tensor([[[1, 3], [0, 2]]])  # a label that is nowhere wanted counts against the others only
+    assert mean_iou(more, wanted) == pytest.approx((1 / 2 + 1 + 1) / 3)
+    right = torch.tensor([[True, False, True]])
+    assert attribute_accuracy(right, torch.tensor([[1.0, 1.0, 1.0]]), [0, 1]) == 0.5
