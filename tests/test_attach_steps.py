@@ -38,11 +38,17 @@ class Script:
         self.attachment = Attachment(settings)
         self.more = {"vae": tiny_vae(), "noise_scheduler": ddpm(), "accelerator": Accelerator(), "global_step": 0}
 
-    def step(self, timesteps, form=F.mse_loss):
+    def variables(self, timesteps, form=F.mse_loss):
+        """Those of its loop, in which it has just computed its `loss`."""
         step = make_step(timesteps)
         batch = {KEY: annotation_of(step), "pixel_values": step.pixel_values}
         loss = form(step.model_pred, step.target)
-        return loss, self.attachment.loss(loss, variables_of(step, batch=batch, args=SimpleNamespace(), **self.more))
+        return variables_of(step, batch=batch, args=SimpleNamespace(), loss=loss, **self.more)
+
+    def step(self, timesteps, form=F.mse_loss):
+        variables = self.variables(timesteps, form)
+        loss = variables["loss"]
+        return loss, self.attachment.loss(loss, variables)
 
     def past_the_start(self):
         for i in range(41):
@@ -68,8 +74,9 @@ def test_with_a_weighting_it_matters_in_every_step(tmp_path):
 def test_how_often_a_step_waits(tmp_path, timesteps, waits):
     """For the gates and the log; in an open step also for what is finite, and for the form of the loss."""
     script = Script(tmp_path, LOSSES).past_the_start()
-    with Waits() as seen:
-        script.step(timesteps)
+    variables = script.variables(timesteps)
+    with Waits(on_host=variables["batch"][KEY].face_boxes) as seen:
+        script.attachment.loss(variables["loss"], variables)
     assert len(seen.seen) == waits, seen.seen
 
 
