@@ -310,7 +310,7 @@ def shown(tmp_path, monkeypatch):
         root, body = run.stdout[: run.stdout.index("<head")], run.stdout[run.stdout.index("<body") :]
         assert 'data-drawn="true"' in root, root
         assert "data-error" not in root, root
-        seen = re.sub(r"<script.*?</script>|base64,[^\"]*", "", body, flags=re.DOTALL)
+        seen = re.sub(r"<script.*?</script>|base64,[^\"]*|<wbr>", "", body, flags=re.DOTALL)
         assert not re.findall(r".{30}\b(?:NaN|undefined|Infinity|\[object)\b.{30}", seen)
         return root + seen
 
@@ -429,6 +429,43 @@ def test_odd_results_are_shown(make, shown, tmp_path):
     assert (">photo</span>" in dom) == bool(results["photographs_of_cases"])
     for model in results["models"]:
         assert f">{model['name']}</span>" in dom
+
+
+@browser
+def test_long_names_do_not_lie_over_their_values_on_a_telephone(shown, tmp_path):
+    results = make_results(tmp_path, models=("plain", "plain_for_the_same_time_as_masked_ldm"))
+    then = """
+      document.body.style.width = '400px';
+      const box = (row, name) => row.querySelector(name).getBoundingClientRect();
+      const rows = [...document.querySelectorAll('.summary .metric tr')];
+      const gaps = rows.map((row) => box(row, '.value').left - box(row, '.name .model').right);
+      document.documentElement.dataset.gap = Math.floor(Math.min(...gaps));
+      document.documentElement.dataset.rows = rows.length;
+    """
+    dom = shown(results, then=then, width=500)
+    assert 'data-rows="8"' in dom
+    assert int(re.search(r'data-gap="(-?\d+)"', dom)[1]) >= 0
+
+
+@browser
+def test_on_paper_the_gallery_wraps_and_what_is_chosen_is_text(shown, tmp_path):
+    results = make_results(tmp_path, cases=14, size=(8, 8))
+    then = """
+      const tables = () => [...document.querySelectorAll('table.gallery')].map((one) =>
+        [...one.rows].map((row) => row.cells.length).join(' ')).join('|');
+      const whole = document.querySelector('table.gallery').innerHTML, root = document.documentElement.dataset;
+      dispatchEvent(new Event('beforeprint'));
+      root.paper = tables();
+      dispatchEvent(new Event('afterprint'));
+      root.after = String(document.querySelector('table.gallery').innerHTML === whole);
+    """
+    dom = shown(results, then=then)
+    assert 'data-paper="7 7 7 7 7|7 7 7 7 7|3 3 3 3 3"' in dom, "a head, the photographs, three models"
+    assert 'data-after="true"' in dom
+    assert '<p class="on-paper">Likeness of it, mldm.</p>' in dom
+    asks = re.compile(r"\b(hover|click|tap|arrow keys)\b", re.IGNORECASE)
+    assert asks.search(words(dom))
+    assert not asks.search(words(re.sub(r'<span class="on-screen">.*?</span>', "", dom)))
 
 
 @browser

@@ -76,7 +76,9 @@ const colourOf = (name) => `m${NAMES.indexOf(name) % SHAPES.length}`;
 const shapeOf = (name, x, y, r) => SHAPES[NAMES.indexOf(name) % SHAPES.length](x, y, r);
 const markOf = (name) =>
   s('svg', { class: 'mark', viewBox: '0 0 12 12', 'aria-hidden': 'true' }, s('path', { d: shapeOf(name, 6, 6, 4) }));
-const modelLabel = (name) => h('span', { class: `model ${colourOf(name)}` }, markOf(name), h('span', null, name));
+const modelLabel = (name) => h('span', { class: `model ${colourOf(name)}` }, markOf(name), h('span', null, breakable(name)));
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [h('wbr'), part] : [part]));
+const onScreen = (text) => h('span', { class: 'on-screen' }, text); // what paper cannot do
 const legend = (names = NAMES) => h('p', { class: 'legend' }, names.map(modelLabel));
 
 function section(id, title, lead, ...content) {

@@ -6,8 +6,9 @@ function curves() {
   if (!R.curves || !R.curves.length) return null;
   const names = NAMES.filter((name) => R.curves.some((curve) => curve.models[name]));
   const lead = 'Held-out photographs are noised to t and cleaned in one step, every model with the same noise. '
-    + 'Bands are 95 % intervals over photographs; smaller is better, the side that is shaded. Hover, or focus a plot and use the arrow keys, to read values.';
-  return section('curves', 'One step, over t', lead, legend(names), h('div', { class: 'curves' }, R.curves.map(curvePanel)));
+    + 'Bands are 95 % intervals over photographs; smaller is better, the side that is shaded.';
+  const how = onScreen(' Hover, or focus a plot and use the arrow keys, to read values.');
+  return section('curves', 'One step, over t', [lead, how], legend(names), h('div', { class: 'curves' }, R.curves.map(curvePanel)));
 }
 
 function curvePanel(curve) {

@@ -7,7 +7,12 @@ function extremes() {
   if (!metrics.length) return null;
   const names = OTHERS.length ? OTHERS : NAMES;
   const place = h('div', { class: 'extremes' });
-  const draw = () => place.replaceChildren(...columns(R.metrics.find((one) => one.name === metric.value), model.value));
+  const chosen = h('p', { class: 'on-paper' });
+  const draw = () => {
+    const shown = R.metrics.find((one) => one.name === metric.value);
+    chosen.textContent = `${capital(shown.title)}${names.length > 1 ? `, ${model.value}` : ''}.`;
+    place.replaceChildren(...columns(shown, model.value));
+  };
   const metric = choice('Metric', metrics.map((one) => [one.name, one.title]), draw);
   const model = choice('Model', names.map((name) => [name, name]), draw);
   metric.value = (metrics.find((one) => names.some((name) => verdictOf(one, name) !== 'not shown')) || metrics[0]).name;
@@ -15,7 +20,7 @@ function extremes() {
   draw();
   const lead = OTHERS.length ? `The prompts in which a model differs most from ${FIRST}, for better and for worse${ofRepetitions() ? `; values are means over ${R.sampling.repetitions} pictures, of which the first is shown` : ''}.` : 'The prompts with the best and the worst values.';
   return section('extremes', 'Best and worst', lead,
-    h('p', { class: 'choices' }, h('label', null, 'Metric ', metric), names.length > 1 && h('label', null, 'Model ', model)), place);
+    h('p', { class: 'choices' }, h('label', null, 'Metric ', metric), names.length > 1 && h('label', null, 'Model ', model)), chosen, place);
 }
 
 const choice = (label, options, onchange) =>

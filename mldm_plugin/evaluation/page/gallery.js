@@ -9,9 +9,30 @@ function gallery() {
     h('thead', null, h('tr', null, h('td', { class: 'corner' }), keys.map(promptCell))),
     h('tbody', null, ROWS.map((row) => h('tr', null, h('th', { scope: 'row' }, rowLabel(row)),
       keys.map((key) => h('td', null, shot(row, key, keys), found && faceCell(row, key)))))));
-  const lead = `Every column is one prompt drawn from the same noise${R.sampling.repetitions > 1 ? `, the first of its ${R.sampling.repetitions} pictures` : ''}.${found ? ' Hover a picture to enlarge its faces and hands' : ' Click a picture to enlarge it'}${found ? ', click it to see all models side by side' : ''}; arrow keys go on.${cut}`;
-  return section('gallery', 'Gallery', lead, personStrip(), found ? facesSwitch(table) : null,
-    h('div', { class: 'scroll wide', tabindex: 0, role: 'region', 'aria-label': 'Pictures by model and prompt' }, table));
+  const lead = `Every column is one prompt drawn from the same noise${R.sampling.repetitions > 1 ? `, the first of its ${R.sampling.repetitions} pictures` : ''}.`;
+  const how = onScreen(`${found ? ' Hover a picture to enlarge its faces and hands, click it to see all models side by side' : ' Click a picture to enlarge it'}; arrow keys go on.`);
+  const place = h('div', { class: 'scroll wide', tabindex: 0, role: 'region', 'aria-label': 'Pictures by model and prompt' }, table);
+  wrapOnPaper(table, place);
+  return section('gallery', 'Gallery', [lead, how, cut], personStrip(), found ? facesSwitch(table) : null, place);
+}
+
+const ON_PAPER = 6; // prompts side by side
+
+/** Paper does not scroll: while the page is printed, the table's columns stand in several tables below each other. */
+function wrapOnPaper(table, place) {
+  const rows = [...table.rows].map((row) => [row, ...row.cells]);
+  const part = (from) => {
+    const made = rows.map(([, head, ...cells]) => h('tr', null, head.cloneNode(true), cells.slice(from, from + ON_PAPER)));
+    return h('table', { class: table.className }, h('thead', null, made[0]), h('tbody', null, made.slice(1)));
+  };
+  addEventListener('beforeprint', () => {
+    const number = rows[0].length - 2;
+    place.replaceChildren(...Array.from({ length: Math.ceil(number / ON_PAPER) }, (_, i) => part(i * ON_PAPER)));
+  });
+  addEventListener('afterprint', () => {
+    rows.forEach(([row, ...cells]) => row.replaceChildren(...cells));
+    place.replaceChildren(table);
+  });
 }
 
 function personStrip() {

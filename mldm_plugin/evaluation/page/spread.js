@@ -7,8 +7,9 @@ function spread() {
   const metrics = withCases();
   if (!metrics.length) return null;
   const lead = `Each dot is a prompt${ofRepetitions()}${OTHERS.length ? '; on the right, its difference between a model and ' : ''}${OTHERS.length ? FIRST : ''}. `
-    + 'The mark is the mean with its 95 % interval. Hover a dot to read it, click it to see the pictures.';
-  return section('spread', 'Distributions', lead, h('div', { class: 'spreads' }, metrics.map(spreadPanel)));
+    + 'The mark is the mean with its 95 % interval.';
+  const how = onScreen(' Hover a dot to read it, click it to see the pictures.');
+  return section('spread', 'Distributions', [lead, how], h('div', { class: 'spreads' }, metrics.map(spreadPanel)));
 }
 
 function spreadPanel(metric) {

@@ -3,8 +3,8 @@
 const CHART = { width: 176, height: 26 };
 
 function summary() {
-  const lead = OTHERS.length ? 'Dots with 95 % intervals; in the right column, shading marks the better side of zero. '
-    + 'A verdict is given only where the interval leaves out zero and Holm’s correction agrees. Hover or tap a verdict for its p.' :
+  const lead = OTHERS.length ? ['Dots with 95 % intervals; in the right column, shading marks the better side of zero. '
+    + 'A verdict is given only where the interval leaves out zero and Holm’s correction agrees.', onScreen(' Hover or tap a verdict for its p.')] :
     'Dots with 95 % intervals.';
   return section('summary', 'Summary', lead, JUDGED.length || !R.metrics.length ? table(JUDGED) : null, tooFew());
 }
