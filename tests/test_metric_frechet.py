@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from seen_pictures import register, seen_picture
 
 from mldm_plugin.errors import DataError, PresetError
+from mldm_plugin.evaluation.statistics import set_difference
 from mldm_plugin.hooks.metrics import frechet
 from mldm_plugin.hooks.metrics.frechet import FrechetDistance, extrapolated, frechet_distance, register_metrics
 
@@ -146,6 +147,37 @@ def test_the_line_is_fitted_from_half_of_each_set_to_all_of_it(monkeypatch):
     assert sorted(seen)[0] == (240, 120)
     assert sorted(seen)[-1] == (480, 240)
     assert len(set(seen)) == frechet.POINTS
+
+
+def jackknifed(one, two):
+    """Squared standard error by leaving out twentieths of the first set, as an evaluation does."""
+
+    def of(_, some):
+        return extrapolated(one[list(some)], two)
+
+    return set_difference(of, None, (1, 0), len(one)).error ** 2
+
+
+def test_the_jackknife_of_the_extrapolated_one_is_less_of_draws_and_more_of_rows(monkeypatch):
+    """Parts that are drawn anew for each leave-out make the interval half as wide again."""
+    real, errors = draw(400, 3), {}
+    for name in ("own", "anew"):
+        errors[name] = np.sqrt(np.mean([jackknifed(draw(60, 3, seed, shift=0.3), real) for seed in range(4)]))
+        g = torch.Generator().manual_seed(0)
+        monkeypatch.setattr(frechet, "_shuffled", lambda rows, seed, g=g: rows[torch.randperm(len(rows), generator=g)])
+    assert errors["own"] < 0.8 * errors["anew"]
+
+
+def test_the_order_of_rows_is_their_own():
+    """Rows that stand elsewhere, or without their neighbours, fall into the same parts."""
+    one, two = draw(40, 4), draw(50, 4, seed=1)
+    turned = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    assert extrapolated(one[turned], two.flip(0)) == pytest.approx(extrapolated(one, two), rel=1e-9)
+    whole = [tuple(row) for row in frechet._shuffled(one, 0).tolist()]
+    some = [tuple(row) for row in frechet._shuffled(one[10:], 0).tolist()]
+    gone = {tuple(row) for row in one[:10].tolist()}
+    assert some == [row for row in whole if row not in gone]
+    assert whole != [tuple(row) for row in frechet._shuffled(one, 1).tolist()]
 
 
 def test_the_extrapolated_one_is_the_same_each_time_and_draws_nothing_from_the_host():
