@@ -160,6 +160,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "attach-runs": attach_runs,
     "metrics": metric_tables.metrics_table,
     "card": metric_tables.card_table,
+    "one_step": metric_tables.one_step_table,
     "detectors": metric_tables.detectors_table,
     "seen": metric_tables.seen_table,
     "strengths": metric_tables.strengths_table,

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mldm_plugin.evaluation.one_step import QUANTITIES
 from mldm_plugin.plugins import load_plugins
 
 METRICS = Path(__file__).parent / "metrics"
@@ -20,6 +21,7 @@ DETECTORS = {
 }
 OF_FACES = ("face_found", "face_score", "face_sharpness", "people_count", "identity", "diversity")
 LOOKED_FOR = {**dict.fromkeys(OF_FACES, ("faces",)), "hands": ("poses", "hands"), "pose": ("poses",)}
+NOT_HERE = ("clip", "dinov2", "inception")  # networks whose weights were not on the machine that measured
 OTHERS = ("of", "network", "extrapolate")  # options that a registered name may set
 
 
@@ -54,11 +56,18 @@ def metrics_table() -> str:
         sentence = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
         options = ", ".join(f"{key}: {given[key]}" for key in OTHERS if key in given)
         card = Path(inspect.getfile(kind)).stem
-        networks = costs["networks"].get(name) or given.get("network", "clip" if name == "cmmd" else "")
+        networks = costs["networks"].get(name) or given.get("network", "clip" if name in ("cmmd", "clip_score") else "")
         what = sentence + (f" ({options})" if options else "")
         took = costs["ms"].get(name)
         cells = [f"`{name}`", what, {"larger": "↑", "smaller": "↓"}[kind.better], networks or "–"]
-        rows.append([*cells, "–" if took is None else ms(took), f"[{card}]({card}.md)"])
+        why = "needs weights that were not here" if networks in NOT_HERE else "not measured yet"
+        rows.append([*cells, why if took is None else ms(took), f"[{card}]({card}.md)"])
+    return as_table(rows)
+
+
+def one_step_table(prefix: str = "") -> str:
+    """What is measured of one-step estimates; with what stands before the names in logs."""
+    rows = [["quantity", "what it is"], *([f"`{prefix}{one.name}`", one.what] for one in QUANTITIES)]
     return as_table(rows)
 
 

@@ -291,6 +291,22 @@ def test_every_metric_has_a_card_and_a_row():
         assert "❗" in text
 
 
+def test_what_an_evaluation_measures_without_a_plugin_has_a_card_too():
+    """The quantities of one step, here and in the page on evaluation in training; the metric of drawn people."""
+    from mldm_plugin.evaluation.one_step import QUANTITIES
+    from mldm_plugin.people_mini import metrics
+
+    for name, prefix in (("metrics/one_step.md", ""), ("evaluation_in_training.md", "evaluate/")):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        assert all(f"| `{prefix}{one.name}` | {one.what} |" in text for one in QUANTITIES)
+    entries = {}
+    metrics.register_metrics(entries.__setitem__)
+    cards = {path.stem for path in (DOCS / "metrics").glob("*.md")}
+    assert entries.keys() <= cards
+    readme = (DOCS / "metrics/README.md").read_text(encoding="utf-8")
+    assert all(f"({name}.md)" in readme for name in ("one_step", *entries))
+
+
 SECTIONS = ["Use", "Options", "Suggested values", "Cost", "Marks", "Attribution"]
 
 

@@ -32,7 +32,7 @@ PANELS = ("neutral", "happy", "sad", "angry", "surprised", "scared", "thoughtful
 OF_SAMPLES = (
     *("face_found", "face_score", "people_count", "face_sharpness", "identity", "identity_dlib", "copying"),
     *("hands_found", "hand_score", "hand_shape", "pose_found", "fd_vgg16", "kd_vgg16", "fd_vgg16_person"),
-    *("fd_vgg16_face", "kd_vgg16_face", "fd_face", "kd_face", "diversity"),
+    *("kd_alexnet_person", "fd_vgg16_face", "kd_vgg16_face", "fd_face", "kd_face", "kd_faceres", "diversity"),
 )
 
 

@@ -43,11 +43,11 @@ from mldm_plugin.evaluation.picture import Picture, PictureList
 SHEET = Path(__file__).parent.parent / "images" / "degradations.jpg"
 OF_FACES = (
     *("face_found", "face_score", "people_count", "face_sharpness", "identity", "identity_dlib", "copying"),
-    *("fd_vgg16", "kd_vgg16", "fd_vgg16_face", "kd_vgg16_face", "fd_face", "kd_face", "diversity"),
+    *("fd_vgg16", "kd_vgg16", "fd_vgg16_face", "kd_vgg16_face", "fd_face", "kd_face", "kd_faceres", "diversity"),
 )
 OF_BODIES = (
     *("face_found", "face_sharpness", "identity", "hands_found", "hand_score", "hand_shape"),
-    *("pose_found", "pose_oks", "fd_vgg16", "kd_vgg16", "fd_vgg16_person"),
+    *("pose_found", "pose_oks", "fd_vgg16", "kd_vgg16", "fd_vgg16_person", "kd_alexnet_person"),
 )
 
 
