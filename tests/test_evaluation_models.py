@@ -9,6 +9,8 @@ from diffusers import ConfigMixin
 from PIL import Image
 
 from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.checkpoints import models_of_run
+from mldm_plugin.evaluation.judges import networks_of_losses
 from mldm_plugin.evaluation.models import Run, load_pipeline, parse_models, side_of
 
 CPU = ("cpu", torch.float32)
@@ -243,3 +245,20 @@ def test_a_pipeline_that_says_nothing_is_told_of(content, tmp_path, caplog):
     assert "--resolution" in caplog.text
     (tmp_path / "model_index.json").write_text(content)
     assert side_of(str(tmp_path)) == 512
+
+
+def test_the_run_folder_of_somebody_elses_script_has_its_checkpoints_ranked(lora, tiny_pipeline):
+    """As attached runs leave it: checkpoints of the script's own, our preset in mldm/, and no arguments.json."""
+    (lora / "arguments.json").unlink()
+    (lora / "mldm").mkdir()
+    (lora / "mldm" / "preset.yaml").write_text("losses: {face: {weight: 1, network: dlib_resnet}}")
+    for step in (200, 1000):
+        (lora / f"checkpoint-{step}").mkdir()
+        shutil.copy(lora / "pytorch_lora_weights.safetensors", lora / f"checkpoint-{step}")
+    given = models_of_run(lora)
+    assert [text.partition("=")[0] for text in given] == ["final", "step-200", "step-1000"]
+    models = parse_models(given, str(tiny_pipeline))
+    assert [(model.runs[0].kind, model.runs[0].base) for model in models] == [("lora", str(tiny_pipeline))] * 3
+    assert all(networks_of_losses(model) == {"dlib_resnet"} for model in models), "which do not judge, then"
+    with pytest.raises(MldmError, match="say with --base"):
+        parse_models(given, None)

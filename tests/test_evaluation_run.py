@@ -324,6 +324,20 @@ def test_a_judge_that_a_run_was_trained_on_is_named_in_its_report(tmp_path):
     assert '"trained_on":{"vgg16":["mldm","attached"]}' in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
+def test_pictures_of_any_size_lie_beside_each_other(tmp_path):
+    """Each is measured as it is; the report shows each with its own sides."""
+    for name, light in (("a", 0), ("b", 30)):
+        (tmp_path / name).mkdir()
+        for i, size in enumerate(((16, 16), (300, 20), (40, 90))):
+            Image.new("RGB", size, (40 * i + light,) * 3).save(tmp_path / name / f"{i}.png")
+    results = run(tmp_path / "out", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", metrics=("brightness",))
+    values = results["metrics"][0]["values"]
+    assert values["a"] == pytest.approx([grey / 127.5 - 1 for grey in (0, 40, 80)])
+    assert values["b"] == pytest.approx([grey / 127.5 - 1 for grey in (30, 70, 110)])
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert [html.count(f'"ratio":{ratio}') for ratio in ("1.0", "15.0", "0.4444")] == [2, 2, 2]
+
+
 def test_pictures_that_are_named_after_nothing_are_refused(tmp_path, tiny_data, tiny_pipeline):
     (tmp_path / "seen").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "seen" / "holiday.png")

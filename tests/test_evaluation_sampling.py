@@ -156,3 +156,24 @@ def test_every_picture_of_a_batch_has_the_noise_of_its_own_case(tmp_path):
     wanted = [(case.text, noise_of(3, case, r).initial_seed()) for r in (0, 1) for case in CASES]
     assert [one for batch in recorder.seen for one in batch] == wanted
     assert len({seed for _, seed in wanted}) == 8
+
+
+class Elsewhere(Hungry):
+    """A pipeline on a device with memory for any batch."""
+
+    def __call__(self, texts, **options):
+        self.tried.append(len(texts))
+        return self.pipeline(texts, **options)
+
+
+def test_a_batch_of_eight_draws_the_same_again_and_what_one_by_one_draws(pipeline, tmp_path):
+    """To the bit where the batches are the same; else up to a grey level, as docs/evaluation.md says."""
+    twice = Sampling(steps=2, guidance=2.0, resolution=64, repetitions=2)
+    for name, batch in (("one", 8), ("two", 8), ("alone", 1)):
+        elsewhere = Elsewhere(pipeline)
+        draw(elsewhere, CASES, twice, tmp_path / name, batch=batch)
+        assert elsewhere.tried == [batch] * (8 // batch)
+    for repetition in (0, 1):
+        one, two, alone = (pixels(tmp_path / name, CASES, repetition) for name in ("one", "two", "alone"))
+        assert same(one, two)
+        assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(one, alone, strict=True))
