@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
@@ -141,18 +142,45 @@ def test_somebody_elses_script_is_attached_to_and_finds_masks_by_name(tmp_path):
 
 def test_a_script_that_is_not_here_is_said_with_the_command_that_gets_it(tmp_path):
     run, whole = commands(tmp_path, model="flux")
-    assert "-m mldm_plugin train_dreambooth_lora_flux.py" in whole.plan(), "what would be run is shown all the same"
+    script = tmp_path / "train_dreambooth_lora_flux.py"
+    assert f"-m mldm_plugin {script}" in whole.plan(), "what would be run is shown all the same"
     lacks = OwnPhotos(tmp_path, run).lacks()
-    assert re.search(r"curl -O https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py", lacks)
+    assert re.search(rf"curl -o {script} https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py", lacks)
     assert how_to_get("x/train_dreambooth_lora_sd3.py").endswith("examples/dreambooth/train_dreambooth_lora_sd3.py")
     (tmp_path / "flux").mkdir()
     write_run(tmp_path / "flux" / NAME, run, "x", {})
     shown = CliRunner().invoke(main, ["train", str(tmp_path / "flux"), "--dry-run"])
     assert shown.exit_code == 0
-    assert "note: the script train_dreambooth_lora_flux.py is not here" in shown.output
+    assert f"note: the script {tmp_path}/flux/train_dreambooth_lora_flux.py is not there" in shown.output
     refused = CliRunner().invoke(main, ["train", str(tmp_path / "flux")])
     assert refused.exit_code == 1
     assert not (tmp_path / "flux" / "people").exists(), "said before anything is made"
+
+
+def test_relative_paths_mean_the_same_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    """They are from run.yaml's folder; what only the folder of the shell has is not taken."""
+    run = decided(tmp_path, "sd15").run
+    out, elsewhere = tmp_path / "anna", tmp_path / "elsewhere"
+    for folder in (out / "pipeline", elsewhere / "mine"):
+        folder.mkdir(parents=True)
+    (out / "cache" / "hub").mkdir(parents=True)
+    (elsewhere / "mine" / "model").mkdir()
+    changed = {"photos": "../photos", "masks": "masks", "model": "pipeline", "preset": "own.yaml"}
+    changed |= {"plugins": ["mldm", "own_loss.py"], "script": "train_x.py", "prompts": "own.txt"}
+    changed |= {"python": "venv/bin/python"}
+    changed |= {"training": {**run.training, "cache_dir": "./cache/hub", "revision": "mine/model"}}
+    write_run(out / NAME, run.model_copy(update=changed), "x", {})
+    (out / "train_x.py").write_text("")
+    told = []
+    for folder, typed in ((elsewhere, "../anna"), (tmp_path, "anna/run.yaml"), (out, "run.yaml"), (out, ".")):
+        monkeypatch.chdir(folder)
+        shown = CliRunner().invoke(main, ["train", typed, "--dry-run"], catch_exceptions=False)
+        assert shown.exit_code == 0
+        told.append({os.path.normpath(word) for word in shlex.split(shown.output, comments=True)})
+    assert all(words == told[0] for words in told)
+    for name in ("masks", "pipeline", "own.yaml", "own_loss.py", "train_x.py", "own.txt", "cache/hub", "../photos", "venv/bin/python"):
+        assert os.path.normpath(out / name) in told[0], name
+    assert "mine/model" in told[0], "not a path from here"
 
 
 def test_kohyas_scripts_get_a_data_set_in_their_own_words(tmp_path):

@@ -75,6 +75,7 @@ def start(
             f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
         )
     seen = look_at(photos)
+    pipeline = str(Path(pipeline).resolve()) if pipeline and Path(pipeline).exists() else pipeline
     named = pipeline or (kind if kind == "people-mini" else known.pipeline)
     decided = decide(photos, seen, who, known, named, script=script, python=python, compare=not no_compare)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,8 @@ def _title(decided: Decided, kind: str) -> str:
     run = decided.run
     return (
         f"{run.who}: a LoRA of {kind}, from the photographs in {run.photos}.\n"
-        "Written by `mldm start`; change what you like, then: mldm train run.yaml"
+        "Written by `mldm start`; change what you like, then: mldm train run.yaml\n"
+        "A relative path is one from this file's folder."
     )
 
 
@@ -133,10 +135,10 @@ def _next(file: Path, decided: Decided, kind: str) -> list[str]:
     run = decided.run
     trainings = "two trainings, one with the plain loss" if run.compare == "plain" else "one training"
     lines = [f"\n{file}: {run.steps} steps, {trainings}; {cost_here(run, kind)}"]
-    if run.script and not Path(run.script).is_file():
+    if run.script and not (file.parent / run.script).is_file():
         from mldm_plugin.project.models import how_to_get
 
-        lines.append(f"diffusers' script is not here yet: {how_to_get(run.script)}")
+        lines.append(f"diffusers' script is not here yet: {how_to_get(str(file.parent / run.script))}")
     return [
         *lines,
         f"look into it, then:  mldm train {file}",
@@ -162,7 +164,7 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
     folder = run_file if run_file.is_dir() else run_file.parent
     if run_file.is_file() and run_file.name != NAME:
         raise MldmError(f"{run_file}: call it {NAME}, in a folder of its own; everything that is made goes beside it.")
-    scale = OwnPhotos(folder, run)
+    scale = OwnPhotos(folder.absolute(), run)
     whole = Reproduction(scale.recipe(), scale, seeds=1, prompts=0, jobs=jobs or processes_here())
     if dry_run:
         click.echo(whole.plan())
