@@ -19,7 +19,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (
-    {"errors", "announce", "threads"},
+    {"errors", "announce", "stopping", "threads"},
     {"hookspecs"},
     {"perceptual", "plugins"},
     {"decode", "preset"},

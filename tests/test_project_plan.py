@@ -356,6 +356,34 @@ def test_a_training_set_is_taken_as_it_is(tmp_path):
     assert check.startswith(f"mldm data check {photos}")
     assert f"--train_data_dir {photos / 'train'}" in ours
     assert f"--data {photos} " in judged
+    assert run.training["cache_latents"]
+    assert f"--latents_cache_dir {tmp_path / 'latents'}" in ours, "not beside somebody's photographs"
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "told"),
+    [
+        (("annotations/instances_val2017.json", "annotations/captions_val2017.json"), "val2017", 2),
+        (("instances.json", "captions.json", "person_keypoints.json"), "images", 3),
+        (("instances.json",), "", 1),
+    ],
+)
+def test_of_a_coco_data_set_the_command_is_said_that_makes_a_training_set(tmp_path, files, images, told):
+    folder = tmp_path / "my coco"
+    for name in (*files, f"{images}/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    done = CliRunner().invoke(main, ["start", str(folder), "--who", "anna woman", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    [line] = done.output.splitlines()
+    words = shlex.split(line.split("`")[1])
+    flags = dict(itertools.pairwise(words))
+    assert words[:3] == ["mldm", "data", "coco"]
+    assert flags["--images"] == os.path.normpath(folder / images)
+    assert [flags[f] for f in ("--instances", "--captions", "--keypoints") if f in flags] == [
+        str(folder / name) for name in files[:told]
+    ]
+    assert flags["--out"] == f"{folder}-people"
 
 
 def test_a_broken_training_set_is_said(tmp_path):

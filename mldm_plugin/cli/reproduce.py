@@ -36,11 +36,8 @@ def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> Non
     if dry_run:
         click.echo(reproduction.plan())
         return
-    from mldm_plugin.reproduce.commands import stopping_in_order
-
     try:
-        with stopping_in_order():
-            click.echo(f"look at {reproduction.run()}")
+        click.echo(f"look at {reproduction.run()}")
     except KeyboardInterrupt:
         raise MldmError("stopped; the same command goes on from there.") from None
 

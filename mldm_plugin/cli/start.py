@@ -51,8 +51,9 @@ def start(
 ) -> None:
     """Look at photographs of a person, and write what is trained from them into OUT/run.yaml.
 
-    PHOTOS is a folder of photographs, a training set with masks (mldm data), or kohya's dataset.toml. Nothing is
-    trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
+    PHOTOS is a folder of photographs, a training set with masks (mldm data), or kohya's dataset.toml; of a COCO data
+    set it says the command that makes one. Nothing is trained yet, and the photographs are only read. Then:
+    mldm train OUT/run.yaml.
     """
     from mldm_plugin.project.models import known_model
     from mldm_plugin.project.run_file import NAME, PROMPTS, write_run
@@ -94,6 +95,10 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
 
         photos, tokens = read_dataset(photos)
         who = who or tokens
+    from mldm_plugin.project.coco_folder import how_to_convert
+
+    if command := how_to_convert(photos):
+        raise MldmError(f"{photos} is a COCO data set: `{command}` makes a training set of it, for `mldm start`.")
     if who:
         return photos, who
     if not sys.stdin.isatty():
@@ -157,7 +162,7 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
     """
     from mldm_plugin.project.run_file import NAME, read_run
     from mldm_plugin.project.scale import OwnPhotos
-    from mldm_plugin.reproduce.commands import processes_here, stopping_in_order
+    from mldm_plugin.reproduce.commands import processes_here
     from mldm_plugin.reproduce.run import Reproduction
 
     run = read_run(run_file)
@@ -174,8 +179,7 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
     if scale.lacks():
         raise MldmError(scale.lacks())
     try:
-        with stopping_in_order():
-            page = whole.run()
+        page = whole.run()
     except KeyboardInterrupt:
         raise MldmError("stopped; the same command goes on from there.") from None
     click.echo(f"the masks: {scale.out / 'people-check' / 'index.html'}")

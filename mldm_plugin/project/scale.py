@@ -145,10 +145,12 @@ class OwnPhotos:
         return {name: places.flag_beside(self.out, value) for name, value in self.run.training.items()}
 
     def _flags(self) -> dict[str, Any]:
-        """Data, checkpoints and resuming. DreamBooth's scripts read pictures alone, so masks are found by name."""
+        """Data, checkpoints and resuming; nothing is written beside the photographs. DreamBooth's scripts read pictures
+        alone, so masks are found by name."""
         every = max(self.steps // CHECKPOINTS, 1)
         told = {"checkpointing_steps": every, "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}
         if not self.run.script:
+            told |= {"latents_cache_dir": self.out / "latents"} if self.run.training.get("cache_latents") else {}
             return {**told, "train_data_dir": self.learnt, "panel_steps": every}
         if "dreambooth" not in Path(self.run.script).name:
             return {**told, "train_data_dir": self.learnt}

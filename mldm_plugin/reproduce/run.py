@@ -159,9 +159,8 @@ class Reproduction:
                 bar.set_postfix_str(", ".join(training.name for training, _ in running), refresh=False)
                 bar.update(sum(training.steps_done for training in trainings) - bar.n)
         finally:
+            stop([process for _, process in running])
             bar.close()
-            for _, process in running:
-                stop(process)
 
     def start(self, training: Training) -> subprocess.Popen[bytes]:
         """Begin a training; what it prints goes to logs/."""
