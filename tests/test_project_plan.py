@@ -98,6 +98,60 @@ def test_all_faults_of_a_run_file_are_told_at_once(tmp_path):
         read_run(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("training: {train_batch_size: many}", "train_batch_size is 'many', expected a whole number above 0"),
+        ("training: {resolution: 0}", "resolution is 0, expected a whole number above 0"),
+        ("training: {mixed_precision: fp8}", "mixed_precision is 'fp8', expected no, bf16, fp16"),
+        ("training: {'rank --push_to_hub': 2}", "'rank --push_to_hub' is no flag"),
+        ("training: {rank: {a: 1}}", "rank is {'a': 1}, expected one value"),
+        ("training: &t {rank: *t}", "expected one value"),
+        (f"training: {'[' * 3000}{']' * 3000}", "cannot be read"),
+        ("guidance: .nan", "guidance: input should be"),
+        ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+        (None, "holds 'None', expected keys such as photos:"),
+    ],
+)
+def test_what_a_stranger_may_write_into_a_run_file_is_one_error(tmp_path, line, message):
+    lines = yaml.safe_dump(decided(tmp_path).run.model_dump(), default_flow_style=True, width=10_000).strip()
+    key = (line or "").partition(":")[0]
+    kept = {name: value for name, value in yaml.safe_load(lines).items() if name != key}
+    (tmp_path / NAME).write_text("" if line is None else f"{yaml.safe_dump(kept)}{line}\n")
+    with pytest.raises(MldmError, match=re.escape(message)):
+        read_run(tmp_path)
+
+
+def test_yaml_reads_1e_4_as_a_text_and_no_as_false_and_both_are_taken(tmp_path):
+    run = decided(tmp_path).run.model_dump() | {"training": {}}
+    (tmp_path / NAME).write_text(yaml.safe_dump(run) + "training: {learning_rate: 1e-4, mixed_precision: no}\n")
+    with pytest.raises(MldmError, match="key 'training' is given twice"):
+        read_run(tmp_path)
+    del run["training"]
+    (tmp_path / NAME).write_text(yaml.safe_dump(run) + "training: {learning_rate: 1e-4, mixed_precision: no}\n")
+    read = read_run(tmp_path)
+    [plain, _] = OwnPhotos(tmp_path, read).recipe().arms
+    flags = OwnPhotos(tmp_path, read).training(plain, 0, 5).flags
+    assert flags[flags.index("--learning_rate") + 1] == "1e-4"
+    assert "--mixed_precision" not in flags
+
+
+@pytest.mark.parametrize("who", ["", "  ", "anna\nwoman", "anna\x07"])
+def test_a_name_that_is_none_is_refused(tmp_path, who):
+    done = CliRunner().invoke(main, ["start", str(tmp_path), "--who", who])
+    assert done.exit_code == 1
+    assert "expected a rare word and what it is" in done.output
+
+
+def test_an_unknown_preset_is_said_before_anything_is_made(tmp_path):
+    run = decided(tmp_path).run.model_copy(update={"preset": "dremo"})
+    write_run(tmp_path / NAME, run, "x", {})
+    done = CliRunner().invoke(main, ["train", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "unknown preset 'dremo'" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
 def test_an_unknown_model_and_a_word_that_is_taken():
     with pytest.raises(MldmError, match="sdxl"):
         known_model("sdxI")
@@ -178,7 +232,8 @@ def test_relative_paths_mean_the_same_wherever_the_command_is_typed(tmp_path, mo
         assert shown.exit_code == 0
         told.append({os.path.normpath(word) for word in shlex.split(shown.output, comments=True)})
     assert all(words == told[0] for words in told)
-    for name in ("masks", "pipeline", "own.yaml", "own_loss.py", "train_x.py", "own.txt", "cache/hub", "../photos", "venv/bin/python"):
+    meant = ["masks", "pipeline", "own.yaml", "own_loss.py", "train_x.py", "own.txt", "cache/hub", "../photos"]
+    for name in (*meant, "venv/bin/python"):
         assert os.path.normpath(out / name) in told[0], name
     assert "mine/model" in told[0], "not a path from here"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def start(
     kind, _, pipeline = model.partition("=")
     known = known_model(kind)
     photos, who = _photos_and_who(photos, who)
-    out = out or Path("runs") / "_".join(who.lower().split())
+    out = out or Path("runs") / folder_name(who)
     file = out / NAME
     if photos.resolve() in out.resolve().parents or photos.resolve() == out.resolve():
         raise MldmError(f"{out} would lie among the photographs: give an --out outside of {photos}.")
@@ -99,11 +100,22 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
 
     if command := how_to_convert(photos):
         raise MldmError(f"{photos} is a COCO data set: `{command}` makes a training set of it, for `mldm start`.")
-    if who:
-        return photos, who
+    if who is not None:
+        if not who.strip() or not who.isprintable():
+            raise MldmError(f'--who {who!r}: expected a rare word and what it is, on one line: --who "anna woman".')
+        return photos, who.strip()
     if not sys.stdin.isatty():
         raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
     return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+
+
+def folder_name(who: str) -> str:
+    """A folder called as the person is, below where it is made.
+
+    >>> [folder_name(who) for who in ("Anna woman", "../../anna", "a/b {c}", "!!!")]
+    ['anna_woman', 'anna', 'a_b_c', 'run']
+    """
+    return "_".join(re.findall(r"\w[\w.-]*", who.lower())) or "run"
 
 
 def _title(decided: Decided, kind: str) -> str:
@@ -160,6 +172,7 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
 
     Stopped, the same command goes on where it was.
     """
+    from mldm_plugin.preset import load_preset
     from mldm_plugin.project.run_file import NAME, read_run
     from mldm_plugin.project.scale import OwnPhotos
     from mldm_plugin.reproduce.commands import processes_here
@@ -178,6 +191,8 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
         return
     if scale.lacks():
         raise MldmError(scale.lacks())
+    if run.plugins == ["mldm"]:  # else their own presets would have to be loaded; the trainers tell
+        load_preset(scale.recipe().arms[-1].preset or "", run.set)
     try:
         page = whole.run()
     except KeyboardInterrupt:

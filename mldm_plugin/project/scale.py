@@ -15,14 +15,13 @@ from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.preset import as_flags
 from mldm_plugin.project import places
 from mldm_plugin.project.models import OURS, REPEATS, how_to_get, is_kohyas, pipeline_of
-from mldm_plugin.project.run_file import GIVEN, NAME, Run
+from mldm_plugin.project.run_file import GIVEN, NAME, PRECISIONS, Run
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
 METRICS = ("identity", "copying", "face_found")
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the pipelines, as they were trained
 DATA = ".data"  # in the folder: a digest of the rows and masks that are trained on
 CHECKPOINTS = 4  # of a training; chosen
 JUDGED_ONLY = {"prompts", "pictures", "guidance", "compare"}  # may change between two calls
@@ -190,8 +189,8 @@ class OwnPhotos:
         run, file = self.run, self.out / NAME
         if run.script and not Path(self.script).is_file():
             return (
-                f"the script {self.script} is not there: get it with `{how_to_get(self.script)}`, or say in {file} where "
-                "it is (`script:`)."
+                f"the script {self.script} is not there: get it with `{how_to_get(self.script)}`, or say in {file} "
+                "where it is (`script:`)."
             )
         return "" if not run.python else _lacks_package(self.python, file)
 

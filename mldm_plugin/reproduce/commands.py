@@ -89,7 +89,7 @@ class Training:
     python: str = ""
 
     def __str__(self) -> str:
-        launch = f"{self.python} -m {LAUNCHER}" if self.python else "accelerate launch"
+        launch = f"{shlex.quote(self.python)} -m {LAUNCHER}" if self.python else "accelerate launch"
         return f"{launch} {shlex.join(self.words)}"
 
     @property
