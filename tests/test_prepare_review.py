@@ -499,7 +499,7 @@ def test_a_killed_command_has_saved_all_and_another_goes_on(people):
     asked = ("-m", "mldm_plugin.cli", "data", "review", people, "--no-browser")
     process = forked.Forked(*asked)
     try:
-        while "Ctrl-C ends" not in process.stdout:
+        while not (process.has_begun and "Ctrl-C ends" in process.stdout):
             assert process.poll() is None, process.stderr
             time.sleep(0.02)
         said = process.stdout.splitlines()

@@ -77,8 +77,7 @@ def start(
             f"--who {who}: people-mini's captions have the word {taken[0]!r}; choose one that means nothing."
         )
     seen = look_at(photos)
-    pipeline = str(Path(pipeline).resolve()) if pipeline and Path(pipeline).exists() else pipeline
-    named = pipeline or (kind if kind == "people-mini" else known.pipeline)
+    named = _here(pipeline) or (kind if kind == "people-mini" else known.pipeline)
     decided = decide(photos, seen, who, known, named, script=script, python=python, compare=not no_compare)
     out.mkdir(parents=True, exist_ok=True)
     write_run(file, decided.run, _title(decided, kind), decided.reasons)
@@ -107,6 +106,11 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
     if not sys.stdin.isatty():
         raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
     return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+
+
+def _here(pipeline: str) -> str:
+    """A pipeline's folder by its whole path, for run.yaml may lie elsewhere; a Hub name as it is."""
+    return str(Path(pipeline).resolve()) if pipeline and Path(pipeline).exists() else pipeline
 
 
 def folder_name(who: str) -> str:
