@@ -70,6 +70,11 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it can have printed anything."""
+        return Path(self._printed, "1").exists()
+
+    @property
     def stdout(self) -> str:
         return Path(self._printed, "1").read_text(encoding="utf-8")
 

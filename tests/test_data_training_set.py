@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
 from mldm_plugin.data.batch import FaceBoxes, checked, collate
-from mldm_plugin.data.load import check_rows, find_examples, open_rows
+from mldm_plugin.data.load import check_rows, find_examples, open_held_out, open_rows
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.errors import DataError
 
@@ -344,7 +345,7 @@ def test_data_sets_that_cannot_be_opened(make_data, tmp_path):
 
 def test_every_file_of_a_folder_is_one_split(make_data, tmp_path):
     """As diffusers' LoRA script reads; the same rows as of a plain folder."""
-    folder = make_data(tmp_path / "data" / "validation", 2)
+    folder = make_data(tmp_path / "data" / "val", 2)
     assert open_rows(None, folder=str(folder.parent), every_file=True)["text"] == [
         "a person number 0",
         "a person number 1",
@@ -353,6 +354,42 @@ def test_every_file_of_a_folder_is_one_split(make_data, tmp_path):
         open_rows(None, folder=str(folder), every_file=True).features
         == open_rows(None, folder=str(make_data(tmp_path / "same", 2))).features
     )
+
+
+@pytest.mark.parametrize("every_file", [False, True])
+def test_pictures_that_are_held_out_are_not_trained_on(make_data, tmp_path, every_file):
+    folder = tmp_path / "people"
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        make_data(folder / split, count)
+    assert len(open_rows(None, folder=str(folder), every_file=every_file)) == 3
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split)
+    with pytest.raises(DataError, match="has no split 'train', only validation"):
+        open_rows(None, folder=str(folder), every_file=every_file)
+
+
+@pytest.mark.parametrize("every_file", [False, True])
+def test_one_list_of_two_splits_is_refused(make_data, tmp_path, every_file):
+    folder = make_data(tmp_path / "people", 2)
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+    with pytest.raises(DataError, match="one metadata.jsonl for train/ and test/: give each folder its own"):
+        open_rows(None, folder=str(folder), every_file=every_file)
+
+
+@pytest.mark.parametrize("every_file", [False, True])
+def test_names_of_pictures_and_folders_make_no_splits(make_data, tmp_path, every_file):
+    """`datasets` would find the splits test, validation and train in them, or nothing behind the brackets."""
+    folder = make_data(tmp_path / "an[n]a*", 4)
+    text = (folder / "metadata.jsonl").read_text()
+    (folder / "test").mkdir()
+    for old, new in (("0.png", "test_001.png"), ("1.png", "my val 2.png"), ("2.png", "test/2.png")):
+        (folder / old).rename(folder / new)
+        text = text.replace(f'"file_name": "{old}"', f'"file_name": "{new}"')
+    (folder / "metadata.jsonl").write_text(text)
+    rows = open_rows(None, folder=str(folder), every_file=every_file)
+    assert sorted(rows["text"]) == [f"a person number {i}" for i in range(4)]
+    assert open_held_out(str(folder))[1] == "train", "none of them is held out"
 
 
 def test_a_subset_is_drawn_by_the_seed(make_data, tmp_path):

@@ -19,7 +19,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (
-    {"errors", "announce", "threads", "requirements"},
+    {"errors", "announce", "stopping", "threads", "requirements"},
     {"hookspecs"},
     {"perceptual", "plugins"},
     {"decode", "preset", "conditions"},

@@ -278,3 +278,25 @@ def test_pictures_are_left_out_and_held_out(tmp_path):
         list(sources(tmp_path, "anna", leave_out=("g.png",)))
     with pytest.raises(DataError, match="--held-out 6 of 6 pictures leaves none to train on"):
         list(sources(tmp_path, "anna", held_out=6))
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_scripts_read_every_picture_whatever_it_is_called(tmp_path, held_out):
+    """`datasets` alone would find splits in these names; without them nothing is written besides."""
+    for name in ("test_001", "train", "val/2", "d", "e"):
+        put(tmp_path / "photos" / f"{name}.png")
+    out = tmp_path / "out"
+    plan = plans.folder(tmp_path / "photos", caption="x", masks="none", faces="none", held_out=held_out)
+    prepare(plan, Output(out, workers=0))
+    learnt = out / "train" if held_out else out
+    rows = datasets.load_dataset(str(learnt), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(of) for split, of in rows.items()} == {"train": 5 - held_out}
+    assert rows["train"]["text"] == ["x"] * (5 - held_out)
+    for name in ("test_001", "train", "val/2"):
+        (tmp_path / "photos" / f"{name}.png").unlink()
+    prepare(plans.folder(tmp_path / "photos", caption="x", masks="none", faces="none"), Output(tmp_path / "plain"))
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == [
+        ".prepared.json",
+        "images",
+        "metadata.jsonl",
+    ]

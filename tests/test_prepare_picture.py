@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def test_a_picture_that_cannot_be_used_is_rejected_with_the_reason(tmp_path, nam
     (tmp_path / name).write_bytes(make())
     with pytest.raises(RejectedError, match=reason):
         Picture(tmp_path / name).stored()
+
+
+@pytest.mark.timeout(20)  # it would wait for somebody who writes into it
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(RejectedError, match="a pipe or a device"):
+        Picture(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "grey.jpg", "lossless.png", "web.webp", "misnamed.png", "wide.jpg"])

@@ -1,7 +1,7 @@
 import pytest
 
 from mldm_plugin.prepare.inspection import Findings
-from mldm_plugin.prepare.remarks import Remarks, said_of, verdict
+from mldm_plugin.prepare.remarks import Remarks, face_sizes_at, said_of, verdict
 
 
 def row(name="a", size=(640, 512), areas=(0.25,), faces=(40.0,), **more):
@@ -27,21 +27,30 @@ def test_a_good_set_is_fine_and_says_why():
         "Every row can be read, and its columns fit each other.",
         "Every picture has the 512 px of training.",
         "3 people in 2 pictures with a mask, nobody lost.",
-        "Every face has 32 px or more.",
+        "Every face has 32 px or more at 512 px.",
     ]
 
 
 def test_what_was_found_on_the_first_day_is_said_in_words():
-    rows = [row(str(k), size=(300, 400), faces=(20.0,)) for k in range(9)]
+    rows = [row(str(k), size=(300, 400), faces=(15.0,)) for k in range(9)]
     rows += [row(str(k), size=(300, 400)) for k in range(9, 19)]
     remarks = said(rows)
     assert texts(remarks, "worth a look") == [
         "All 19 pictures are smaller than the 512 px of training: enlarged, they teach blur.",
-        "9 of 19 faces are less than 32 px wide: too small for the face loss to see whose it is.",
+        "9 of 19 faces are less than 32 px wide at 512 px: too small for the face loss.",
     ]
     assert verdict(remarks) == "Nothing is wrong, and 2 things are worth a look."
     assert remarks[1].names == tuple(str(k) for k in range(9))
     assert not texts(said(rows, resolution=256), "worth a look")[0].startswith("All 19 pictures")
+
+
+def test_a_face_is_as_wide_as_in_training():
+    """A photograph of a phone has a face of 200 pixels that is one of 25 at 512 px; a thumbnail's grows."""
+    phone, thumbnail = row(size=(4096, 6144), faces=(200.0,)), row(size=(256, 256), faces=(20.0,))
+    assert face_sizes_at(phone, 512) == [25]
+    assert any("less than 32 px wide at 512 px" in text for text in texts(said([phone]), "worth a look"))
+    assert not any("px wide" in text for text in texts(said([phone], resolution=1024), "worth a look"))
+    assert "Every face has 32 px or more at 512 px." in texts(said([thumbnail]), "fine")
 
 
 @pytest.mark.parametrize(

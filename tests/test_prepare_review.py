@@ -1,10 +1,12 @@
+import itertools
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import threading
+import time
+from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import requests
@@ -418,17 +420,98 @@ def test_what_cannot_be_written_is_said(people, ask, monkeypatch):
     assert ask("/rows/0").json()["decision"] is None
 
 
+@pytest.mark.parametrize("what", ["rows", "mask", "notes"])
+@pytest.mark.parametrize("change", ["decide", "paint", "faces", "restore"])
+def test_a_full_disk_at_any_write_changes_nothing(people, monkeypatch, change, what):
+    """What was not saved is not saved by the next change either; afterwards the same change succeeds."""
+    review = Review(people)
+    review.set_faces(0, [{"box": [1, 1, 9, 9], "was": None}])
+    acts = {
+        "decide": lambda: review.decide(0, "thrown out"),
+        "paint": lambda: review.paint(0, np.ones_like(labels_of(people, 0))),
+        "faces": lambda: review.set_faces(0, []),
+        "restore": lambda: review.restore(0),
+    }
+    before, mask = lines_of(people), labels_of(people, 0)
+    module, name = {"rows": (reviewed, "write_text"), "mask": (reviewed, "write_bytes")}.get(
+        what, (reviewed.notes, "write")
+    )
+    real = getattr(module, name)
+    for fails_at in range(3):
+        writes = itertools.count()
+
+        def full(path, content, writes=writes, fails_at=fails_at):
+            if next(writes) == fails_at:
+                raise OSError(28, "No space left on device")
+            real(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            try:
+                acts[change]()
+                break
+            except OSError:
+                pass
+        review.decide(1, "accepted")
+        assert lines_of(people) == before
+        assert np.array_equal(labels_of(people, 0), mask)
+        assert not list(people.rglob(".*.partial"))
+        assert not Review(people).counts()["thrown out"]
+    else:
+        pytest.fail("it never came to its end")
+    assert lines_of(people) != before
+
+
+def test_a_finish_that_was_killed_leaves_no_mask_that_is_put_back(people, monkeypatch):
+    review, before = Review(people), labels_of(people, 0)
+    painted = np.ones_like(before)
+    review.paint(0, painted)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            review.finish()
+    again = Review(people)
+    again.set_faces(0, [])
+    again.paint(0, np.zeros_like(before))
+    again.restore(0)
+    assert np.array_equal(labels_of(people, 0), painted), "finished: the mask before is forgotten"
+
+
+def test_a_finish_on_a_full_disk_is_one_line(people, monkeypatch):
+    Review(people).paint(0, np.ones_like(labels_of(people, 0)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reviewed.notes, "write", full)
+        refused = CliRunner().invoke(main, ["data", "review", str(people), "--finish"])
+    assert refused.exit_code == 1
+    assert "No space left on device): masks, boxes and decisions are as they were; make room" in refused.output
+    assert Review(people).counts()["changed"] == 1
+
+
 def test_a_killed_command_has_saved_all_and_another_goes_on(people):
-    asked = [sys.executable, "-m", "mldm_plugin.cli", "data", "review", str(people), "--no-browser"]
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as process:
-        said = [process.stdout.readline() for _ in range(3)]
-        assert said[0] == "people: 0 of 5 looked at\n"
+    asked = ("-m", "mldm_plugin.cli", "data", "review", people, "--no-browser")
+    process = forked.Forked(*asked)
+    try:
+        while not (process.has_begun and "Ctrl-C ends" in process.stdout):
+            assert process.poll() is None, process.stderr
+            time.sleep(0.02)
+        said = process.stdout.splitlines()
+        assert said[0] == "people: 0 of 5 looked at"
         server, token = said[1].removeprefix("open ").strip().split("#")
         with pytest.raises(DataError, match="being reviewed already"), opened(people):
             pass
-        told = {"headers": {"X-Review-Token": token}, "json": {"decision": "thrown out"}, "timeout": 10}
+        told = {"headers": {"X-Review-Token": token}, "json": {"decision": "thrown out"}, "timeout": 60}
         assert requests.put(f"{server}rows/1/decision", **told).status_code == 200
+    finally:
         process.kill()
+        process.wait()
     assert len(lines_of(people)) == 4
     with opened(people) as review:
         assert review.counts() == {"thrown out": 1, "looked at": 1, "changed": 0}

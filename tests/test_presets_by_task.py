@@ -138,6 +138,19 @@ def test_a_scripts_parser_takes_the_settings_that_its_command_line_leaves_unset(
     ]
 
 
+def test_a_shortened_flag_is_given_all_the_same(capfd):
+    """argparse takes it, so the user's value holds, and nothing is told of the preset's."""
+    flags = (*FLAGS, (["--num_train_epochs"], {"type": int}), (["--max_train_steps"], {"type": int}))
+    parser = parser_with(*flags)
+    section = {"learning_rate": 5e-5, "kind": "b", "num_train_epochs": 9}
+    typed = ["--learning", "1", "--ki=a", "--need", "1", "--max_train", "7"]
+    fill(parser, section, typed, "own", "train")
+    parsed = parser.parse_args(typed)
+    assert (parsed.learning_rate, parsed.kind) == (1.0, "a")
+    assert (parsed.max_train_steps, parsed.num_train_epochs) == (7, None), "one length is the only one"
+    assert capfd.readouterr().err == ""
+
+
 def test_a_script_without_a_section_is_left_alone(capfd):
     fill_when_parsed("own", "train", {"other": {"kind": "b"}})
     assert parser_with(*FLAGS).parse_args(["--needed", "1"]).kind == "a"

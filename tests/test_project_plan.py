@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -111,6 +112,60 @@ def test_all_faults_of_a_run_file_are_told_at_once(tmp_path):
         read_run(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("training: {train_batch_size: many}", "train_batch_size is 'many', expected a whole number above 0"),
+        ("training: {resolution: 0}", "resolution is 0, expected a whole number above 0"),
+        ("training: {mixed_precision: fp8}", "mixed_precision is 'fp8', expected no, bf16, fp16"),
+        ("training: {'rank --push_to_hub': 2}", "'rank --push_to_hub' is no flag"),
+        ("training: {rank: {a: 1}}", "rank is {'a': 1}, expected one value"),
+        ("training: &t {rank: *t}", "expected one value"),
+        (f"training: {'[' * 3000}{']' * 3000}", "cannot be read"),
+        ("guidance: .nan", "guidance: input should be"),
+        ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+        (None, "holds 'None', expected keys such as photos:"),
+    ],
+)
+def test_what_a_stranger_may_write_into_a_run_file_is_one_error(tmp_path, line, message):
+    lines = yaml.safe_dump(decided(tmp_path).run.model_dump(), default_flow_style=True, width=10_000).strip()
+    key = (line or "").partition(":")[0]
+    kept = {name: value for name, value in yaml.safe_load(lines).items() if name != key}
+    (tmp_path / NAME).write_text("" if line is None else f"{yaml.safe_dump(kept)}{line}\n")
+    with pytest.raises(MldmError, match=re.escape(message)):
+        read_run(tmp_path)
+
+
+def test_yaml_reads_1e_4_as_a_text_and_no_as_false_and_both_are_taken(tmp_path):
+    run = decided(tmp_path).run.model_dump() | {"training": {}}
+    (tmp_path / NAME).write_text(yaml.safe_dump(run) + "training: {learning_rate: 1e-4, mixed_precision: no}\n")
+    with pytest.raises(MldmError, match="key 'training' is given twice"):
+        read_run(tmp_path)
+    del run["training"]
+    (tmp_path / NAME).write_text(yaml.safe_dump(run) + "training: {learning_rate: 1e-4, mixed_precision: no}\n")
+    read = read_run(tmp_path)
+    [plain, _] = OwnPhotos(tmp_path, read).recipe().arms
+    flags = OwnPhotos(tmp_path, read).training(plain, 0, 5).flags
+    assert flags[flags.index("--learning_rate") + 1] == "1e-4"
+    assert "--mixed_precision" not in flags
+
+
+@pytest.mark.parametrize("who", ["", "  ", "anna\nwoman", "anna\x07"])
+def test_a_name_that_is_none_is_refused(tmp_path, who):
+    done = CliRunner().invoke(main, ["start", str(tmp_path), "--who", who])
+    assert done.exit_code == 1
+    assert "expected a rare word and what it is" in done.output
+
+
+def test_an_unknown_preset_is_said_before_anything_is_made(tmp_path):
+    run = decided(tmp_path).run.model_copy(update={"preset": "dremo"})
+    write_run(tmp_path / NAME, run, "x", {})
+    done = CliRunner().invoke(main, ["train", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "unknown preset 'dremo'" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
 def test_an_unknown_model_and_a_word_that_is_taken():
     with pytest.raises(MldmError, match="sdxl"):
         known_model("sdxI")
@@ -155,18 +210,46 @@ def test_somebody_elses_script_is_attached_to_and_finds_masks_by_name(tmp_path):
 
 def test_a_script_that_is_not_here_is_said_with_the_command_that_gets_it(tmp_path):
     run, whole = commands(tmp_path, model="flux")
-    assert "-m mldm_plugin train_dreambooth_lora_flux.py" in whole.plan(), "what would be run is shown all the same"
+    script = tmp_path / "train_dreambooth_lora_flux.py"
+    assert f"-m mldm_plugin {script}" in whole.plan(), "what would be run is shown all the same"
     lacks = OwnPhotos(tmp_path, run).lacks()
-    assert re.search(r"curl -O https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py", lacks)
+    assert re.search(rf"curl -o {script} https://.*/examples/dreambooth/train_dreambooth_lora_flux\.py", lacks)
     assert how_to_get("x/train_dreambooth_lora_sd3.py").endswith("examples/dreambooth/train_dreambooth_lora_sd3.py")
     (tmp_path / "flux").mkdir()
     write_run(tmp_path / "flux" / NAME, run, "x", {})
     shown = CliRunner().invoke(main, ["train", str(tmp_path / "flux"), "--dry-run"])
     assert shown.exit_code == 0
-    assert "note: the script train_dreambooth_lora_flux.py is not here" in shown.output
+    assert f"note: the script {tmp_path}/flux/train_dreambooth_lora_flux.py is not there" in shown.output
     refused = CliRunner().invoke(main, ["train", str(tmp_path / "flux")])
     assert refused.exit_code == 1
     assert not (tmp_path / "flux" / "people").exists(), "said before anything is made"
+
+
+def test_relative_paths_mean_the_same_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    """They are from run.yaml's folder; what only the folder of the shell has is not taken."""
+    run = decided(tmp_path, "sd15").run
+    out, elsewhere = tmp_path / "anna", tmp_path / "elsewhere"
+    for folder in (out / "pipeline", elsewhere / "mine"):
+        folder.mkdir(parents=True)
+    (out / "cache" / "hub").mkdir(parents=True)
+    (elsewhere / "mine" / "model").mkdir()
+    changed = {"photos": "../photos", "masks": "masks", "model": "pipeline", "preset": "own.yaml"}
+    changed |= {"plugins": ["mldm", "own_loss.py"], "script": "train_x.py", "prompts": "own.txt"}
+    changed |= {"python": "venv/bin/python"}
+    changed |= {"training": {**run.training, "cache_dir": "./cache/hub", "revision": "mine/model"}}
+    write_run(out / NAME, run.model_copy(update=changed), "x", {})
+    (out / "train_x.py").write_text("")
+    told = []
+    for folder, typed in ((elsewhere, "../anna"), (tmp_path, "anna/run.yaml"), (out, "run.yaml"), (out, ".")):
+        monkeypatch.chdir(folder)
+        shown = CliRunner().invoke(main, ["train", typed, "--dry-run"], catch_exceptions=False)
+        assert shown.exit_code == 0
+        told.append({os.path.normpath(word) for word in shlex.split(shown.output, comments=True)})
+    assert all(words == told[0] for words in told)
+    meant = ["masks", "pipeline", "own.yaml", "own_loss.py", "train_x.py", "own.txt", "cache/hub", "../photos"]
+    for name in (*meant, "venv/bin/python"):
+        assert os.path.normpath(out / name) in told[0], name
+    assert "mine/model" in told[0], "not a path from here"
 
 
 def test_kohyas_scripts_get_a_data_set_in_their_own_words(tmp_path):
@@ -342,6 +425,34 @@ def test_a_training_set_is_taken_as_it_is(tmp_path):
     assert check.startswith(f"mldm data check {photos}")
     assert f"--train_data_dir {photos / 'train'}" in ours
     assert f"--data {photos} " in judged
+    assert run.training["cache_latents"]
+    assert f"--latents_cache_dir {tmp_path / 'latents'}" in ours, "not beside somebody's photographs"
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "told"),
+    [
+        (("annotations/instances_val2017.json", "annotations/captions_val2017.json"), "val2017", 2),
+        (("instances.json", "captions.json", "person_keypoints.json"), "images", 3),
+        (("instances.json",), "", 1),
+    ],
+)
+def test_of_a_coco_data_set_the_command_is_said_that_makes_a_training_set(tmp_path, files, images, told):
+    folder = tmp_path / "my coco"
+    for name in (*files, f"{images}/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    done = CliRunner().invoke(main, ["start", str(folder), "--who", "anna woman", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    [line] = done.output.splitlines()
+    words = shlex.split(line.split("`")[1])
+    flags = dict(itertools.pairwise(words))
+    assert words[:3] == ["mldm", "data", "coco"]
+    assert flags["--images"] == os.path.normpath(folder / images)
+    assert [flags[f] for f in ("--instances", "--captions", "--keypoints") if f in flags] == [
+        str(folder / name) for name in files[:told]
+    ]
+    assert flags["--out"] == f"{folder}-people"
 
 
 def test_a_broken_training_set_is_said(tmp_path):

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -21,10 +22,11 @@ from mldm_plugin.cli import main
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.judges import proof_of
 from mldm_plugin.reproduce import figure3
-from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stopping_in_order
+from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop
 from mldm_plugin.reproduce.recipes import RECIPES, Arm, Recipe
 from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.reproduce.scales import FIRST_TEST, FIRST_TUNING, Mini, Paper, losses_of
+from mldm_plugin.stopping import stopping_in_order
 from mldm_plugin.training.command_line import parse, resolve
 from mldm_plugin.training.flags import ControlNetFlags
 
@@ -208,21 +210,60 @@ def test_a_training_that_fails_stops_the_others_and_says_why(tmp_path, monkeypat
     assert (tmp_path / "runs" / "arm0-s0" / "asked").exists()
 
 
-def test_a_signal_asks_the_trainings_to_stop(tmp_path, monkeypatch):
-    one = reproduction(tmp_path, monkeypatch, "slow")
-    [training] = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_the_trainings_to_stop(tmp_path, monkeypatch, number):
+    one = reproduction(tmp_path, monkeypatch, "slow", "slow")
+    trainings = [one.scale.training(arm, seed, 3) for arm, seed in one.pairs(timed=False)]
+    monkeypatch.setattr("mldm_plugin.stopping.leave_terminal", lambda _: None)  # this process's own is kept
 
     def look(_):
-        if training.folder.exists():
+        if all(training.folder.exists() for training in trainings):
             time.sleep = sleep
             sleep(0.2)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     sleep = time.sleep
     monkeypatch.setattr("mldm_plugin.reproduce.run.time.sleep", look)
     with pytest.raises(KeyboardInterrupt), stopping_in_order():
-        one.train([training])
-    assert (training.folder / "asked").exists()
+        one.train(trainings)
+    assert all((training.folder / "asked").exists() for training in trainings)
+
+
+LAUNCHED = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1], "checkpoint").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_a_launcher_does_not_leave_its_trainer_behind(tmp_path):
+    """accelerate's dies of SIGTERM at once; its trainer still has a checkpoint to write."""
+    launcher = "import subprocess, sys; sys.exit(subprocess.Popen([sys.executable, '-c', *sys.argv[2:]]).wait())"
+    words = [sys.executable, "-c", launcher, "accelerate.commands.launch", LAUNCHED, str(tmp_path)]
+    process = subprocess.Popen(words, start_new_session=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    stop([process])
+    assert (tmp_path / "checkpoint").exists()
+
+
+def test_a_command_is_asked_to_end_when_its_caller_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("mldm_plugin.stopping.leave_terminal", lambda _: None)
+    threading.Thread(target=hang_up_when, args=(tmp_path / "ready",)).start()
+    with pytest.raises(KeyboardInterrupt), stopping_in_order():
+        Command((sys.executable, "-c", LAUNCHED, str(tmp_path)), tmp_path / "x").call()
+    assert (tmp_path / "checkpoint").exists()
+
+
+def hang_up_when(ready):
+    while not ready.exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_the_start_up_proof_is_shown_once_and_kept_in_the_run(tmp_path, monkeypatch, capfd):

@@ -110,6 +110,10 @@ def test_each_setting_that_a_preset_changes_has_a_line():
         "preset own: learning_rate 0.0001 → 5e-05",
         "preset own: max_train_steps unset → 9",
     ]
+    short = parse(LoraFlags, [*NEEDED, "--resolu", "256", "--learning=1e-3", "--max_train_st", "3"])
+    flags = resolve(LoraFlags, short, training)
+    assert (flags.resolution, flags.learning_rate, flags.max_train_steps) == (256, 1e-3, 3)
+    assert changes(flags, short, "own", training) == []
     control = resolve(ControlNetFlags, parse(ControlNetFlags, NEEDED), training)
     assert changes(control, {}, "own", training) == [
         "preset own has settings for train_text_to_image_lora.py, none for train_controlnet.py: its own hold."

@@ -47,8 +47,7 @@ def fill(
         PresetError: a value that its flag cannot have.
     """
     actions = {action.dest: action for action in parser._actions if action.option_strings}
-    words = {word.partition("=")[0] for word in argv}
-    given = {name for name, action in actions.items() if words & set(action.option_strings)}
+    given = given_in(argv, parser)
     for name, value in fills(section, given).items():
         if name not in actions:
             continue
@@ -62,6 +61,19 @@ def fill(
         announce(f"preset {preset}: {script}.py has no flag for {', '.join(absent)}; not used.")
     if "--config_file" in given:  # kohya's
         announce("what --config_file sets holds over the preset's settings.")
+
+
+def given_in(argv: Sequence[str], parser: argparse.ArgumentParser) -> set[str]:
+    """The flags, by their dest, that a command line gives, shortened (`--learning 1e-4`) as argparse takes them too."""
+    options = {option: action.dest for action in parser._actions for option in action.option_strings}
+    given = set()
+    for word in (word.partition("=")[0] for word in argv if word.startswith("-")):
+        if word in options:
+            given.add(options[word])
+        elif word.startswith("--") and len(word) > 2 and parser.allow_abbrev:
+            meant = {dest for option, dest in options.items() if option.startswith(word)}
+            given |= meant if len(meant) == 1 else set()  # argparse refuses one that could be several
+    return given
 
 
 def _converted(action: argparse.Action, value: Any, where: str) -> Any:

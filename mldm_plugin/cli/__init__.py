@@ -29,6 +29,7 @@ from mldm_plugin.cli import (
     weights,
 )
 from mldm_plugin.errors import MldmError
+from mldm_plugin.stopping import stopping_in_order
 from mldm_plugin.threads import wait_asleep
 
 
@@ -49,9 +50,12 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, name="mldm", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="mldm-plugin", prog_name="mldm")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Losses on people and faces for diffusion trainers."""
     wait_asleep()
+    if ctx.invoked_subcommand != "run":  # somebody else's script answers signals itself
+        ctx.with_resource(stopping_in_order())
 
 
 main.add_command(presets.presets)

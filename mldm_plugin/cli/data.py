@@ -176,7 +176,7 @@ def synthetic(out: Path, workers: int | None, **options: Any) -> None:
     type=click.IntRange(1),
     default=512,
     show_default=True,
-    help="Of the training, in pixels: pictures that are smaller are worth a look.",
+    help="Of the training, in pixels: pictures that are smaller are worth a look, and faces that are small there.",
 )
 @click.option("--workers", type=click.IntRange(0), help="Processes; one a core by default.")
 def check(folder: Path, report: Path | None, resolution: int, workers: int | None) -> None:

@@ -36,13 +36,10 @@ def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> Non
     if dry_run:
         click.echo(reproduction.plan())
         return
-    from mldm_plugin.reproduce.commands import stopping_in_order
-
     try:
-        with stopping_in_order():
-            made = reproduction.run()
-            if made.suffix == ".png":  # an evaluation has said where its page is
-                click.echo(f"Look at {made}")
+        made = reproduction.run()
+        if made.suffix == ".png":  # an evaluation has said where its page is
+            click.echo(f"Look at {made}")
     except KeyboardInterrupt:
         click.echo(err=True)  # the bar's line, or that of ^C, ends here
         raise MldmError("stopped; the same command goes on from there.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from shlex import quote
@@ -52,8 +53,9 @@ def start(
 ) -> None:
     """Look at photographs of a person, and write what is trained from them into OUT/run.yaml.
 
-    PHOTOS is a folder of photographs, a training set with masks (mldm data), or kohya's dataset.toml. Nothing is
-    trained yet, and the photographs are only read. Then: mldm train OUT/run.yaml.
+    PHOTOS is a folder of photographs, a training set with masks (mldm data), or kohya's dataset.toml; of a COCO data
+    set it says the command that makes one. Nothing is trained yet, and the photographs are only read. Then:
+    mldm train OUT/run.yaml.
     """
     from mldm_plugin.project.models import known_model
     from mldm_plugin.project.run_file import NAME, PROMPTS, write_run
@@ -62,7 +64,7 @@ def start(
     kind, _, pipeline = model.partition("=")
     known = known_model(kind)
     photos, who = _photos_and_who(photos, who)
-    out = out or Path("runs") / "_".join(who.lower().split())
+    out = out or Path("runs") / folder_name(who)
     file = out / NAME
     _refuse(photos, file, force)
     from mldm_plugin.prepare.folder import pictures_in
@@ -77,7 +79,7 @@ def start(
     from mldm_plugin.project.photos import look_at
 
     seen = look_at(photos)
-    named = pipeline or (kind if kind == "people-mini" else known.pipeline)
+    named = _here(pipeline) or (kind if kind == "people-mini" else known.pipeline)
     decided = decide(photos, seen, who, known, named, script=script, python=python, compare=not no_compare)
     out.mkdir(parents=True, exist_ok=True)
     write_run(file, decided.run, _title(decided, kind, file), decided.reasons)
@@ -102,18 +104,39 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
 
         photos, tokens = read_dataset(photos)
         who = who or tokens
-    if who:
-        return photos, who
+    from mldm_plugin.project.coco_folder import how_to_convert
+
+    if command := how_to_convert(photos):
+        raise MldmError(f"{photos} is a COCO data set: `{command}` makes a training set of it, for `mldm start`.")
+    if who is not None:
+        if not who.strip() or not who.isprintable():
+            raise MldmError(f'--who {who!r}: expected a rare word and what it is, on one line: --who "anna woman".')
+        return photos, who.strip()
     if not sys.stdin.isatty():
         raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
     return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+
+
+def _here(pipeline: str) -> str:
+    """A pipeline's folder by its whole path, for run.yaml may lie elsewhere; a Hub name as it is."""
+    return str(Path(pipeline).resolve()) if pipeline and Path(pipeline).exists() else pipeline
+
+
+def folder_name(who: str) -> str:
+    """A folder called as the person is, below where it is made.
+
+    >>> [folder_name(who) for who in ("Anna woman", "../../anna", "a/b {c}", "!!!")]
+    ['anna_woman', 'anna', 'a_b_c', 'run']
+    """
+    return "_".join(re.findall(r"\w[\w.-]*", who.lower())) or "run"
 
 
 def _title(decided: Decided, kind: str, file: Path) -> str:
     run = decided.run
     return (
         f"{run.who}: a LoRA of {kind}, from the photographs in {run.photos}.\n"
-        f"Written by `mldm start`; change what you like before you train, then: mldm train {quote(str(file))}"
+        f"Written by `mldm start`; change what you like before you train, then: mldm train {quote(str(file))}\n"
+        "A relative path is one from this file's folder."
     )
 
 
@@ -145,10 +168,10 @@ def _next(file: Path, decided: Decided, kind: str) -> list[str]:
     trainings = "two trainings, one of them with the plain loss" if run.compare == "plain" else "one training"
     lines = [f"\n{file}: {run.steps} steps, {trainings}"]
     lines += [f"  {line}" for line in cost_here(run, kind, len(decided.prompts), processes_here())]
-    if run.script and not Path(run.script).is_file():
+    if run.script and not (file.parent / run.script).is_file():
         from mldm_plugin.project.models import how_to_get
 
-        lines.append(f"diffusers' script is not here yet: {how_to_get(run.script)}")
+        lines.append(f"diffusers' script is not here yet: {how_to_get(str(file.parent / run.script))}")
     return [
         *lines,
         f"look into it, then:  mldm train {quote(str(file))}",

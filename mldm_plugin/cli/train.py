@@ -26,13 +26,14 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
 
     RUN.YAML is the file that `mldm start` wrote, or its folder. Stopped, the same command goes on where it was.
     """
+    from mldm_plugin.preset import load_preset
     from mldm_plugin.project.finished import changed_photographs, is_finished
     from mldm_plugin.project.run_file import read_run
     from mldm_plugin.project.scale import OwnPhotos
     from mldm_plugin.reproduce.run import Reproduction, claim
 
-    folder = _folder(run_file)
-    scale = OwnPhotos(folder, read_run(run_file))
+    folder, run = _folder(run_file), read_run(run_file)
+    scale = OwnPhotos(folder.absolute(), run)
     whole = Reproduction(scale.recipe(), scale, seeds=1, prompts=0, jobs=jobs or 1)
     if dry_run:
         click.echo(whole.plan())
@@ -46,6 +47,8 @@ def train(run_file: Path, jobs: int | None, dry_run: bool) -> None:
         return
     if lacks := scale.lacks():
         raise MldmError(lacks)
+    if run.plugins == ["mldm"]:  # else their own presets would have to be loaded; the trainers tell
+        load_preset(scale.recipe().arms[-1].preset or "", run.set)
     claim(scale, whole.recipe.name)  # what does not fit is said before torch is imported
     _carry_out(whole, scale, jobs)
     click.echo(f"the LoRA: {scale.training(whole.recipe.arms[-1], 0, None).folder}")
@@ -73,14 +76,13 @@ def _folder(run_file: Path) -> Path:
 
 def _carry_out(whole: Reproduction, scale: OwnPhotos, jobs: int | None) -> None:
     from mldm_plugin.project.finished import keep_names, mark_finished
-    from mldm_plugin.reproduce.commands import processes_here, stopping_in_order
+    from mldm_plugin.reproduce.commands import processes_here
 
     try:
-        with stopping_in_order():
-            keep_names(scale)
-            whole.jobs = jobs or processes_here()
-            whole.expected = _expected(scale, whole.jobs)
-            whole.run()
+        keep_names(scale)
+        whole.jobs = jobs or processes_here()
+        whole.expected = _expected(scale, whole.jobs)
+        whole.run()
     except KeyboardInterrupt:
         click.echo(err=True)  # the bar's line, or that of ^C, ends here
         raise MldmError("stopped; the same command goes on from there.") from None

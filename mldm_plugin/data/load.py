@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import glob
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +15,8 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.data.training_set import TrainingSet
 from mldm_plugin.errors import DataError
 
-log = logging.getLogger(__name__)
-
 HELD_OUT = ("validation", "test")  # splits that nobody trains on
+SPLITS = ("train", *HELD_OUT)
 
 
 def open_rows(
@@ -32,19 +31,13 @@ def open_rows(
 ) -> datasets.Dataset:
     """The rows of split `train` of a Hub data set, or of a folder; at most `at_most`, shuffled by `seed`.
 
-    With `every_file` a folder of pictures is one split, whatever its subfolders are called; parquet files are read as
-    they are named.
+    A folder's splits are those of `splits_of`. With `every_file` all other folders of pictures are one split, whatever
+    their subfolders are called; parquet files are read as they are named.
 
     Raises:
         DataError: it cannot be opened, or has no such split.
     """
-    splits = _open_splits(name, config, folder, cache, every_file)
-    for split in HELD_OUT if every_file and folder is not None else ():
-        if (Path(str(folder)) / split / "metadata.jsonl").is_file():
-            log.warning(
-                f"{folder}/{split} is trained on, too, as diffusers' script does it: --train_data_dir {folder}/train "
-                "holds it out."
-            )
+    splits = _open_splits(name, config, folder, cache, every_file, "train")
     if "train" not in splits:
         raise DataError(f"the data set {name or folder} has no split 'train', only {', '.join(splits)}.")
     rows = splits["train"]
@@ -64,14 +57,59 @@ def open_held_out(folder: str, cache: str | None = None) -> tuple[datasets.Datas
     return splits[split], split
 
 
-def _open_splits(name: str | None, config: str | None, folder: str | None, cache: str | None, every_file: bool) -> Any:
+def splits_of(folder: Path) -> dict[str, Path] | None:
+    """The splits of an image folder: `train`, `validation` and `test` are its subfolders with a metadata.jsonl each.
+
+    A folder with a metadata.jsonl of its own is one split, `train`, whatever its pictures are called; `datasets` would
+    take test_001.jpg and test/ out of it. None where it is for `datasets` to say: parquet files, or no metadata.jsonl.
+
+    Raises:
+        DataError: one metadata.jsonl for pictures in train/ and in validation/ or test/, which are held out or not.
+    """
+    if any(folder.rglob("*.parquet")):
+        return None
+    if found := {name: folder / name for name in SPLITS if (folder / name / "metadata.jsonl").is_file()}:
+        return found
+    if not (folder / "metadata.jsonl").is_file():
+        return None
+    if (folder / "train").is_dir() and (held := next((s for s in HELD_OUT if (folder / s).is_dir()), None)):
+        raise DataError(
+            f"{folder} has one metadata.jsonl for train/ and {held}/: give each folder its own, with names from there, "
+            f"to hold {held}/ out; or call the folders something else, to train on both."
+        )
+    return {"train": folder}
+
+
+def trained_part(folder: Path) -> Path | None:
+    """The folder that `open_rows` with `every_file` takes every picture of; None where `datasets` says what it takes.
+
+    >>> trained_part(Path("people"))
+    PosixPath('people')
+    """
+    splits = splits_of(folder)
+    if splits is None:
+        return None if any(folder.rglob("*.parquet")) else folder
+    return splits.get("train")
+
+
+def _open_splits(
+    name: str | None, config: str | None, folder: str | None, cache: str | None, every_file: bool, only: str = ""
+) -> Any:
+    """The splits by name; `only` one, if there is one of that name."""
+    place = Path(str(folder))
+    splits = splits_of(place) if name is None else None
+    if name is None and splits is None and every_file and trained_part(place) == place:
+        splits = {"train": place}
+    if splits is not None and only in splits:
+        splits = {only: splits[only]}
     try:
         if name is not None:
             return load_dataset(name, config, cache_dir=cache, data_dir=folder)
         with _without_bars():
-            if folder is not None and every_file and is_one_split(folder):
-                return load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, cache_dir=cache)
-            return load_dataset(folder, cache_dir=cache)
+            if splits is None:
+                return load_dataset(folder, cache_dir=cache)
+            files = {split: f"{glob.escape(str(part))}/**" for split, part in splits.items()}
+            return load_dataset("imagefolder", data_files=files, cache_dir=cache)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise DataError(
@@ -90,11 +128,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def is_one_split(folder: str) -> bool:
-    """Whether `open_rows` with `every_file` takes every picture of a folder, those of its `validation/` too."""
-    return not any(Path(folder).rglob("*.parquet"))
 
 
 def check_rows(training_set: TrainingSet, indices: Iterable[int]) -> list[str]:

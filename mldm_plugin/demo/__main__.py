@@ -13,11 +13,12 @@ from typing import Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.people_mini.unseen import HELD_OUT, LEARNT, NAMES
-from mldm_plugin.reproduce.commands import processes_here, seconds_a_step, stopping_in_order
+from mldm_plugin.reproduce.commands import processes_here, seconds_a_step
 from mldm_plugin.reproduce.proofs import proof_in
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.reproduce.scales import Person, run_name
+from mldm_plugin.stopping import stopping_in_order
 
 STEPS = 120
 SHOWN = "P009"  # nothing was chosen on this person

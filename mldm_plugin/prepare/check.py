@@ -19,7 +19,7 @@ from mldm_plugin.prepare.engines import in_processes
 from mldm_plugin.prepare.inspection import Findings, Look, inspect
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.picture import SUFFIXES
-from mldm_plugin.prepare.remarks import RESOLUTION, Remark, Remarks, verdict
+from mldm_plugin.prepare.remarks import RESOLUTION, Remark, Remarks, face_sizes_at, verdict
 from mldm_plugin.prepare.review import notes
 from mldm_plugin.prepare.stored import parts
 from mldm_plugin.records.files import write_bytes, write_text
@@ -75,7 +75,7 @@ class Report:
         default_factory=lambda: [
             Spread("part of the picture that is people", [0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
             Spread("people in a picture", [0, 1, 2, 3, 4, 5, 6, 8, 12]),
-            Spread("face size, pixels", [0, 16, 32, 48, 64, 96, 128, 192, 256]),
+            Spread("face size in training, pixels", [0, 16, 32, 48, 64, 96, 128, 192, 256]),
             Spread("shorter side of the picture, pixels", [0, 128, 256, 384, 512, 768, 1024]),
         ]
     )
@@ -119,7 +119,7 @@ class Report:
         if found.face_sizes is not None:
             self.counts["rows with face boxes"] += bool(found.face_sizes)
             self.counts["faces"] += len(found.face_sizes)
-            for size in found.face_sizes:
+            for size in face_sizes_at(found, self.resolution):
                 faces.add(size)
         if found.size is not None:
             sides.add(min(found.size))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.requirements import pip_install
+from mldm_plugin.stopping import asks_to_stop
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -60,12 +61,13 @@ def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], workers: in
 
 
 def _begin_worker(threads: int) -> None:
-    """A worker ends with its parent, however that ends; Ctrl-C is the parent's alone to answer.
+    """A worker ends with its parent, however that ends; Ctrl-C and a closed terminal are the parent's alone to answer.
 
     Networks that are loaded later compute in `threads` threads, so that all workers together use each core once.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for which in {signal.SIGINT, *asks_to_stop()} - {signal.SIGTERM}:
+        signal.signal(which, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -36,6 +36,8 @@ class Picture:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RejectedError("is a pipe or a device, which is not read")
         try:
             self._content = path.read_bytes()
         except OSError as error:

@@ -11,7 +11,7 @@ from mldm_plugin.prepare.inspection import Findings
 Grade = Literal["wrong", "worth a look", "fine"]
 RESOLUTION = 512  # pixels that the presets train at: the --resolution of Stable Diffusion 1.x
 # Pixels of a face. Chosen: four of the latent's, of which the decoder makes no features that could be compared.
-SMALL_FACE = 32
+SMALL_FACE = 32  # at the training's resolution
 SMALL_PERSON = 0.005  # part of a picture; chosen: a person of 36 x 36 pixels in 512 x 512
 
 
@@ -66,7 +66,8 @@ class Remarks:
         if found.face_sizes is not None:
             self._boxed = True
             self._faces += len(found.face_sizes)
-            self._small_faces.add(found.name, sum(size < SMALL_FACE for size in found.face_sizes))
+            sizes = face_sizes_at(found, self._resolution)
+            self._small_faces.add(found.name, sum(size < SMALL_FACE for size in sizes))
             self._faceless.add(found.name, max((found.people or 0) - len(found.face_sizes), 0))
 
     def of(self, faulty: int, rows: int, rejected: int, thrown_out: int) -> list[Remark]:
@@ -139,10 +140,17 @@ class Remarks:
             yield Remark("worth a look", text, tuple(self._faceless.names))
         if self._small_faces.count:
             few = _of(self._small_faces.count, self._faces, "face is", "faces are")
-            text = f"{few} less than {SMALL_FACE} px wide: too small for the face loss to see whose it is."
+            text = f"{few} less than {SMALL_FACE} px wide at {self._resolution} px: too small for the face loss."
             yield Remark("worth a look", text, tuple(self._small_faces.names))
         elif self._faces:
-            yield Remark("fine", f"Every face has {SMALL_FACE} px or more.")
+            yield Remark("fine", f"Every face has {SMALL_FACE} px or more at {self._resolution} px.")
+
+
+def face_sizes_at(found: Findings, resolution: int) -> list[float]:
+    """The sizes of its faces, in pixels, when the picture's short side has `resolution`, as in training."""
+    if found.face_sizes is None or found.size is None:
+        return []
+    return [size * resolution / min(found.size) for size in found.face_sizes]
 
 
 def verdict(remarks: list[Remark]) -> str:

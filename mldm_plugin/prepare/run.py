@@ -19,6 +19,7 @@ from mldm_plugin.prepare.index import Index
 from mldm_plugin.prepare.paths import readable
 from mldm_plugin.prepare.plans import Plan
 from mldm_plugin.prepare.source import RejectedError
+from mldm_plugin.prepare.split_names import looks_like_split, tell_one_split
 from mldm_plugin.prepare.workspace import Counts, Workspace, is_made, opened, recorded_counts
 
 
@@ -145,7 +146,7 @@ def convert_shard(shard: Shard) -> int:
 
 def join(space: Workspace) -> Counts:
     """Write metadata.jsonl of each split and rejected.jsonl; returns the counts."""
-    counts = Counts()
+    counts, misleading = Counts(), set[str]()
     with ExitStack() as files:
         streams: dict[str, IO[str]] = {}
 
@@ -158,6 +159,10 @@ def join(space: Workspace) -> Counts:
             counts.add(done)
             for split, row in done["rows"]:
                 write(f"{split}/metadata.jsonl" if split else "metadata.jsonl", row)
+                if looks_like_split(row["file_name"]):
+                    misleading.add(split)
             for rejected in done["rejected"]:
                 write("rejected.jsonl", rejected)
+    for split in misleading:
+        tell_one_split(space.folder / split)
     return counts

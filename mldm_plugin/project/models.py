@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,10 +121,10 @@ def pipeline_of(model: str) -> str:
 
 
 def how_to_get(script: str) -> str:
-    """A command that fetches diffusers' script in the edition that fits the installed diffusers."""
+    """A command that fetches diffusers' script to the path `script`, as it fits the installed diffusers."""
     from importlib.metadata import version
 
     name = Path(script).name
     example = next((model.example for model in MODELS.values() if f"{model.script}.py" == name), None) or "dreambooth"
     address = f"https://raw.githubusercontent.com/huggingface/diffusers/v{version('diffusers')}/examples"
-    return f"curl -O {address}/{example}/{name}"
+    return shlex.join(["curl", "-o", script, f"{address}/{example}/{name}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ ELSEWHERE = {
     "train_data_dir": "is made from `photos:`",
     "push_to_hub": "would publish them unseen: `mldm sample --push-to-hub` afterwards",
 }  # keys of `training:` that are said in another place
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the pipelines, as they were trained
+COUNTS = {"resolution", "train_batch_size", "gradient_accumulation_steps"}  # that the other commands need, too
+FLAG = re.compile(r"[A-Za-z][\w.-]*")
 WIDTH = 118  # of the file's lines; a longer reason goes above its key
 
 
@@ -55,7 +59,9 @@ class Run(BaseModel):
     )
     prompts: str = Field(default=PROMPTS, description="file of the prompts that are drawn, one a line")
     pictures: int = Field(default=2, ge=1, description="pictures of each prompt")
-    guidance: float | None = Field(default=None, description="scale of guidance; null is the pipeline's own")
+    guidance: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="scale of guidance; null is the pipeline's own"
+    )
     seed: int = Field(default=0, ge=0, description="of every random draw")
 
     @field_validator("training", mode="before")
@@ -65,7 +71,23 @@ class Run(BaseModel):
         elsewhere = sorted({*(training or {})} & ELSEWHERE.keys()) if isinstance(training, dict | None) else []
         if elsewhere:
             raise ValueError("; ".join(f"{name} {ELSEWHERE[name]}" for name in elsewhere))
+        if isinstance(training, dict) and (wrong := [fault for one in training.items() if (fault := _fault_of(*one))]):
+            raise ValueError("; ".join(wrong))
         return {} if training is None else training
+
+
+def _fault_of(name: Any, value: Any) -> str:
+    """What is wrong with a line of `training:`, whatever the script; empty if nothing is."""
+    if not (isinstance(name, str) and FLAG.fullmatch(name)):
+        return f"{name!r} is no flag, expected a name without dashes before it"
+    values = value if isinstance(value, list) else [value]
+    if not all(one is None or isinstance(one, str | int | float) for one in values):
+        return f"{name} is {str(value)[:40]}, expected one value, or a list of them"
+    if name in COUNTS and not (str(value).isdecimal() and int(value) > 0):
+        return f"{name} is {value!r}, expected a whole number above 0"
+    if name == "mixed_precision" and value not in (*PRECISIONS, None, False):  # YAML reads a bare no as false
+        return f"{name} is {value!r}, expected {', '.join(PRECISIONS)}"
+    return ""
 
 
 def read_run(path: Path) -> Run:
@@ -77,9 +99,11 @@ def read_run(path: Path) -> Run:
     path = path / NAME if path.is_dir() else path
     try:
         contents = yaml.load(path.read_text(encoding="utf-8"), Loader=NoDuplicates)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise MldmError(f"{path} cannot be read ({reason}): `mldm start PHOTOS --who NAME` writes one.") from error
+    if not isinstance(contents, dict):
+        raise MldmError(f"{path} holds {str(contents)[:40]!r}, expected keys such as photos: and steps:.")
     try:
         return Run.model_validate(contents)
     except ValidationError as error:

@@ -18,8 +18,9 @@ from mldm_plugin.evaluation.models import LORA, Model, Run, load_pipeline, parse
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.perceptual.weights.table import weight_file
-from mldm_plugin.project.models import pipeline_of
+from mldm_plugin.project.places import beside
 from mldm_plugin.project.run_file import NAME, read_run
+from mldm_plugin.project.scale import OwnPhotos
 from mldm_plugin.project.sheet import draw_sheet
 
 WITHOUT, WITH = "without", "with"
@@ -63,8 +64,8 @@ def open_finished(run: Path, base: str | None) -> Finished:
     if not (trained[WITH] / LORA).is_file():
         raise MldmError(f"{trained[WITH]} has no weights yet: mldm train {run / NAME}")
     there = {name: folder for name, folder in trained.items() if (folder / LORA).is_file()}
-    models = parse_models([f"{name}={folder}" for name, folder in there.items()], base or pipeline_of(told.model))
-    prompts = run / told.prompts
+    models = parse_models([f"{name}={folder}" for name, folder in there.items()], base or OwnPhotos(run, told).model)
+    prompts = Path(beside(run, told.prompts))
     labels = {WITHOUT: "no LoRA", "plain": "plain loss", WITH: "Masked LDM"}
     found = prompts if prompts.is_file() else None
     return Finished(_with_base(models), found, told.guidance, trained[WITH], labels)

@@ -14,15 +14,15 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.models import LORA
 from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.preset import as_flags
+from mldm_plugin.project import places
 from mldm_plugin.project.models import OURS, REPEATS, how_to_get, is_kohyas, pipeline_of
-from mldm_plugin.project.run_file import GIVEN, NAME, Run
+from mldm_plugin.project.run_file import GIVEN, NAME, PRECISIONS, Run
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training
 from mldm_plugin.reproduce.recipes import NO_LOSSES, Arm, Recipe
 from mldm_plugin.reproduce.scales import losses_of, models, run_name
 
 METRICS = ("identity", "copying", "face_found")
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of the pipelines, as they were trained
 DATA = ".data"  # in the folder: a digest of the rows and masks that are trained on
 CHECKPOINTS = 4  # of a training; chosen
 JUDGED_ONLY = {"prompts", "pictures", "guidance", "compare"}  # may change between two calls
@@ -47,7 +47,8 @@ class OwnPhotos:
     @property
     def model(self) -> str:
         """The pipeline's folder or Hub name."""
-        return pipeline_of(self.run.model)
+        known = pipeline_of(self.run.model)
+        return known if known != self.run.model else places.beside_if_there(self.out, known)
 
     @property
     def people(self) -> Path:
@@ -62,7 +63,7 @@ class OwnPhotos:
 
     @property
     def photos(self) -> Path:
-        return self.out / self.run.photos
+        return Path(places.beside(self.out, self.run.photos))
 
     def asked(self) -> dict[str, Any]:
         return self.run.model_dump(exclude=JUDGED_ONLY)  # the folder may be called another way, or be moved
@@ -85,15 +86,17 @@ class OwnPhotos:
         run = self.run
         script = Path(run.script).stem if run.script else OURS
         sets = (*run.set, f"training.{script}={{}}")  # run.yaml says all flags; what it leaves out is the script's own
-        plain = Arm("plain", "the plain loss", run.preset, (*sets, *NO_LOSSES))
-        ours = Arm("mldm", f"preset {run.preset}", run.preset, sets)
+        preset = places.preset_beside(self.out, run.preset)
+        plain = Arm("plain", "the plain loss", preset, (*sets, *NO_LOSSES))
+        ours = Arm("mldm", f"preset {run.preset}", preset, sets)
         arms = (plain, ours) if run.compare == "plain" else (ours,)
         return Recipe("photos", f"{run.who}, learnt from {run.photos}", arms)
 
     def data(self) -> list[Command]:
         """Masks and face boxes, and a look at them."""
         run = self.run
-        words = ["mldm", "data", "folder", str(self.photos), "--caption", run.caption, "--masks", run.masks]
+        words = ["mldm", "data", "folder", str(self.photos), "--caption", run.caption]
+        words += ["--masks", places.masks_beside(self.out, run.masks)]
         words += ["--faces", run.faces, "--held-out", str(run.held_out)]
         words += [word for name in run.leave_out for word in ("--leave-out", name)]
         check = self.out / "people-check"
@@ -139,17 +142,23 @@ class OwnPhotos:
         """A training with the flags of `training:`, those of the data and of the folder."""
         run = self.run
         given = {"pretrained_model_name_or_path": self.model, "seed": run.seed + seed}
-        given |= self._kohyas_flags() if self.is_kohyas else {**self._flags(), **run.training}
+        given |= self._kohyas_flags() if self.is_kohyas else {**self._flags(), **self._settings()}
         name = run_name(arm, seed)
-        losses = losses_of(arm, plugins=run.plugins)
+        losses = losses_of(arm, plugins=[places.plugin_beside(self.out, name) for name in run.plugins])
         trainer = self.script if run.script else OURS.removeprefix("train_")
-        return Training(name, self.out / "runs" / name, trainer, steps, (*losses, *as_flags(given)), run.python)
+        return Training(name, self.out / "runs" / name, trainer, steps, (*losses, *as_flags(given)), self.python)
+
+    def _settings(self) -> dict[str, Any]:
+        """Those of `training:`."""
+        return {name: places.flag_beside(self.out, value) for name, value in self.run.training.items()}
 
     def _flags(self) -> dict[str, Any]:
-        """Data, checkpoints and resuming. DreamBooth's scripts read pictures alone, so masks are found by name."""
+        """Data, checkpoints and resuming; nothing is written beside the photographs. DreamBooth's scripts read pictures
+        alone, so masks are found by name."""
         every = max(self.steps // CHECKPOINTS, 1)
         told = {"checkpointing_steps": every, "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}
         if not self.run.script:
+            told |= {"latents_cache_dir": self.out / "latents"} if self.run.training.get("cache_latents") else {}
             return {**told, "train_data_dir": self.learnt, "panel_steps": every}
         if "dreambooth" not in Path(self.run.script).name:
             return {**told, "train_data_dir": self.learnt}
@@ -159,7 +168,7 @@ class OwnPhotos:
     def _kohyas_flags(self) -> dict[str, Any]:
         """Resolution and batch stand in the data set's file; a training that was stopped begins anew."""
         own = {
-            name: value for name, value in self.run.training.items() if name not in ("resolution", "train_batch_size")
+            name: value for name, value in self._settings().items() if name not in ("resolution", "train_batch_size")
         }
         told = {"dataset_config": self.kohyas_data, "mldm-mask-dir": self.learnt}
         return {**told, "output_name": Path(LORA).stem, "save_model_as": "safetensors", **own}
@@ -176,19 +185,23 @@ class OwnPhotos:
 
     @property
     def script(self) -> str:
-        """The training script's file, where it is; else its name alone."""
-        there = [file for file in (self.out / self.run.script, Path(self.run.script)) if file.is_file()]
-        return str(there[0]) if there else self.run.script
+        """The training script's file."""
+        return places.beside(self.out, self.run.script)
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the script's environment, a path or a command; empty for this one."""
+        return places.program_beside(self.out, self.run.python)
 
     def lacks(self) -> str:
         """What must be fetched before anything can be trained, with the command; empty where nothing must."""
         run, file = self.run, self.out / NAME
         if run.script and not Path(self.script).is_file():
             return (
-                f"the script {run.script} is not here: get it with `{how_to_get(run.script)}`, and say in {file} where "
-                "it is (`script:`)."
+                f"the script {self.script} is not there: get it with `{how_to_get(self.script)}`, or say in {file} "
+                "where it is (`script:`)."
             )
-        return "" if not run.python else _lacks_package(run.python, file)
+        return "" if not run.python else _lacks_package(self.python, file)
 
     def cost(self, arm: Arm) -> str:
         """Of a training."""
@@ -201,7 +214,7 @@ class OwnPhotos:
         run, out = self.run, self.out / "report"
         metrics = [*METRICS, *(["face_sharpness"] if run.held_out else [])]  # which is told against photographs
         words = ["mldm", "evaluate", *models(recipe, self.out, seeds, self.model), "--base", self.model]
-        words += ["--prompts-from", str(self.out / run.prompts), "--repetitions", str(run.pictures)]
+        words += ["--prompts-from", places.beside(self.out, run.prompts), "--repetitions", str(run.pictures)]
         words += ["--person", str(self.learnt), "--train-data", str(self.learnt), "--metrics", ",".join(metrics)]
         words += ["--data", str(self.people)] if run.held_out else []
         words += ["--photographs", str(run.held_out)]

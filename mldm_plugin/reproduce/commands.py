@@ -9,17 +9,22 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
 from mldm_plugin.threads import SETTINGS as WAITING
 
 SETTINGS = {**WAITING, "TOKENIZERS_PARALLELISM": "false"}
+LAUNCHER = "accelerate.commands.launch"
+PATIENCE = 60.0  # seconds that a program has for its end in order; chosen: a checkpoint on a slow disk
 IN_A_LOG = {"TQDM_MININTERVAL": "30"}  # seconds between two states of a bar
 WEIGHTS = ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors")
 
@@ -83,7 +88,7 @@ class Training:
     python: str = ""
 
     def __str__(self) -> str:
-        launch = f"{self.python} -m accelerate.commands.launch" if self.python else "accelerate launch"
+        launch = f"{shlex.quote(self.python)} -m {LAUNCHER}" if self.python else "accelerate launch"
         return f"{launch} {shlex.join(self.words)}"
 
     @property
@@ -114,7 +119,7 @@ class Training:
     def start(self, threads: int, out: IO[Any] | None = None) -> subprocess.Popen[bytes]:
         """Begin, or go on at the last checkpoint, in a group of processes of its own; `out` gets what is printed."""
         options = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-        launch = [self.python or sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
+        launch = [self.python or sys.executable, "-m", LAUNCHER, "--quiet", *options]
         launch += ["--num_cpu_threads_per_process", str(threads), *self.words]
         settings = SETTINGS if out is None else {**SETTINGS, **IN_A_LOG}
         return subprocess.Popen(launch, stdout=out, stderr=out, env={**settings, **os.environ}, start_new_session=True)
@@ -132,23 +137,9 @@ def threads_each(processes: int) -> int:
     return max((os.cpu_count() or 1) // processes, 1)
 
 
-@contextmanager
-def stopping_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that trainings are asked to stop, too."""
-    heard = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]  # nohup
-    before = {one: signal.signal(one, signal.default_int_handler) for one in heard}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a command that has not ended, and all that it started, without a word: what it makes bears it."""
     if process.poll() is None:
-        import psutil  # of accelerate
-
         with suppress(psutil.NoSuchProcess):
             whole = psutil.Process(process.pid)
             for one in [*whole.children(recursive=True), whole]:
@@ -157,15 +148,27 @@ def kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a training for a checkpoint and an end, and wait for it."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask programs that were started here for an end in order, then wait for each."""
+    asked = [process for process in processes if process.poll() is None]
+    for process in asked:
+        with suppress(psutil.NoSuchProcess):
+            for one in _who_answers(process):
+                one.terminate()
+    end = time.monotonic() + PATIENCE
+    for process in asked:
         try:
-            process.wait(60)
+            process.wait(max(end - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _who_answers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The program itself, but the trainer in place of its launcher, which would end at once and leave it behind."""
+    started = psutil.Process(process.pid)
+    trainers = started.children() if LAUNCHER in list(process.args) else []  # type: ignore[arg-type]
+    return trainers or [started]
 
 
 def seconds_a_step(folder: Path) -> float:

@@ -185,9 +185,8 @@ class Reproduction:
                 bar.set_postfix_str(", ".join(training.name for training, _ in running), refresh=False)
                 bar.update(sum(training.steps_done for training in trainings) - bar.n)
         finally:
+            stop([process for _, process in running])
             bar.close()
-            for _, process in running:
-                stop(process)
 
     def show_proof(self, training: Training, bar: Any) -> bool:
         """Say above the bar that the losses reach the network, once the training has said so; whether it has."""

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mldm_plugin.data.batch import Example
-from mldm_plugin.data.load import HELD_OUT, is_one_split
+from mldm_plugin.data.load import HELD_OUT, trained_part
 from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Photographs, cases_of_photographs, open_photographs
 from mldm_plugin.evaluation.judges import choose_judges, networks_in
@@ -150,8 +150,8 @@ def _open(trainer: Trainer, accelerator: Accelerator) -> Photographs:
             raise DataError("--evaluate_steps needs photographs that are not trained on: give --evaluate_data_dir.")
         if _trains_on(folder, trainer):
             raise DataError(
-                f"{trainer.flags.script} trains on every picture of {flags.train_data_dir}, those of its subfolders "
-                "too, so none is left to evaluate on: give --evaluate_data_dir a folder elsewhere."
+                f"{trainer.flags.script} trains on every picture of {flags.train_data_dir}, which has no splits train "
+                "and validation, so none is left to evaluate on: give --evaluate_data_dir a folder elsewhere."
             )
         photographs = open_photographs(folder, flags.resolution, columns=columns, cache=flags.cache_dir)
         if photographs.split not in HELD_OUT and folder == Path(flags.train_data_dir or "").resolve():
@@ -170,11 +170,12 @@ def _open(trainer: Trainer, accelerator: Accelerator) -> Photographs:
 
 
 def _trains_on(folder: Path, trainer: Trainer) -> bool:
-    """Whether a trainer that takes every file of its folder takes those of `folder`."""
+    """Whether a trainer that takes every file of its folder, or of the split `train` in it, takes those of `folder`."""
     flags = trainer.flags
     if flags.dataset_name is not None or flags.train_data_dir is None or not trainer.every_file:
         return False
-    return folder.is_relative_to(Path(flags.train_data_dir).resolve()) and is_one_split(flags.train_data_dir)
+    trained = trained_part(Path(flags.train_data_dir).resolve())
+    return trained is not None and folder.is_relative_to(trained)
 
 
 def _checked(example: Example, trainer: Trainer, row: int) -> Example:

@@ -101,7 +101,7 @@ class DiffusersFlags(BaseModel):
     dataset_config_name: str | None = None
     """Configuration of the data set, where it has several."""
     train_data_dir: str | None = None
-    """Folder of pictures with a metadata.jsonl (docs/quickstart.md)."""
+    """Folder of pictures with a metadata.jsonl (docs/quickstart.md); one of splits is trained on by its train/."""
     image_column: str = "image"
     """Column of the pictures."""
     caption_column: str = "text"

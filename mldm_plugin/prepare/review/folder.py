@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Review:
         pictures = {self.folder / entry.name for entry in self.entries}
         # A file that is a picture, too, or the mask of several, is not written over for one of them.
         self._not_painted = {path for path, count in named.items() if count > 1 or path in pictures}
+        if (self.folder / notes.FOLDER / ORIGINALS).is_dir():
+            self._drop_stale_originals()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -97,12 +100,8 @@ class Review:
             raise DataError(f"decision {decision!r}: expected {ACCEPTED!r}, {THROWN_OUT!r} or null.")
         entry = self.entries[number]
         self._check_unchanged(entry.top)
-        before = replace(entry.note)
-        try:
+        with self._or_as_before(entry):
             self._decide(entry, decision)
-        except OSError:
-            entry.note = before
-            raise
 
     def _decide(self, entry: Entry, decision: str | None) -> None:
         """A row goes into the other list before it leaves the one that it is in: it is never in neither."""
@@ -133,8 +132,9 @@ class Review:
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, path.read_bytes())
-        self._rewrite(entry, with_people(entry.columns(), labels))  # first: it may not name fewer than the mask has
-        write_bytes(path, label_png(labels))
+        with self._or_as_before(entry):
+            self._rewrite(entry, with_people(entry.columns(), labels))  # first: it may not name fewer than the mask has
+            write_bytes(path, label_png(labels))
 
     def set_faces(self, number: int, faces: Sequence[Mapping[str, Any]]) -> None:
         """Store other face boxes; `change.with_faces` says how.
@@ -147,7 +147,8 @@ class Review:
             raise DataError(f"{entry.name} cannot be read, so it can have no faces.")
         original = json.loads(entry.note.original or entry.line)
         columns = with_faces(entry.columns(), original, faces, found.size)
-        self._rewrite(entry, columns, [face.get("was") for face in faces])
+        with self._or_as_before(entry):
+            self._rewrite(entry, columns, [face.get("was") for face in faces])
 
     def restore(self, number: int) -> None:
         """The mask and the row as they were before the review."""
@@ -157,10 +158,11 @@ class Review:
         self._check_unchanged(entry.top)
         path = self._mask(entry)
         kept = self._original(path) if path else None
-        if path and kept and kept.is_file():
-            write_bytes(path, kept.read_bytes())
-        entry.line, entry.note.original, entry.note.faces = entry.note.original, None, None
-        self._store(entry)
+        with self._or_as_before(entry):
+            if path and kept and kept.is_file():
+                write_bytes(path, kept.read_bytes())
+            entry.line, entry.note.original, entry.note.faces = entry.note.original, None, None
+            self._store(entry)
         if kept:
             kept.unlink(missing_ok=True)
 
@@ -174,6 +176,24 @@ class Review:
             path.rmdir() if path.is_dir() else path.unlink()
         if originals.is_dir():
             originals.rmdir()
+
+    @contextmanager
+    def _or_as_before(self, entry: Entry) -> Iterator[None]:
+        """Where the disk is full, the row and its note stay as they were, here and, as far as may be, on disk."""
+        line, note = entry.line, replace(entry.note)
+        try:
+            yield
+        except OSError:
+            entry.line, entry.note = line, note
+            with suppress(OSError):
+                self._store(entry)
+            raise
+
+    def _drop_stale_originals(self) -> None:
+        """What a `finish` that was killed left: of the next stroke it would be taken for the mask before."""
+        for entry in self.entries:
+            if entry.note.original is None and (mask := self._mask(entry)):
+                self._original(mask).unlink(missing_ok=True)
 
     def _entries(self, top: Path) -> list[Entry]:
         """The rows of one metadata.jsonl and the thrown-out ones; rows that are in both lists leave the former."""

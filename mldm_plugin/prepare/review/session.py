@@ -56,14 +56,25 @@ def hold_review(folder: Path, port: int, opens_browser: bool) -> None:
             if opens_browser:
                 webbrowser.open(server.address)
             server.serve_forever()
+        server.lock.acquire()  # what is being saved is saved; nothing else begins
         sys.stdout.write(f"\n{told(review)}\n")
 
 
 def finish_review(folder: Path) -> str:
-    """Drop the originals; returns what there was of the review."""
+    """Drop the originals; returns what there was of the review.
+
+    Raises:
+        DataError: the folder cannot be reviewed, or not be written.
+    """
     with opened(folder) as review:
         said = told(review)
-        review.finish()
+        try:
+            review.finish()
+        except OSError as error:
+            raise DataError(
+                f"{folder} cannot be written ({error}): masks, boxes and decisions are as they were; make room, and "
+                "give the same command again."
+            ) from error
     return f"{said}\nmasks and boxes stay as they are now; thrown-out pictures can still be brought back"
 
 
