@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -250,20 +249,6 @@ def test_a_launcher_does_not_leave_its_trainer_behind(tmp_path):
         time.sleep(0.02)
     stop([process])
     assert (tmp_path / "checkpoint").exists()
-
-
-def test_a_command_is_asked_to_end_when_its_caller_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("mldm_plugin.stopping.leave_terminal", lambda _: None)
-    threading.Thread(target=hang_up_when, args=(tmp_path / "ready",)).start()
-    with pytest.raises(KeyboardInterrupt), stopping_in_order():
-        Command((sys.executable, "-c", LAUNCHED, str(tmp_path)), tmp_path / "x").call()
-    assert (tmp_path / "checkpoint").exists()
-
-
-def hang_up_when(ready):
-    while not ready.exists():
-        time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_the_start_up_proof_is_shown_once_and_kept_in_the_run(tmp_path, monkeypatch, capfd):
