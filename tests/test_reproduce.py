@@ -144,14 +144,17 @@ class Program(Training):
     TEXT = """
 import pathlib, signal, sys, time
 folder, steps, kind = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-folder.mkdir(parents=True, exist_ok=True)
 signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").touch() or sys.exit(0))
+folder.mkdir(parents=True, exist_ok=True)
 done = (folder / "metrics.jsonl").read_text().count("\\n") if (folder / "metrics.jsonl").exists() else 0
 for step in range(done, steps):
     time.sleep(0.05 if kind == "quick" else 30)
     with (folder / "metrics.jsonl").open("a") as log:
         log.write("{}\\n")
     if kind == "broken":
+        end = time.monotonic() + 10
+        while len(list(folder.parent.iterdir())) < 2 and time.monotonic() < end:  # the other can be asked to stop
+            time.sleep(0.02)
         sys.exit("mldm: the weights are gone,\\n  both of them")
 (folder / "pytorch_lora_weights.safetensors").touch()
 """
