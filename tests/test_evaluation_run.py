@@ -376,7 +376,7 @@ def from_one_process(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory)
     flags = ("--model", f"a={tiny_pipeline}", "--model", f"b={other_pipeline}", "--data", str(tiny_data))
     found = forked.run("-m", "mldm_plugin.cli", "evaluate", *command(out, *flags), env=environment())
     assert found.returncode == 0, found.stderr
-    assert "| brightness ↑ |" in found.stdout
+    assert "\nbrightness ↑  " in found.stdout
     return out, flags
 
 
