@@ -35,7 +35,7 @@ def test_every_flag_of_a_preset_is_one_of_the_script_and_takes_the_value(name):
     training = load_preset(name, plugins=load_plugins(), check_training=training_faults).training
     assert training
     for script, section in training.items():
-        known = RECORDED[script] if script in RECORDED else {}
+        known = RECORDED.get(script, {})
         assert known or script in OURS_ALONE
         assert section.keys() - known.keys() <= OURS_ALONE.get(script, set())
         parser = script_flags.parser_of(known)
