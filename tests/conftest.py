@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,9 @@ from tiny_data import write_data, write_pipeline, write_preset
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than half a minute")
+    for which, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(which) == signal.SIG_IGN:  # as nohup leaves it, and processes that are started inherit it
+            signal.signal(which, usual)
 
 
 @pytest.fixture(scope="session")

@@ -276,8 +276,10 @@ def test_a_command_that_is_stopped_ends_with_all_it_started_and_says_nothing(tmp
     assert "".join(capfd.readouterr()) == ""
     if (tmp_path / "pid").is_file():
         with suppress(psutil.NoSuchProcess):  # one that nobody has waited for yet is dead, too
-            started = psutil.Process(int((tmp_path / "pid").read_text()))
-            assert started.status() == psutil.STATUS_ZOMBIE
+            started, end = psutil.Process(int((tmp_path / "pid").read_text())), time.monotonic() + 10
+            while started.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < end
+                time.sleep(0.02)
 
 
 def test_the_time_of_a_step_leaves_out_what_lies_between_two_processes(tmp_path):

@@ -130,8 +130,9 @@ def test_prompts_and_hints_are_paired(make_trainer, tmp_path, texts, hints, numb
         paths.append(str(tmp_path / f"{i}.png"))
         Image.new("RGB", (8, 8), (i, 0, 0)).save(paths[-1])
     trainer = make_trainer(validation_prompt=[f"p{i}" for i in range(texts)], validation_image=paths)
-    got = [(text, hint.getpixel((0, 0))[0]) for text, hint in trainer.prompts()]
+    got = [(prompt.title, prompt.hint.getpixel((0, 0))[0]) for prompt in trainer.prompts()]
     assert got == [(f"p{i % texts}", i % hints) for i in range(number)]
+    assert all(p.arguments == {"prompt": p.title, "image": p.hint} for p in trainer.prompts())
 
 
 def no_such_repository(*_, **__):
