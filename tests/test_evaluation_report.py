@@ -327,6 +327,7 @@ def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
     results["metrics"][1]["differences"]["mldm"] = difference(0.05)
     results["failed"] = {"broken": "it does not load"}
     results["missing"] = {"identity": "it needs pictures of --person"}
+    results["models"][2]["runs"][0]["proof"] = "Start-up proof (convex mix)\n  face  reaches the network"
     dom = shown(results)
     said = words(dom)
     assert "mldm is better than base in 3 of 4 metrics, worse in none" in said
@@ -335,6 +336,7 @@ def test_the_page_shows_verdicts_tables_pictures_and_curves(results, shown):
     assert "3 models drew the same 5 prompts from the same noise" in said
     assert "The model broken failed and is left out: it does not load" in said
     assert "identity : it needs pictures of --person" in said
+    assert "Start-up proofs mldm Start-up proof (convex mix) face reaches the network" in said
     assert dom.count('class="metric"') == 4
     assert len(re.findall(r'<svg class="chart"', dom)) >= 4 * (3 + 2) + 2 + 2 * 2
     gallery = dom[dom.index('id="gallery"') : dom.index('id="extremes"')]
