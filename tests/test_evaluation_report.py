@@ -437,7 +437,7 @@ def test_odd_results_are_shown(make, shown, tmp_path):
 def test_long_names_do_not_lie_over_their_values_on_a_telephone(shown, tmp_path):
     results = make_results(tmp_path, models=("plain", "plain_for_the_same_time_as_masked_ldm"))
     then = """
-      document.body.style.width = '400px';
+      document.body.style.width = '360px';
       const box = (row, name) => row.querySelector(name).getBoundingClientRect();
       const rows = [...document.querySelectorAll('.summary .metric tr')];
       const gaps = rows.map((row) => box(row, '.value').left - box(row, '.name .model').right);
