@@ -1,4 +1,4 @@
-"""The processes of an evaluation: one, or those of `accelerate launch`."""
+"""The processes of an evaluation: one, or those of `accelerate launch`, which may be more than there are GPUs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        asked = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-        self._state = PartialState(cpu=asked or not torch.cuda.is_available())
+        self._state = PartialState(cpu=True)  # they tell each other words, for which no GPU is needed
         self.rank, self.number = self._state.process_index, self._state.num_processes
-        self.device = self._state.device
+        self.device = torch.device("cpu")
+        on_cpu = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
+        if torch.cuda.is_available() and not on_cpu:
+            self.device = torch.device("cuda", self._state.local_process_index % torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
 
     def gather(self, value: T) -> list[T]:
         """What each process gives, in their order; all wait for it."""
