@@ -1,9 +1,9 @@
 """The study's figures and tables, all made from docs/evidence.json.
 
-python docs/evidence.py collect RUN P009=RUN P010=RUN    docs/evidence.json, from runs of `mldm reproduce`
-python docs/evidence.py figures                          docs/images/evidence_*.png
+python docs/evidence.py collect RUN P009=RUN P010=RUN gpu=RUN    docs/evidence.json, from runs of `mldm reproduce`
+python docs/evidence.py figures                                  docs/images/evidence_*.png
 
-Its tables are for docs/evidence.md, which is written when all seeds are there.
+`gpu` is what docs/evidence_gpu.py made. The tables of docs/evidence.md are made of the same file by docs/generate.py.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ NAMES = {
     "identity": "likeness",
     "copying": "likeness to the nearest training picture",
 }
+ALONE = ("gpu",)  # studies whose claims are corrected among themselves, as their protocol says
 CURVES = ("one_step_face", "one_step_lpips_person", "one_step_error")
-DRAWN = ("t100", "t400", "additive", "masked_mse", "p2", "released")  # arms in the figure
+DRAWN = {  # arms in the figure of each study
+    "evidence": ("t100", "t400", "additive", "masked_mse", "p2", "released"),
+    "gpu": ("t100", "t400", "plain_3x"),
+}
 COLOURS = ("#0a6cb4", "#d0520c", "#0b8563", "#a3458f", "#946800", "#6a7080")
 MARKERS = ("s", "D", "^", "v", ">", "o")
 
@@ -49,10 +53,12 @@ def collect(runs: dict[str, Path]) -> dict[str, Any]:
         study["settings"].pop("out")
         equal = run / "equal_time.json"
         study["equal_time"] = json.loads(equal.read_text(encoding="utf-8")) if equal.is_file() else {}
+        if (times := run / "seconds_a_step.json").is_file():
+            study["seconds_a_step"] = json.loads(times.read_text(encoding="utf-8"))
         results = json.loads((run / "report" / "metrics.json").read_text(encoding="utf-8"))
         study["pictures"], study["versions"] = len(results["cases"]), results["versions"]
         found[name] = study
-    together = [claim for name in found if name != "gradients" for claim in found[name]["claims"]]
+    together = [claim for name in found if name not in ("gradients", *ALONE) for claim in found[name]["claims"]]
     corrected(together)  # for the number of all claims
     return found
 
@@ -105,6 +111,14 @@ def arms_table(study: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seconds_table(study: str) -> str:
+    """Seconds a step of each arm, over seeds, all arms side by side."""
+    found = figures()[study]["seconds_a_step"]
+    lines = ["| arm | " + " | ".join(f"`{arm}`" for arm in found) + " |", "|---" * (len(found) + 1) + "|"]
+    cells = [f"{min(times):.3f} to {max(times):.3f}" for times in found.values()]
+    return "\n".join([*lines, "| seconds a step | " + " | ".join(cells) + " |"]) + "\n"
+
+
 def gradients_table() -> str:
     """Each loss's gradient over the plain loss's, and the cosine of the two, by t."""
     found = figures()["gradients"]
@@ -117,21 +131,19 @@ def gradients_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_curves() -> bytes:
+def draw_curves(name: str) -> bytes:
     """One-step quantities over t as ratios to the plain loss's: a thin line for each seed, a thick one for the mean."""
     import io
 
     import matplotlib.pyplot as plt
 
-    study = figures()["evidence"]
+    study = figures()[name]
     arms, timesteps = study["arms"], study["timesteps"]
     figure, grid = plt.subplots(1, len(CURVES), figsize=(11, 3.6), layout="constrained")
     for axes, quantity in zip(grid, CURVES, strict=True):
         plain = arms["plain"]["curves"][quantity]
         axes.axhline(1, color="#1a1c20", linewidth=0.8)
-        for arm, colour, marker in zip(DRAWN, COLOURS, MARKERS, strict=True):
-            if arm not in arms:
-                continue
+        for arm, colour, marker in zip(DRAWN[name], COLOURS, MARKERS, strict=False):
             seeds = [
                 [a / b for a, b in zip(one, base, strict=True)]
                 for one, base in zip(arms[arm]["curves"][quantity], plain, strict=True)
@@ -156,7 +168,8 @@ def main(words: Sequence[str]) -> None:
         runs = {name if path else "evidence": Path(path or name) for name, _, path in named}
         write_text(FILE, json.dumps(collect(runs), indent=1) + "\n")
     elif words[:1] == ["figures"]:
-        write_bytes(DOCS / "images" / "evidence_curves.png", draw_curves())
+        for name in DRAWN.keys() & figures().keys():
+            write_bytes(DOCS / "images" / f"evidence_{name}.png", draw_curves(name))
     else:
         sys.exit(__doc__)
 

@@ -16,6 +16,7 @@ import yaml
 
 sys.path.append(str(Path(__file__).parent))  # tests load this file by its path
 
+import evidence
 import metric_tables
 
 from mldm_plugin.attach.flags import FLAGS
@@ -158,6 +159,9 @@ MAKERS: dict[str, Callable[..., str]] = {
     "new-loss": written_loss,
     "attach-flags": attach_flags,
     "attach-runs": attach_runs,
+    "claims": evidence.claims_table,
+    "arms": evidence.arms_table,
+    "seconds": evidence.seconds_table,
     "metrics": metric_tables.metrics_table,
     "card": metric_tables.card_table,
     "one_step": metric_tables.one_step_table,
