@@ -55,12 +55,12 @@ def forget_accelerate() -> None:
     logging.getLogger().setLevel(logging.WARNING)
 
 
-def run_here(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """The exit status of a trainer that runs in this process, on the CPU and offline."""
+def run_here(main: Callable[[list[str]], int], argv: list[str], *, cpu: bool = True) -> int:
+    """The exit status of a trainer that runs in this process, offline, on the CPU unless `cpu` is false."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("ACCELERATE_USE_CPU", str(cpu).lower())
         torch.set_num_threads(1)
         forget_accelerate()
         try:

@@ -1,11 +1,8 @@
 """Generators, synchronisations, determinism, compiled hosts and NCCL: what a CPU cannot show."""
 
 import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +11,11 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from gpu_steps import built, moved
 from make_step import FaceLoss, PictureLoss, ddpm, make_stack, make_step
-from run_trainer import command
-from safetensors.torch import load_file
+from run_trainer import command, run_here, weights_of
 from tiny_data import write_data, write_pipeline, write_preset
 
 from mldm_plugin.engine.term import Term
+from mldm_plugin.training.controlnet import main
 
 
 def published_terms():
@@ -141,16 +138,9 @@ def test_checkpoints_resume_exactly(cuda, note, tmp_path):
     preset = write_preset(tmp_path / "preset.yaml")
 
     def train(output, *flags):
-        script = Path(__file__).parents[2] / "train_controlnet.py"
         given = ["--preset", preset, "--mixed_precision", "bf16", "--checkpointing_steps", 2, *flags]
-        done = subprocess.run(
-            [sys.executable, str(script), *command(output, pipeline, data, *given)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return load_file(output / "diffusion_pytorch_model.safetensors")
+        assert run_here(main, command(output, pipeline, data, *given), cpu=False) == 0
+        return weights_of(output)
 
     whole = train(tmp_path / "whole", "--max_train_steps", 4)
     train(tmp_path / "parts", "--max_train_steps", 2)
