@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from tiny_people import (
 
 SCRIPTS = Path(__file__).parent / "scripts"
 RECORDER = SCRIPTS / "recorder.py"
+LAUNCHER = ("-m", "mldm_plugin")
 COLUMNS, DREAMBOOTH, IMPORTED = (SCRIPTS / name for name in ("columns.py", "dreambooth.py", "imported.py"))
 # The smallest networks: what matters here is what reaches a loss, not how it judges.
 PRESET = """
@@ -71,11 +73,11 @@ class Run(NamedTuple):
 def run_attached(attach_ground, tmp_path_factory):
     """Run a script, through the launcher unless `plain`; a command that has run already is not run again.
 
-    It is forked from a server (see forked) unless another `launcher` is given or it has to be `real`.
+    It is forked from a server (see forked) unless it has to be `real`, as so many `ranks`.
     """
 
     @functools.cache
-    def run_attached(script, *flags, plain=False, plugin=True, launcher=("-m", "mldm_plugin"), real=False):
+    def run_attached(script, *flags, plain=False, plugin=True, launcher=LAUNCHER, real=False, ranks=1):
         folder = tmp_path_factory.mktemp(Path(script).stem)
         out, steps = folder / "out", folder / "steps"
         data = ["--instance_data_dir", attach_ground / "pictures"] if script == DREAMBOOTH else []
@@ -86,8 +88,10 @@ def run_attached(attach_ground, tmp_path_factory):
             command += ["--loss-plugin", "mldm", "--loss-plugin", RECORDER, "--preset", attach_ground / "preset.yaml"]
             command += ["--mldm-mask-dir", attach_ground / "masks"] if script == DREAMBOOTH else []
         environment = {"STEP_FOLDER": str(steps), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        start = forked.run if launcher == ("-m", "mldm_plugin") and not real else run_for_real
-        done = start(*command, env=environment)
+        if ranks > 1:
+            done = run_ranks(*command, env=environment, ranks=ranks)
+        else:
+            done = (run_for_real if real else forked.run)(*command, env=environment)
         weights = load_file(out / "weights.safetensors") if (out / "weights.safetensors").exists() else {}
         return Run(done, weights, [load_file(f) for f in sorted(steps.glob("*"))], out)
 
@@ -104,6 +108,21 @@ def run_for_real(*arguments, env):
         check=False,
         env={**os.environ, **env},
     )
+
+
+def run_ranks(*arguments, env, ranks):
+    """`python arguments…` as torchrun starts it so often; what they print, one after the other."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+    place |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    started = [
+        forked.Forked(*arguments, env={**env, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(ranks)
+    ]
+    status = max(abs(process.wait()) for process in started)
+    told, said = ("".join(getattr(process, name) for process in started) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(arguments, status, told, said)
 
 
 def iou(one, other):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -64,6 +65,28 @@ def train_lora(tiny_pipeline: Path, tiny_data: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
+def few_inference_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are sampled in two steps, where the trainers take 20 to 50 as diffusers' scripts do."""
+    from mldm_plugin.training.conditional_ldm import ConditionalTrainer
+    from mldm_plugin.training.controlnet import ControlNetTrainer
+    from mldm_plugin.training.text_to_image_lora import LoraTrainer
+
+    for trainer in (ConditionalTrainer, ControlNetTrainer, LoraTrainer):
+        monkeypatch.setattr(trainer, "inference_steps", 2)
+
+
+@pytest.fixture
+def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One-step estimates at two timesteps instead of ten, and figures of few dots, as any evaluation of this process
+    has them."""
+    from mldm_plugin.evaluation import figures, one_step, results
+
+    monkeypatch.setattr(figures, "DPI", 50)
+    for module in (one_step, results):
+        monkeypatch.setattr(module, "TIMESTEPS", (100, 600))
+
+
+@pytest.fixture
 def the_error(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """`the_error()` is the one line that the user was shown since the last call."""
 
@@ -104,4 +127,32 @@ def trainer_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr("mldm_plugin.reproduce.commands.Training.start", start)
     monkeypatch.setattr("mldm_plugin.reproduce.run.LOOK", 0.01)
+    return started
+
+
+@pytest.fixture
+def commands_here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands beside the trainings, `mldm` and people-mini's, in this process. Returns what was started."""
+    from mldm_plugin.cli import main
+    from mldm_plugin.people_mini.__main__ import main as people_mini
+
+    started: list[tuple[str, ...]] = []
+
+    def call(command: Any, processes: int = 1) -> None:
+        started.append(command.words)
+        program, words = main, command.words[1:]
+        if command.words[0] != "mldm":
+            assert words[:2] == ("-m", "mldm_plugin.people_mini")
+            program, words = people_mini, words[2:]
+        with (  # where a process of its own would write
+            open(1, "w", closefd=False) as out,
+            open(2, "w", closefd=False) as err,
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            status = run_here(lambda argv: program.main(argv, standalone_mode=False) or 0, list(words))
+        assert status == 0
+        assert command.made.is_file()
+
+    monkeypatch.setattr("mldm_plugin.reproduce.commands.Command.call", call)
     return started

@@ -8,7 +8,7 @@ import re
 import forked
 import pytest
 import torch
-from attached_scripts import COLUMNS, DREAMBOOTH, IMPORTED, ZERO, check_annotation
+from attached_scripts import COLUMNS, DREAMBOOTH, IMPORTED, LAUNCHER, ZERO, check_annotation
 from safetensors.torch import load_file
 
 COLUMN_VARIANTS = {
@@ -62,22 +62,25 @@ def test_weights_of_zero_leave_the_run_as_it_was(run_attached, attach_ground, sc
     assert all(not torch.equal(plain[k], on[k]) for k in plain.keys() - generators)
 
 
-def test_by_accelerate_launch_with_accumulation(run_attached):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "mldm_plugin")
-    run = run_attached(COLUMNS, "--center_crop", "--gradient_accumulation_steps", "2", launcher=launcher)
-    assert run.process.returncode == 0, run.process.stderr
-    assert len(run.steps) == 4
-    assert [r["step"] for r in run.records] == [1, 2]
-    means = [sum(s["loss"].item() for s in run.steps[i : i + 2]) / 2 for i in (0, 2)]
-    assert [r["loss"] for r in run.records] == pytest.approx(means, rel=1e-5)
+def test_as_a_user_starts_it_with_accumulation(run_attached):
+    """By `accelerate launch`. That the other tests fork their runs changes nothing."""
+    flags = ("--center_crop", "--gradient_accumulation_steps", "2")
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *LAUNCHER)
+    real, run = run_attached(COLUMNS, *flags, launcher=launcher, real=True), run_attached(COLUMNS, *flags)
+    assert real.process.returncode == 0, real.process.stderr
+    assert real.process.stderr.endswith(run.process.stderr)
+    assert real.weights
+    assert all(torch.equal(real.weights[k], run.weights[k]) for k in real.weights.keys() | run.weights.keys())
+    assert len(real.steps) == 4
+    assert [r["step"] for r in real.records] == [1, 2]
+    means = [sum(s["loss"].item() for s in real.steps[i : i + 2]) / 2 for i in (0, 2)]
+    assert [r["loss"] for r in real.records] == pytest.approx(means, rel=1e-5)
 
 
 def test_two_processes_agree_although_their_gates_differ(run_attached):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d")
-    launcher += ("--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin")
     gates = ["--set", "losses.masked_lpips.max_timestep=500", "--set", "losses.face.max_timestep=500"]
     flags = ["--center_crop", "--max_train_steps", "4", "--mldm-curve-steps", "1", *gates]
-    run = run_attached(COLUMNS, *flags, launcher=launcher)
+    run = run_attached(COLUMNS, *flags, ranks=2)
     assert run.process.returncode == 0, run.process.stderr
     assert run.process.stderr.count("Start-up proof") == 1
     one, other = (load_file(run.folder / f"weights-{rank}.safetensors") for rank in (0, 1))
@@ -88,15 +91,6 @@ def test_two_processes_agree_although_their_gates_differ(run_attached):
     alone = [(seen[0], r["masked_lpips"]) for seen, r in zip(curves, run.records, strict=True) if len(seen) == 1]
     assert alone  # all gated images of both processes in one range: its mean is theirs
     assert all(curve == pytest.approx(mean) for curve, mean in alone)
-
-
-def test_as_a_user_starts_it(run_attached):
-    """That the other tests fork their runs changes nothing."""
-    real, run = run_attached(COLUMNS, "--center_crop", real=True), run_attached(COLUMNS, "--center_crop")
-    assert real.process.returncode == 0, real.process.stderr
-    assert real.process.stderr == run.process.stderr
-    assert real.weights
-    assert all(torch.equal(real.weights[k], run.weights[k]) for k in real.weights.keys() | run.weights.keys())
 
 
 def test_the_patched_copy_runs_by_itself(run_attached, tmp_path):
@@ -146,7 +140,7 @@ def test_a_script_without_a_step_ends_with_an_error(tmp_path):
 
 def test_a_script_that_fails_shows_its_own_traceback(run_attached):
     done = run_attached(COLUMNS, "--fail_in_step").process
-    plain = run_attached(COLUMNS, "--fail_in_step", plain=True, real=True).process
+    plain = run_attached(COLUMNS, "--fail_in_step", plain=True).process
     assert done.returncode == 1
     trace = plain.stderr[plain.stderr.index("Traceback") :]
     assert trace in done.stderr

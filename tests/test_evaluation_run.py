@@ -1,11 +1,8 @@
 """An evaluation from the command line to its files: stopped, spread over processes, with models that fail."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +13,22 @@ import pytest
 from PIL import Image
 
 from mldm_plugin.errors import DataError, MldmError, PluginError
+from mldm_plugin.evaluation import figures
 from mldm_plugin.evaluation.evaluate import Asked, Evaluation, Sampling, evaluate
 from mldm_plugin.plugins import load_plugins
+from mldm_plugin.reproduce.commands import Command
 
 PLUGIN = str(Path(__file__).parent / "brightness.py")
 METRICS = ("brightness", "redness")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_dots():
+    """Figures at 300 dots an inch take as long as all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 50)
+        yield
 
 
 def asked(out, *models, **options):
@@ -176,12 +183,14 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(tiny_pipeline, tiny_dat
     assert not out.exists()
 
 
-def test_one_step_is_compared_with_the_first_model_or_with_none(tiny_pipeline, tiny_data, tmp_path, monkeypatch):
+def test_one_step_is_compared_with_the_first_model_or_with_none(
+    tiny_pipeline, tiny_data, quick_evaluation, tmp_path, monkeypatch
+):
     from mldm_plugin.evaluation import one_step
 
-    faces, lpips = one_step.FaceFeatures, one_step.LPIPSNetwork
-    monkeypatch.setattr(one_step, "FaceFeatures", lambda name: faces("dlib_resnet", "random"))
-    monkeypatch.setattr(one_step, "LPIPSNetwork", lambda name: lpips(name, "random"))
+    faces, lpips = one_step.FaceFeatures("dlib_resnet", "random"), one_step.LPIPSNetwork("alex", "random")
+    monkeypatch.setattr(one_step, "FaceFeatures", lambda name: faces)
+    monkeypatch.setattr(one_step, "LPIPSNetwork", lambda name: lpips)
     data = {"data": tiny_data, "number": 2, "photographs": 2, "metrics": ("brightness",)}
     first = run(tmp_path / "out", f"a={tiny_pipeline}", **data)
     (tmp_path / "seen").mkdir()
@@ -363,7 +372,7 @@ def command(out, *flags):
 
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def metrics_of(out):
@@ -380,14 +389,13 @@ def from_one_process(tiny_pipeline, other_pipeline, tiny_data, tmp_path_factory)
     return out, flags
 
 
-def test_two_processes_draw_and_find_the_same(from_one_process, tmp_path):
+def test_two_processes_draw_and_find_the_same(from_one_process, tmp_path, monkeypatch):
     """Up to the rounding of a grey level in some thousands: processes of a launcher multiply in another last bit."""
     one, flags = from_one_process
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-endpoint", "localhost:0", "-m", "mldm_plugin.cli", "evaluate"]
-    arguments = [*launch, *command(tmp_path / "two", *flags)]
-    found = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    words = ("mldm", "evaluate", *command(tmp_path / "two", *flags))
+    Command(words, tmp_path / "two" / "report.html").call(2)  # as `mldm reproduce` spreads it
     for name in ("a", "b"):
         drawn, wanted = (pictures(out / "pictures" / name / "0") for out in (tmp_path / "two", one))
         assert list(drawn) == list(wanted)

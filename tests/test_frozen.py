@@ -18,7 +18,7 @@ from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.pictures import has_bfloat16
 from mldm_plugin.engine.term import Term
 from mldm_plugin.perceptual.face_networks import FACE_NETWORKS
-from mldm_plugin.perceptual.frozen import Frozen, build_seeded, computing_in
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, build_to_fill, computing_in
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 
@@ -179,6 +179,27 @@ def test_random_weights_move_no_generator_of_any_device(build, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Sevens(nn.Module):
+    """Its weight is zero where nobody calls torch.nn.init."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.zeros(1, 3)), torch.ones(3)
+        nn.init.constant_(self.weight, 7.0)
+        nn.init.uniform_(tensor=self.weight)
+        nn.init.kaiming_normal_(self.weight)
+
+
+def test_what_is_filled_is_not_drawn_before():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    network = build_to_fill(Sevens)
+    assert network.weight.tolist() == [[0, 0, 0]]
+    assert network.kept.tolist() == [1, 1, 1], "all else is as it builds it"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert build_seeded(lambda: nn.Linear(3, 3)).weight.any(), "and later networks are drawn again"
 
 
 def reseeds_gpus(source):

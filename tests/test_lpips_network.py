@@ -1,5 +1,6 @@
 """LPIPS with its pretrained trunks: the numbers of the lpips package, on real pictures."""
 
+import functools
 import warnings
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ def pictures():
     }
 
 
+@functools.cache
 def reference(name, spatial=False):
     """The lpips package with the trunk of the cache, put in by its own names."""
     with warnings.catch_warnings():
@@ -116,10 +118,15 @@ def test_the_masked_loss_is_the_packages_map_on_the_mask(name, pictures):
 
 
 @pytest.mark.parametrize("name", ["alex", "vgg"])
-def test_random_trunks_are_seeded(name):
-    picture = torch.rand(1, 3, 64, 64) * 2 - 1
-    one, two = LPIPSNetwork(name, "random")(picture), LPIPSNetwork(name, "random")(picture)
+def test_random_trunks_are_seeded_and_drawn_to_the_last_layer(name):
+    picture, before = torch.rand(1, 3, 64, 64) * 2 - 1, torch.get_rng_state()
+    network = LPIPSNetwork(name, "random")
+    one, two = network(picture), LPIPSNetwork(name, "random")(picture)
+    assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    for key, weight in network.trunk.state_dict().items():
+        expected = 0 if key.endswith("bias") else (2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=0.05), key
     assert [f.shape[1] for f in one] == {"vgg": [64, 128, 256, 512, 512], "alex": [64, 192, 384, 256, 256]}[name]
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from make_step import FaceLoss, PictureLoss, make_stack, make_step
+from run_trainer import PROCESSES
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -77,7 +78,7 @@ def work(rank: int, folder: str) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave, one pair for all kinds."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method=PROCESSES.get_start_method())
     return folder
 
 

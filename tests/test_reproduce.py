@@ -326,7 +326,7 @@ def test_an_arm_without_training_has_no_losses():
 
 
 @needs_weights("alexnet", "faceres")
-def test_figure_3_shows_estimates_that_get_worse_with_noise(tmp_path, monkeypatch):
+def test_figure_3_shows_estimates_that_get_worse_with_noise(commands_here, tmp_path, monkeypatch):
     shown = {}
     draw = figure3.draw
     monkeypatch.setattr(figure3, "draw", lambda rows, out: shown.update(rows=rows) or draw(rows, out))
@@ -346,16 +346,15 @@ def test_figure_3_shows_estimates_that_get_worse_with_noise(tmp_path, monkeypatc
 @needs_weights("alexnet", "dlib_resnet", "vgg16", "mtcnn", "faceres")
 @pytest.mark.timeout(900)
 def test_table_1_from_end_to_end_by_real_processes(tmp_path):
-    """One seed, few steps, two trainings at a time; the report holds every arm that is left here."""
+    """One seed, few steps; the report holds every arm that is left here."""
     out = tmp_path / "table1"
-    scale = Mini(out, 2, pictures=8, held_out=2, photographs=1)
-    plain, base, _, t400 = RECIPES["table1"].arms
-    recipe = replace(RECIPES["table1"], arms=(plain, base, t400), metrics=("attributes",))
-    report = Reproduction(recipe, scale, 1, 1, 2).run()
+    scale = Mini(out, 2, pictures=4, held_out=2, photographs=1, batch=1)
+    _, base, _, t400 = RECIPES["table1"].arms
+    recipe = replace(RECIPES["table1"], arms=(base, t400), metrics=("attributes",))
+    report = Reproduction(recipe, scale, 1, 1).run()
     results = json.loads(report.with_name("metrics.json").read_text())
-    assert [model["name"] for model in results["models"]] == ["plain", "base", "t400"]
+    assert [model["name"] for model in results["models"]] == ["base", "t400"]
     assert {"one_step_face", "one_step_lpips_person", "attributes"} <= {m["name"] for m in results["metrics"]}
     one_step = next(m for m in results["metrics"] if m["name"] == "one_step_error")
-    values = [one_step["models"][name]["value"] for name in ("plain", "base", "t400")]
-    assert len(set(values)) == 3, "every arm is another model"
+    assert one_step["models"]["base"]["value"] != one_step["models"]["t400"]["value"], "every arm is another model"
     assert "reaches the network" in (out / "logs" / "t400-s0.log").read_text()

@@ -6,7 +6,6 @@ of strategy. Masked LPIPS stands here as it is computed with the `lpips` package
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.perceptual.frozen import build_seeded
+from mldm_plugin.perceptual.lpips_network import lpips_model
 
 
 @dataclass
@@ -89,10 +88,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 def lpips_package() -> Any:
     """`lpips.LPIPS(net="vgg", spatial=True)`, frozen; its VGG16 has the random weights of the plugin's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
-        model = build_seeded(lambda: lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False))
-    return model.eval().requires_grad_(False)
+    return lpips_model("vgg", spatial=True).eval().requires_grad_(False)
 
 
 def spatial_times_mask(model: Any, pred_images: Tensor, target_images: Tensor, mask: Tensor) -> Tensor:

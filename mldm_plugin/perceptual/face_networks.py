@@ -13,7 +13,7 @@ from mldm_plugin.errors import WeightsError, nearest
 from mldm_plugin.perceptual.dlib_resnet import DlibResNet
 from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.faceres import FaceRes
-from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, build_to_fill
 from mldm_plugin.perceptual.inception_resnet_v1 import InceptionResnetV1
 from mldm_plugin.perceptual.vggface2_resnet50 import VGGFace2ResNet50
 from mldm_plugin.perceptual.weights import described, fill, load_state_dict
@@ -130,7 +130,7 @@ class FaceFeatures:
         if name not in FACE_NETWORKS:
             raise WeightsError(f"No face network is called {name!r}; {nearest(name, FACE_NETWORKS)}")
         known = FACE_NETWORKS[name]
-        network = build_seeded(known.build)
+        network = build_to_fill(known.build) if weights == "pretrained" else build_seeded(known.build)
         if weights == "pretrained":
             fill(network, load_state_dict(name), name, ignore=known.unused)
         self.networks = (described(name),) if weights == "pretrained" else ()

@@ -15,7 +15,7 @@ from mldm_plugin.perceptual.face_crops import VGGFACE2_CROP, FaceCrop
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.faceres import BLOCKS
 from mldm_plugin.perceptual.fid_inception import FIDInception, fid_input
-from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, build_to_fill
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.perceptual.vision_transformers import VISION_TRANSFORMERS, load_vision_transformer
 from mldm_plugin.perceptual.weights import described, fill, load_state_dict
@@ -98,7 +98,7 @@ def _trunk(title: str, network: LPIPSNetwork, width: int) -> ImageNetwork:
 
 
 def _inception(weights: Weights) -> ImageNetwork:
-    network = build_seeded(FIDInception)
+    network = build_to_fill(FIDInception) if weights == "pretrained" else build_seeded(FIDInception)
     if weights == "pretrained":
         fill(network, load_state_dict("fid_inception"), "fid_inception", ignore=("fc.",))
     frozen = Frozen(network)

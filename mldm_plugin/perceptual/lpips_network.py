@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lpips
 from torch import Tensor, nn
 
-from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, build_to_fill
 from mldm_plugin.perceptual.unit_difference import unit_normalise
 from mldm_plugin.perceptual.weights import described, fill, load_state_dict
 
@@ -40,7 +40,7 @@ class LPIPSNetwork:
     def __init__(
         self, name: Literal["vgg", "alex"] = "vgg", weights: Literal["pretrained", "random"] = "pretrained"
     ) -> None:
-        model: Any = build_seeded(lambda: _lpips_model(name))
+        model = lpips_model(name)
         if weights == "pretrained":
             trunk = TRUNKS[name]
             fill(model.net, _in_slices(load_state_dict(trunk), model.net), trunk)
@@ -64,10 +64,28 @@ class LPIPSNetwork:
         return self._channel_weights
 
 
-def _lpips_model(name: str) -> lpips.LPIPS:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
-        return lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
+def lpips_model(name: str, *, spatial: bool = False) -> Any:
+    """`lpips.LPIPS(net=name)` with its learned channel weights and a random trunk, seeded: He et al.'s, as torchvision
+    draws VGG's. The classifier that torchvision's networks come with is never drawn: it has nine tenths of the weights,
+    and lpips drops it."""
+
+    def build() -> lpips.LPIPS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision's deprecated `pretrained=`
+            return lpips.LPIPS(net=name, pnet_rand=True, spatial=spatial, verbose=False)
+
+    model: Any = build_to_fill(build)
+    build_seeded(lambda: _draw(model.net))
+    return model
+
+
+def _draw(trunk: nn.Module) -> nn.Module:
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return trunk
 
 
 def _in_slices(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

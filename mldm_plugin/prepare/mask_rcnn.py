@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mldm_plugin.perceptual.frozen import build_to_fill
 from mldm_plugin.perceptual.weights import fill, load_state_dict
 from mldm_plugin.prepare.source import MOST_PEOPLE, People, Shown, Source
 
@@ -104,6 +105,6 @@ def load_network(least_score: float, short_side: int, long_side: int) -> nn.Modu
 
     state = load_state_dict(WEIGHTS)
     options: dict[str, Any] = {"min_size": short_side, "max_size": long_side, "box_score_thresh": least_score}
-    network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **options)
+    network = build_to_fill(lambda: maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **options))
     fill(network, state, WEIGHTS)
     return network.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
