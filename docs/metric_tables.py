@@ -79,7 +79,8 @@ def card_table(card: str) -> str:
     for name, factory in load_plugins().metrics.entries.items():
         kind = getattr(factory, "func", factory)
         if Path(inspect.getfile(kind)).stem == card:
-            cells = [f"`{name}`", kind.better, costs["networks"].get(name) or "–", ms(costs["ms"][name])]
+            took = ms(costs["ms"][name]) if name in costs["ms"] else "not measured yet"
+            cells = [f"`{name}`", kind.better, costs["networks"].get(name) or "–", took]
             rows.append([*cells, ", ".join(looked) or "–"])
     return as_table(rows)
 

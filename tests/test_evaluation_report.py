@@ -488,6 +488,28 @@ def test_the_lightbox_goes_on_by_arrow_keys(results, shown):
 
 
 @browser
+def test_what_is_drawn_from_stands_beside_what_was_drawn(results, shown, tmp_path):
+    """Attributes as words, the mask as a picture, and what single parts come to."""
+    keys = [case["key"] for case in results["cases"]]
+    results["conditions_of_cases"] = {
+        key: {"words": f"Smiling, Pale Skin {i}, {NASTY}", "path": f"photographs/{key}.png"}
+        for i, key in enumerate(keys)
+    }
+    results["parts"] = {"distance": {"all": {"photographs": 0.97, "base": 0.5, "mldm": 0.9}, NASTY: {"mldm": 0.25}}}
+    dom = shown(results, then="document.querySelectorAll('.gallery tbody tr')[1].querySelectorAll('.shot')[2].click();")
+    gallery = dom[dom.index('id="gallery"') : dom.index('id="extremes"')]
+    assert len(re.findall(r"<button[^>]*class=\"shot\"", gallery)) == (3 + 2) * 5, "photographs, masks and three models"
+    assert gallery.count('aria-label="Enlarge. The mask that is drawn from for:') == 5
+    lightbox = dom[dom.index('id="lightbox"') : dom.index("</dialog>")]
+    assert "Smiling, Pale Skin 2" in lightbox
+    assert len(re.findall("<figure", lightbox)) == 5
+    assert "<img src=x" not in dom
+    parts = words(dom[dom.index('id="parts"') : dom.index('id="extremes"')])
+    assert re.search(r"part photographs base plain mldm all 0.97\d* 0.50\d* – 0.90\d*", parts)
+    assert "By part" in parts
+
+
+@browser
 def test_the_selected_metric_tells_best_from_worst(results, shown):
     results["metrics"][1]["values"] = {"base": [1, 1, 1, 1, 1], "plain": [0, 0, 0, 0, 0], "mldm": [1, 3, 1, 0, 2]}
     then = """

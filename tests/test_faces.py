@@ -7,21 +7,23 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 
 from mldm_plugin.cli import main as mldm
-from mldm_plugin.errors import DataError
-from mldm_plugin.faces import autoencoder
-from mldm_plugin.faces.__main__ import main
-from mldm_plugin.faces.judges import (
+from mldm_plugin.conditions.judges import (
     SMALL,
     AttributeJudge,
     PartsJudge,
     attribute_accuracy,
     attributes_seen,
+    iou_by_label,
     mask_accuracy,
     mean_iou,
+    overlaps,
     parts_seen,
     read_judge,
-    train_judge,
 )
+from mldm_plugin.errors import DataError
+from mldm_plugin.faces import autoencoder
+from mldm_plugin.faces.__main__ import main
+from mldm_plugin.faces.judges import train_judge
 from mldm_plugin.faces.pictures import Faces, read_faces
 from mldm_plugin.prepare.synthetic.dataset import write_synthetic
 from mldm_plugin.prepare.synthetic.portrait import draw_portrait
@@ -72,11 +74,19 @@ def test_judges_are_trained_and_read_again(folder, tmp_path):
     told = run("judges", folder, "--out", tmp_path, "--steps", 2, "--side", 64)
     assert "are right on 2 held-out pictures" in told
     assert "mIoU" in told
+    assert all(line in told for line in (tmp_path / "judges.txt").read_text().splitlines())
     pixels = read_faces(folder, "validation", 64).floats(torch.arange(2))
-    seen = attributes_seen(read_judge(AttributeJudge, tmp_path / "attributes.safetensors"), pixels)
+    judge, side, words = read_judge(AttributeJudge, tmp_path)
+    seen = attributes_seen(judge, pixels)
+    assert side == 64
+    assert words.startswith("attributes_judge ")
     assert (seen.shape, seen.dtype) == ((2, 40), torch.bool)
-    parts = parts_seen(read_judge(PartsJudge, tmp_path / "parts.safetensors"), pixels)
+    parts = parts_seen(read_judge(PartsJudge, tmp_path)[0], pixels)
     assert (parts.shape, parts.dtype) == ((2, 64, 64), torch.uint8)
+    (tmp_path / "parts.safetensors").write_bytes(b"no weights")
+    for folder, kind in ((tmp_path, PartsJudge), (tmp_path / "nowhere", AttributeJudge)):
+        with pytest.raises(DataError, match="train it: python -m mldm_plugin.faces judges FACES --out"):
+            read_judge(kind, folder)
 
 
 def test_a_judge_learns_what_can_be_seen(tmp_path):
@@ -91,7 +101,7 @@ def test_a_judge_learns_what_can_be_seen(tmp_path):
     judge = train_judge(AttributeJudge, faces, 80, tmp_path)
     assert attribute_accuracy(attributes_seen(judge, whole), attributes, faces.varied) == 1
     parser = train_judge(PartsJudge, faces, 30, tmp_path)
-    assert mask_accuracy(parts_seen(parser, whole), parts) > 0.95
+    assert mask_accuracy(overlaps(parts_seen(parser, whole), parts)) > 0.95
 
 
 def test_a_judge_sees_where_something_is():
@@ -107,9 +117,12 @@ def test_a_judge_sees_where_something_is():
 
 def test_agreement_by_hand():
     seen, wanted = torch.tensor([[[1, 1], [0, 2]]]), torch.tensor([[[1, 0], [0, 2]]])
-    assert mask_accuracy(seen, wanted) == 0.75
-    assert mean_iou(seen, wanted) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
-    more = torch.tensor([[[1, 3], [0, 2]]])  # a label that is nowhere wanted counts against the others only
-    assert mean_iou(more, wanted) == pytest.approx((1 / 2 + 1 + 1) / 3)
+    counts = overlaps(seen, wanted)
+    assert mask_accuracy(counts) == 0.75
+    assert iou_by_label(counts) == {0: 0.5, 1: 0.5, 2: 1.0}
+    assert mean_iou(counts) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    more = overlaps(torch.tensor([[[1, 3], [0, 2]]]), wanted)  # a label that is nowhere wanted counts as 0
+    assert mean_iou(more) == pytest.approx((1 / 2 + 1 + 1 + 0) / 4)
+    assert mask_accuracy(torch.cat([counts, more])) == 0.75
     right = torch.tensor([[True, False, True]])
     assert attribute_accuracy(right, torch.tensor([[1.0, 1.0, 1.0]]), [0, 1]) == 0.5

@@ -21,8 +21,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
     "models",
     multiple=True,
     metavar="NAME=WHAT",
-    help="A pipeline (folder or Hub name), a LoRA or ControlNet (run folder, .safetensors), or a folder of "
-    "pictures. Repeat it; the first is compared with. The same NAME again, or *, adds training seeds.",
+    help="A pipeline (folder or Hub name; of train_conditional_ldm.py, too), a LoRA or ControlNet (run folder, "
+    ".safetensors), or a folder of pictures. Repeat it; the first is compared with. The same NAME again, or *, adds "
+    "training seeds.",
 )
 @click.option(
     "--checkpoints",
@@ -66,11 +67,17 @@ PRECISIONS = ("float32", "bfloat16", "float16")
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Pictures that were trained on, to find copies of them.",
 )
+@click.option(
+    "--judges",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="What `python -m mldm_plugin.faces judges` trained: judges of the attributes and parts of faces.",
+)
 @click.option("--metrics", default="", metavar="A,B", help="Only these (default: all that can be had).")
 @click.option(
     "--sampler", default="dpm++", show_default=True, help="dpm++, ddim, or a scheduler of diffusers by its name."
 )
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of the sampler.")
+@click.option("--eta", default=0.0, type=click.FloatRange(0), help="Of ddim: 1 draws new noise in each step.")
 @click.option("--guidance", type=float, help="Scale of guidance (default: the pipeline's own).")
 @click.option("--seed", default=0, show_default=True, help="Of all noise, and of which prompts are taken.")
 @click.option("--resolution", type=click.IntRange(8), help="Side of the pictures (default: the pipeline's own).")
@@ -92,6 +99,7 @@ def evaluate(
     guidance: float | None,
     repetitions: int,
     seed: int,
+    eta: float,
     **given: Any,
 ) -> None:
     """Compare the people that models draw, on the same noise: OUT/report.html, metrics.json, metrics.csv, table.md.
@@ -108,7 +116,7 @@ def evaluate(
     from mldm_plugin.plugins import load_plugins
 
     of_run = _complete(given, checkpoints)
-    sampling = Sampling(sampler, steps, guidance, repetitions, seed, given.pop("resolution"))
+    sampling = Sampling(sampler, steps, guidance, repetitions, seed, given.pop("resolution"), eta)
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     how: Any = {"metrics": wanted, "sampling": sampling, "precision": getattr(torch, precision)}
     asked = Asked([*models, *of_run], out, **how, **given)

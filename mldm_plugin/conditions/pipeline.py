@@ -85,7 +85,7 @@ class ConditionalLDMPipeline(DiffusionPipeline):
             if guided:
                 without, with_ = predicted.chunk(2)
                 predicted = without + guidance_scale * (with_ - without)
-            latents = self.scheduler.step(predicted, timestep, latents, **options).prev_sample
+            latents = self.scheduler.step(predicted, timestep, latents, return_dict=False, **options)[0]
         pictures = self._decoded(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mldm_plugin.conditions.encoder import ConditionEncoder
 from mldm_plugin.data.batch import Example
 from mldm_plugin.data.load import HELD_OUT, open_held_out
 from mldm_plugin.data.training_set import Columns, TrainingSet
@@ -79,7 +80,12 @@ class Photographs:
 
 
 def open_photographs(
-    folder: Path, resolution: int, *, columns: Mapping[str, str] | None = None, cache: str | None = None
+    folder: Path,
+    resolution: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    cache: str | None = None,
+    conditions: Mapping[str, ConditionEncoder] | None = None,
 ) -> Photographs:
     """The validation or test split of an image folder, or all of it where it has none, which is warned of.
 
@@ -88,9 +94,10 @@ def open_photographs(
         resolution: side of the framed pictures.
         columns: names of columns, by those of `Columns`; the others have the names that docs/data.md gives them.
         cache: folder of `datasets`.
+        conditions: what else is read of each row, by name.
 
     Raises:
-        DataError: a folder that cannot be read, or without captions.
+        DataError: a folder that cannot be read, or without captions or a condition's column.
     """
     rows, split = open_held_out(str(folder), cache)
     if split not in HELD_OUT:
@@ -100,7 +107,7 @@ def open_photographs(
     if (caption := named["caption"]) not in present:
         raise DataError(f"{folder} has no column {caption!r}, expected captions in metadata.jsonl (docs/data.md).")
     there: Any = {name: one if one in present or name not in COLUMNS else None for name, one in named.items()}
-    photographs = TrainingSet(rows, Columns(**there), resolution=resolution)
+    photographs = TrainingSet(rows, Columns(**there), resolution=resolution, conditions=conditions)
     captions = [text[0] if isinstance(text, list) and text else text for text in rows[caption]]
     for number, text in enumerate(captions):
         if not isinstance(text, str):

@@ -26,7 +26,7 @@ def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Mea
     if photographs is not None and photographs.split not in HELD_OUT:
         reason = "The data set has no split 'validation' or 'test'; a model trained on these looks better than it is."
         found.append(("The photographs may not be held out from training.", reason))
-    found += _other_cases(measured) + _hints(evaluation)
+    found += _other_cases(measured) + _hints(evaluation) + _conditions(evaluation)
     if any(one.differences for one in measured):
         found += _too_few(measured)
     return found + _small_sets(metrics, measured)
@@ -72,6 +72,22 @@ def _hints(evaluation: Evaluation) -> list[tuple[str, str]]:
         (
             f"{', '.join(blind)} drew from black hints.",
             "The prompts come without hints: give --data with a column of them.",
+        )
+    ]
+
+
+def _conditions(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Models that draw from conditions, and cases that have none."""
+    if not evaluation.encoders:
+        return []
+    without = sum(case.row is None for case in evaluation.cases)
+    if not without:
+        return []
+    blind = [model.name for model in evaluation.models if any(run.kind == "conditional" for run in model.runs)]
+    return [
+        (
+            f"{', '.join(blind)} drew {without} of {len(evaluation.cases)} pictures without conditions.",
+            "They belong to no held-out row: give --data, and leave out --prompts-from.",
         )
     ]
 

@@ -109,5 +109,5 @@ def _counted(number: int, word: str) -> str:
 def _once(*models: dict[str, Any]) -> list[str]:
     """That another seed may come out otherwise, where one was trained of each."""
     runs = [run for model in models for run in model["runs"]]
-    trained = any(run["kind"] in ("lora", "controlnet") for run in runs)
+    trained = any(run["kind"] in ("lora", "controlnet", "conditional") for run in runs)
     return ["One training each: another seed may come out otherwise."] if trained and len(runs) == len(models) else []

@@ -16,6 +16,7 @@ from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation import cases as casing
 from mldm_plugin.evaluation.cases import Case, Photographs
 from mldm_plugin.evaluation.claims import claim, stamp
+from mldm_plugin.evaluation.conditional import ConditionAsker, encoders_of
 from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
 from mldm_plugin.evaluation.measuring import Metrics, make_metrics, measure
 from mldm_plugin.evaluation.models import Model, Run, load_pipeline, parse_models, pictures_in, set_sampler, side_of
@@ -48,6 +49,7 @@ class Asked:
         number: of prompts.
         photographs: how many are looked at in one step; 0 for none.
         person, train_data: folders of pictures for metrics that ask for them.
+        judges: folder of networks that judge attributes and parts of faces, for metrics that ask for it.
         metrics: names; empty for all.
         sampling: how pictures are drawn.
         batch: pictures at a time; None for 1 on a CPU, 16 on a GPU.
@@ -63,6 +65,7 @@ class Asked:
     photographs: int = 32
     person: Path | None = None
     train_data: Path | None = None
+    judges: Path | None = None
     metrics: Sequence[str] = ()
     sampling: Sampling = field(default_factory=Sampling)
     batch: int | None = None
@@ -96,8 +99,10 @@ class Evaluation:
         self.rows: list[str] = []  # of the photographs that are looked at in one step
         self.given = {name: _pictures_or_none(getattr(asked, name)) for name in ("person", "train_data")}
         self.photographs: Photographs | None = None
+        runs = [run for model in self.models for run in model.runs]
+        self.encoders = encoders_of(run.what for run in runs if run.kind == "conditional")
         if asked.data is not None:
-            self.photographs = casing.open_photographs(asked.data, self.resolution)
+            self.photographs = casing.open_photographs(asked.data, self.resolution, conditions=self.encoders)
         self.cases = self.choose_cases()
         self.judges = choose_judges(network for model in self.models for network in networks_of_losses(model))
         self.failed: dict[str, str] = {}
@@ -164,8 +169,8 @@ class Evaluation:
 
     def how(self, run: Run) -> dict[str, Any]:
         """All that pictures of a run depend on, besides their cases."""
-        hints = stamp(self.asked.data) if run.kind == "controlnet" else None
-        precision, sampling = str(self.asked.precision), asdict(self.asked.sampling)
+        hints = stamp(self.asked.data) if run.kind in ("controlnet", "conditional") else None
+        precision, sampling = str(self.asked.precision), self.asked.sampling.told()
         return {"run": asdict(run), "digest": run.digest, "precision": precision, "sampling": sampling, "hints": hints}
 
     def draw(self, model: Model, number: int, run: Run) -> None:
@@ -201,13 +206,14 @@ class Evaluation:
                 self.missing["one_step"] = str(error)
                 return
             title = f"{model.name}, one step"
-            measure_photographs(one_step, Asker(pipeline), self.photographs, rows, notes, share=self.share, title=title)
+            asker = (ConditionAsker if run.kind == "conditional" else Asker)(pipeline)
+            measure_photographs(one_step, asker, self.photographs, rows, notes, share=self.share, title=title)
 
     def make_metrics(self) -> Metrics:
         """The metrics that can be measured here, and why others cannot."""
         asked, photographs = self.asked, self.photographs
         real = None if photographs is None else real_pictures(photographs)
-        given: dict[str, Sequence[Picture] | None] = {"photographs": real, **self.given}
+        given: dict[str, Any] = {"photographs": real, "judges": asked.judges, **self.given}
         metrics = make_metrics(self.plugins, asked.metrics, given)
         compare = [name for name in metrics.of_sets if not getattr(metrics.ready[name], "alone", False)]
         for name in compare if photographs is None else ():
@@ -240,14 +246,18 @@ class Evaluation:
 
     def pictures(self, model: Model, number: int, run: Run) -> list[tuple[Key, Callable[[], Picture]]]:
         """The pictures of a run by case and repetition, each read when it is asked for."""
-        return [(key, partial(self.picture, path, case)) for key, case, path in self.files(model, number, run)]
+        files = self.files(model, number, run)
+        of_case: dict[str, list[Callable[[], Picture]]] = {}
+        for _, case, path in files:
+            of_case.setdefault(case.key, []).append(partial(_read, path, case))
+        return [(key, partial(self.picture, path, case, key[1], of_case[case.key])) for key, case, path in files]
 
-    def picture(self, path: Path, case: Case) -> Picture:
+    def picture(self, path: Path, case: Case, repetition: int, repetitions: Sequence[Callable[[], Picture]]) -> Picture:
         """A drawn picture beside the photograph that its prompt is the caption of, if there is one."""
         photo = None
         if self.photographs is not None and case.row is not None:
             photo = partial(photograph, self.photographs, case.row)
-        return Picture(read_image(path), case, photo=photo)
+        return Picture(read_image(path), case, photo=photo, repetition=repetition, repetitions=repetitions)
 
     def files(self, model: Model, number: int, run: Run) -> list[tuple[Key, Case, Path]]:
         """The files of a run's pictures.

@@ -23,6 +23,7 @@ from mldm_plugin.plugins import Plugins
 
 log = logging.getLogger(__name__)
 
+NEEDED = {"judges": "it needs --judges, what `python -m mldm_plugin.faces judges` trains"}  # pictures otherwise
 # Among the values of a picture: (k, 4) pixels of the faces and the hands that its metrics looked at.
 BOXES = {"faces": "faces@boxes", "hands": "hands@boxes"}
 
@@ -49,7 +50,8 @@ class PictureMetric(Protocol):
 class SetMetric(Protocol):
     """A number for a set of pictures beside the photographs.
 
-    Attributes: as for `PictureMetric`, and `alone`, which may be missing: whether photographs do not enter.
+    Attributes: as for `PictureMetric`, and two that may be missing: `alone`, whether photographs do not enter, and
+    `parts`, called like `distance`: name → value of each part of what it looks at.
     """
 
     title: str
@@ -96,12 +98,13 @@ class Metrics:
         return [name for name, metric in self.ready.items() if not isinstance(metric, SetMetric)]
 
 
-def make_metrics(plugins: Plugins, wanted: Sequence[str], given: Mapping[str, Sequence[Picture] | None]) -> Metrics:
+def make_metrics(plugins: Plugins, wanted: Sequence[str], given: Mapping[str, Any]) -> Metrics:
     """The metrics that are asked for, or all: what cannot be had (weights, pictures of a person) is said, not raised.
 
     Args:
         wanted: names; empty for all that are registered.
-        given: pictures that a constructor may ask for by the name of its argument, None where they are not there.
+        given: pictures, and the folder of judges, that a constructor may ask for by the name of its argument, None
+            where they are not there.
 
     Raises:
         PluginError: a name that nobody registered.
@@ -112,7 +115,7 @@ def make_metrics(plugins: Plugins, wanted: Sequence[str], given: Mapping[str, Se
         asked = inspect.signature(factory).parameters
         lacking = [one for one in given if one in asked and given[one] is None]
         if lacking:
-            metrics.missing[name] = f"it needs pictures of --{lacking[0].replace('_', '-')}"
+            metrics.missing[name] = NEEDED.get(lacking[0], f"it needs pictures of --{lacking[0].replace('_', '-')}")
             continue
         try:
             metric = factory(**{one: given[one] for one in given if one in asked})

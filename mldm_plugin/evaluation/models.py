@@ -18,7 +18,7 @@ from mldm_plugin.errors import MldmError, nearest
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["pipeline", "lora", "controlnet", "pictures"]
+Kind = Literal["pipeline", "conditional", "lora", "controlnet", "pictures"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
 LORA = "pytorch_lora_weights.safetensors"
@@ -28,6 +28,7 @@ A_MODEL = (
     "A model is a pipeline (a folder with model_index.json, or a name on the Hub), a LoRA (a folder with "
     f"{LORA}, or a .safetensors file), a ControlNet (a folder with its config.json), or a folder of pictures."
 )
+CONDITIONAL = "ConditionalLDMPipeline"  # what model_index.json says of a model of train_conditional_ldm.py
 RESERVED = "photographs"  # what the report calls those of --data
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
 
@@ -114,7 +115,7 @@ def _run(what: str, base: str | None) -> Run:
             )
         return Run(what, "pipeline")  # a name on the Hub
     if (path / "model_index.json").is_file():
-        return Run(what, "pipeline")
+        return Run(what, "conditional" if _class_of(path, "model_index.json") == CONDITIONAL else "pipeline")
     if (path / LORA).is_file():
         return Run(what, "lora", _base_of(path, base, what))
     if _class_of(path) == "ControlNetModel":
@@ -147,11 +148,13 @@ def is_adapter(folder: Path) -> bool:
     return (folder / LORA).is_file() or _class_of(folder) == "ControlNetModel"
 
 
-def _class_of(folder: Path) -> str | None:
+def _class_of(folder: Path, file: str = "config.json") -> str | None:
+    """What a configuration says that it is of; custom pipelines say their module, too."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        named = json.loads((folder / file).read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError):
         return None
+    return named[-1] if isinstance(named, list) and named else named
 
 
 def _base_of(folder: Path, base: str | None, what: str) -> str:
@@ -193,13 +196,16 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
     from diffusers.utils import logging as speaking
 
+    from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
+
     speaking.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
     speaking.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
         precision = {_dtype_argument(): dtype}
         options = _accepted(run.base or run.what, {**precision, "safety_checker": None})
-        pipeline = DiffusionPipeline.from_pretrained(run.base or run.what, **options)
+        kind = ConditionalLDMPipeline if run.kind == "conditional" else DiffusionPipeline
+        pipeline = kind.from_pretrained(run.base or run.what, **options)
         if run.kind == "controlnet":
             controlnet = ControlNetModel.from_pretrained(run.what, **precision)
             pipeline = AutoPipelineForText2Image.from_pipe(pipeline, controlnet=controlnet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,8 @@ class Picture:
         case: what it was to show.
         known: its annotation, for a photograph.
         photo: makes the photograph that the caption belongs to, for a picture that a model drew.
+        repetition: which of the pictures of its case it is.
+        repetitions: make all pictures of its case by the same model, this one among them.
     """
 
     def __init__(
@@ -57,14 +59,28 @@ class Picture:
         *,
         known: Example | None = None,
         photo: Callable[[], Picture] | None = None,
+        repetition: int = 0,
+        repetitions: Sequence[Callable[[], Picture]] = (),
     ) -> None:
         self.image, self.case, self.known, self._photo = image, case, known, photo
+        self.repetition, self._repetitions = repetition, repetitions
         self.features: dict[Any, Tensor] = {}
 
     @cached_property
     def photo(self) -> Picture | None:
         """The photograph that the caption belongs to, if there is one."""
         return None if self._photo is None else self._photo()
+
+    @property
+    def repetitions(self) -> PictureList:
+        """All pictures of its case by the same model, each read when it is looked at."""
+        return PictureList(self._repetitions or [lambda: self])
+
+    @property
+    def conditions(self) -> Mapping[str, Tensor]:
+        """What it was to be made from, name → value: its own of a photograph, else those of the case's photograph."""
+        of = self if self.known is not None else self.photo
+        return {} if of is None or of.known is None else of.known.conditions
 
     @cached_property
     def faces(self) -> list[FoundFace]:

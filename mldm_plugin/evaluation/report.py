@@ -28,6 +28,7 @@ SCRIPTS = (
     "gallery",
     "extremes",
     "curves",
+    "parts",
     "spread",
     "method",
     "page",

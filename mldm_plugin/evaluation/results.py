@@ -55,8 +55,10 @@ class Measured:
 
 def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dict[str, Any]:
     """Compare the models by all that was measured; write metrics.json, metrics.csv, table.md and the report."""
+    from mldm_plugin.evaluation.by_part import as_csv as parts_as_csv
+    from mldm_plugin.evaluation.by_part import by_part
     from mldm_plugin.evaluation.report import write_report
-    from mldm_plugin.evaluation.showing import boxes_of, person_of, photographs_of
+    from mldm_plugin.evaluation.showing import boxes_of, conditions_of, person_of, photographs_of
     from mldm_plugin.evaluation.thumbnails import shown_cases
 
     measured = [*_of_pictures(evaluation, metrics), *_of_sets(evaluation, metrics), *_of_one_step(evaluation, metrics)]
@@ -71,6 +73,7 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
         "cases": [asdict(case) for case in evaluation.cases],
         "photographs": None if evaluation.photographs is None else len(evaluation.photographs),
         "metrics": _rows(measured, evaluation.models),
+        "parts": by_part(evaluation, metrics),
         "missing": metrics.missing,
         "warnings": warnings_of(evaluation, metrics, measured),
         "curves": _curves(evaluation),
@@ -80,10 +83,13 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
     }
     results = _plain(results)
     results["photographs_of_cases"] = photographs_of(evaluation, shown_cases(results))
+    results["conditions_of_cases"] = conditions_of(evaluation, shown_cases(results))
     results["person"] = person_of(evaluation)
     out = evaluation.asked.out
     write_text(out / "metrics.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_text(out / "metrics.csv", as_csv(results))
+    if results["parts"]:
+        write_text(out / "parts.csv", parts_as_csv(results["parts"]))
     write_text(out / "table.md", as_markdown(results))
     write_report(results, out)
     return results

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
+from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.cases import Case, Photographs
+from mldm_plugin.evaluation.conditional import check_side, drawn
 from mldm_plugin.evaluation.predicting import hint_option
 from mldm_plugin.records.panels import save_panel
 
@@ -32,6 +36,7 @@ class Sampling:
         repetitions: pictures of each case.
         seed: of all noise.
         resolution: side of the pictures, None for the pipeline's own.
+        eta: of DDIM: 0 is without noise after the first, 1 with that of DDPM.
     """
 
     sampler: str = "dpm++"
@@ -40,6 +45,11 @@ class Sampling:
     repetitions: int = 1
     seed: int = 0
     resolution: int | None = None
+    eta: float = 0.0
+
+    def told(self) -> dict[str, Any]:
+        """All of it, for what depends on it; as it was before there was an eta, where that is 0."""
+        return {name: value for name, value in asdict(self).items() if name != "eta" or value}
 
 
 def noise_of(seed: int, case: Case, repetition: int) -> torch.Generator:
@@ -69,8 +79,9 @@ def draw(
     """Draw what is not yet in `folder`, a PNG for each case and repetition, each there whole or not at all.
 
     Args:
-        pipeline: of diffusers, from text to pictures, with or without a ControlNet.
-        photographs: whose hints a ControlNet gets; without one it gets a black one.
+        pipeline: of diffusers, from text to pictures, with or without a ControlNet, or from conditions.
+        photographs: whose hints a ControlNet gets, without one a black one; and whose conditions a pipeline gets that
+            draws from them.
         batch: pictures at a time on a GPU; halved where its memory is too small. A CPU draws one by one: beside others
             a picture's last bits would change, and little time would be won.
         share: this process and the number of them; every process draws its own share.
@@ -104,13 +115,32 @@ def _drawn(
     options: dict[str, Any] = {"num_inference_steps": sampling.steps}
     if sampling.guidance is not None:
         options["guidance_scale"] = sampling.guidance
+    if sampling.eta:
+        options["eta"] = _eta(pipeline, sampling.eta)
+    generators = [noise_of(sampling.seed, case, repetition) for case, repetition in some]
+    if isinstance(pipeline, ConditionalLDMPipeline):
+        check_side(pipeline, sampling.resolution)
+        return drawn(pipeline, [_conditions(case, photographs) for case, _ in some], generators, **options)
     if sampling.resolution is not None:
         options |= {"height": sampling.resolution, "width": sampling.resolution}
     if (name := hint_option(pipeline)) is not None:
         side = sampling.resolution or own_side(pipeline)
         options[name] = torch.stack([_hint(case, photographs, side) for case, _ in some])
-    generators = [noise_of(sampling.seed, case, repetition) for case, repetition in some]
     return pipeline([case.text for case, _ in some], generator=generators, **options).images
+
+
+def _eta(pipeline: Any, eta: float) -> float:
+    """Raises MldmError where nothing would come of it."""
+    if "eta" not in inspect.signature(pipeline.scheduler.step).parameters:
+        raise MldmError(f"--eta {eta:g} says nothing to {type(pipeline.scheduler).__name__}: give --sampler ddim.")
+    if "eta" not in inspect.signature(pipeline.__call__).parameters:
+        raise MldmError(f"{type(pipeline).__name__} takes no --eta.")
+    return eta
+
+
+def _conditions(case: Case, photographs: Photographs | None) -> Mapping[str, Tensor]:
+    """Those of the photograph that a case belongs to; nothing without one."""
+    return {} if photographs is None or case.row is None else photographs.look(case.row).conditions
 
 
 def own_side(pipeline: Any) -> int:

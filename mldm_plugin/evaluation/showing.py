@@ -1,4 +1,4 @@
-"""What the report shows besides numbers: the faces that were found, and the photographs of the cases."""
+"""What the report shows besides numbers: faces that were found, photographs of the cases, and their conditions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchvision.transforms.functional import to_pil_image
 
+from mldm_plugin.evaluation.conditional import as_picture, in_words
 from mldm_plugin.evaluation.measuring import BOXES
 from mldm_plugin.evaluation.notes import Values, read_notes
 from mldm_plugin.records.files import write_changed
@@ -16,7 +17,7 @@ from mldm_plugin.records.files import write_changed
 if TYPE_CHECKING:
     from mldm_plugin.evaluation.evaluate import Evaluation
 
-FOLDER = "photographs"  # of the framed photographs of the cases
+FOLDER, CONDITIONS = "photographs", "conditions"  # of the framed photographs of the cases, and of their masks
 PERSON, PERSON_SHOWN, SIDE = "person", 8, 384  # of the person's; how many, and pixels of their longer side
 
 
@@ -41,6 +42,27 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
             to_pil_image((photographs.look(case.row).pixel_values + 1) / 2).save(stream, "PNG")
             write_changed(evaluation.asked.out / path, stream.getvalue())
             found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", [])}
+    return found
+
+
+def conditions_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """case → what its picture is drawn from, in `words`, and the `path` of its masks in colours, None without any."""
+    photographs, encoders, found = evaluation.photographs, evaluation.encoders, {}
+    wanted = set(keys)
+    if photographs is None or not encoders:
+        return {}
+    for case in evaluation.cases:
+        if case.row is None or case.key not in wanted:
+            continue
+        given = photographs.look(case.row).conditions
+        path = None
+        if (picture := as_picture(given, encoders)) is not None:
+            path = f"{CONDITIONS}/{case.key}.png"
+            (evaluation.asked.out / CONDITIONS).mkdir(exist_ok=True)
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            write_changed(evaluation.asked.out / path, stream.getvalue())
+        found[case.key] = {"words": in_words(given, encoders), "path": path}
     return found
 
 

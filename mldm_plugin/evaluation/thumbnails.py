@@ -72,26 +72,30 @@ def embed(results: dict[str, Any], out: Path) -> dict[str, Any]:
     """The shown pictures as JPEG in base64, until `LARGEST` is reached.
 
     Returns:
-        gallery: the keys of its cases; models: name → case → picture; photographs: case → picture; spent: whether
-        there was no room for more.
+        gallery: the keys of its cases; models: name → case → picture; photographs and conditions: case → picture;
+        spent: whether there was no room for more.
     """
     photographs = results.get("photographs_of_cases") or {}
     keys, gallery = shown_cases(results), set(gallery_cases(results))
-    found: dict[str, Any] = {"gallery": [], "models": {m["name"]: {} for m in results["models"]}, "photographs": {}}
+    conditions = results.get("conditions_of_cases") or {}
+    found: dict[str, Any] = {"gallery": [], "models": {m["name"]: {} for m in results["models"]}}
+    found |= {"photographs": {}, "conditions": {}}
     size, spent = 0, False
     for key in keys:
         row = {name: _embedded(path, faces, hands, out) for name, path, faces, hands in _of_models(results, key)}
         photo = photographs.get(key)
         photo = photo and _embedded(photo["path"], photo.get("faces") or [], [], out)
-        size += sum(len(src) for one in (*row.values(), photo) if one for src in (one["src"], *one["cuts"]))
+        mask = (conditions.get(key) or {}).get("path")
+        mask = mask and _embedded(mask, [], [], out)
+        size += sum(len(src) for one in (*row.values(), photo, mask) if one for src in (one["src"], *one["cuts"]))
         if size > LARGEST:
             spent = True
             break
         for name, picture in row.items():
             if picture:
                 found["models"][name][key] = picture
-        if photo:
-            found["photographs"][key] = photo
+        found["photographs"] |= {key: photo} if photo else {}
+        found["conditions"] |= {key: mask} if mask else {}
         if key in gallery:
             found["gallery"].append(key)
     found["spent"] = spent

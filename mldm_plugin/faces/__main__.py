@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,34 +39,45 @@ def autoencoder(data: Path, out: Path, steps: int, side: int, no_lpips: bool) ->
 @click.option("--out", type=FOLDER, required=True, help="Gets attributes.safetensors and parts.safetensors.")
 @click.option("--steps", default=3000, show_default=True, type=click.IntRange(1), help="Of each.")
 @click.option("--side", default=128, show_default=True, type=click.IntRange(32), help="Of the pictures, in pixels.")
-def judges(data: Path, out: Path, steps: int, side: int) -> None:
+@click.option("--large", is_flag=True, help="As wide as a ResNet-18, for photographs.")
+def judges(data: Path, out: Path, steps: int, side: int, large: bool) -> None:
     """Train the judges on the faces in DATA/train, and say how often they are right on DATA/validation."""
+    from mldm_plugin.conditions.judges import RESNET_18, SMALL, AttributeJudge, PartsJudge, write_judge
+    from mldm_plugin.faces.judges import train_judge
+    from mldm_plugin.faces.pictures import read_faces
+    from mldm_plugin.records.files import write_text
+
+    if side % 8:
+        raise click.BadParameter(f"{side} is no multiple of 8.", param_hint="--side")
+    faces, held_out = (read_faces(data, split, side) for split in ("train", "validation"))
+    told = []
+    for kind, say in ((AttributeJudge, _attributes_in_words), (PartsJudge, _parts_in_words)):
+        judge = train_judge(kind, faces, steps, out, RESNET_18 if large else SMALL)
+        write_judge(judge, out, side)
+        told.append(say(judge, held_out))
+        click.echo(told[-1])
+    write_text(out / "judges.txt", "\n".join(told) + "\n")
+
+
+def _attributes_in_words(judge: Any, faces: Any) -> str:
+    """How often it is right on faces."""
     import torch
 
-    from mldm_plugin.faces.judges import (
-        AttributeJudge,
-        PartsJudge,
-        attribute_accuracy,
-        attributes_seen,
-        mask_accuracy,
-        mean_iou,
-        parts_seen,
-        train_judge,
-        write_judge,
-    )
-    from mldm_plugin.faces.pictures import read_faces
+    from mldm_plugin.conditions.judges import attribute_accuracy, attributes_seen
 
-    faces, held_out = (read_faces(data, split, side) for split in ("train", "validation"))
-    pixels = held_out.floats(torch.arange(len(held_out)))
-    of_attributes = train_judge(AttributeJudge, faces, steps, out)
-    write_judge(of_attributes, out / "attributes.safetensors")
-    right = attribute_accuracy(attributes_seen(of_attributes, pixels), held_out.attributes, faces.varied)
-    click.echo(f"attributes: {right:.2%} of {len(faces.varied)} are right on {len(held_out)} held-out pictures")
-    of_parts = train_judge(PartsJudge, faces, steps, out)
-    write_judge(of_parts, out / "parts.safetensors")
-    seen = parts_seen(of_parts, pixels)
-    found = f"mIoU {mean_iou(seen, held_out.parts):.3f}, {mask_accuracy(seen, held_out.parts):.2%} of the pixels"
-    click.echo(f"parts: {found}")
+    seen = attributes_seen(judge, faces.floats(torch.arange(len(faces))))
+    right = attribute_accuracy(seen, faces.attributes, faces.varied)
+    return f"attributes: {right:.2%} of the {len(faces.varied)} that vary are right on {len(faces)} held-out pictures"
+
+
+def _parts_in_words(judge: Any, faces: Any) -> str:
+    """How often it is right on faces."""
+    import torch
+
+    from mldm_plugin.conditions.judges import mask_accuracy, mean_iou, overlaps, parts_seen
+
+    counts = overlaps(parts_seen(judge, faces.floats(torch.arange(len(faces)))), faces.parts)
+    return f"parts: mIoU {mean_iou(counts):.3f}, {mask_accuracy(counts):.2%} of the pixels"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ function gallery() {
   const table = h('table', { class: 'gallery' },
     h('thead', null, h('tr', null, h('td', { class: 'corner' }), keys.map(promptCell))),
     h('tbody', null, ROWS.map((row) => h('tr', null, h('th', { scope: 'row' }, rowLabel(row)),
-      keys.map((key) => h('td', null, shot(row, key, keys), found && faceCell(row, key)))))));
+      keys.map((key) => h('td', null, shot(row, key, keys), found && row !== MASK && faceCell(row, key)))))));
   const lead = `Every column is one prompt drawn from the same noise${R.sampling.repetitions > 1 ? `, the first of its ${R.sampling.repetitions} pictures` : ''}.`;
   const how = onScreen(`${found ? ' Hover a picture to enlarge its faces and hands, click it to see all models side by side' : ' Click a picture to enlarge it'}; arrow keys go on.`);
   const place = h('div', { class: 'scroll wide', tabindex: 0, role: 'region', 'aria-label': 'Pictures by model and prompt' }, table);
@@ -44,7 +44,7 @@ function personStrip() {
 
 function promptCell(key) {
   const text = wordsOf(key) || key;
-  const words = hint(h('span', { class: 'prompt' }, text), () => [h('p', null, text), h('small', null, key)]);
+  const words = hint(h('span', { class: 'prompt' }, text), () => [h('p', null, text), conditionWords(key), h('small', null, key)]);
   return h('th', { scope: 'col' }, words);
 }
 

@@ -30,7 +30,7 @@ const day = (made) => {
 function sampler() {
   const how = R.sampling;
   return [how.sampler, `${how.steps} steps`, known(how.guidance) ? `guidance ${how.guidance}` : 'the pipeline’s guidance',
-    `seed ${how.seed}`, known(how.resolution) && `${how.resolution} pixels`].filter(Boolean).join(', ');
+    how.eta ? `eta ${how.eta}` : false, `seed ${how.seed}`, known(how.resolution) && `${how.resolution} pixels`].filter(Boolean).join(', ');
 }
 
 function whatWasCompared() {

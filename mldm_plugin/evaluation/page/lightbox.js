@@ -1,17 +1,20 @@
 // One prompt, all models side by side, faces and hands enlarged beneath.
 
-const PHOTOGRAPH = ''; // no model is called nothing
+const PHOTOGRAPH = '', MASK = ' '; // no model is called nothing
 const DATA = 'data:image/jpeg;base64,';
 const BOX = document.getElementById('lightbox');
 const LIT = { keys: [], at: 0, from: null };
 const hasPhotographs = Object.keys(R.embedded.photographs).length > 0;
-const ROWS = [...(hasPhotographs ? [PHOTOGRAPH] : []), ...NAMES];
+const hasMasks = Object.keys(R.embedded.conditions || {}).length > 0;
+const ROWS = [...(hasPhotographs ? [PHOTOGRAPH] : []), ...(hasMasks ? [MASK] : []), ...NAMES];
 
-const pictureOf = (row, key) =>
-  (row === PHOTOGRAPH ? R.embedded.photographs : R.embedded.models[row] || {})[key] || null;
-const rowLabel = (row) => (row === PHOTOGRAPH ? h('span', { class: 'model' }, 'photo') : modelLabel(row));
+const picturesOf = (row) => ({ [PHOTOGRAPH]: R.embedded.photographs, [MASK]: R.embedded.conditions })[row] || R.embedded.models[row];
+const pictureOf = (row, key) => (picturesOf(row) || {})[key] || null;
+const rowLabel = (row) => (NAMES.includes(row) ? modelLabel(row) : h('span', { class: 'model' }, row === MASK ? 'mask' : 'photo'));
+const conditionOf = (key) => ((R.conditions_of_cases || {})[key] || {}).words || '';
+const conditionWords = (key) => (conditionOf(key) ? h('p', { class: 'condition' }, conditionOf(key)) : null);
 const wordsOf = (key) => (CASES.get(key) || {}).text || '';
-const altOf = (row, key) => `${row === PHOTOGRAPH ? 'The photograph' : `Picture by ${row}`} for: ${wordsOf(key) || key}`;
+const altOf = (row, key) => `${{ [PHOTOGRAPH]: 'The photograph', [MASK]: 'The mask that is drawn from' }[row] || `Picture by ${row}`} for: ${wordsOf(key) || key}`;
 const image = (picture, row, key) =>
   h('img', { src: DATA + picture.src, alt: altOf(row, key), loading: 'lazy', decoding: 'async' });
 const crops = (picture, row, key) => picture.cuts.map((cut, i) =>
@@ -37,7 +40,8 @@ function shot(row, key, keys) {
 }
 
 function notEmbedded(row, key) {
-  const path = row === PHOTOGRAPH ? ((R.photographs_of_cases || {})[key] || {}).path : (R.pictures[row] || {})[key];
+  const beside = { [PHOTOGRAPH]: R.photographs_of_cases, [MASK]: R.conditions_of_cases }[row];
+  const path = NAMES.includes(row) ? (R.pictures[row] || {})[key] : ((beside || {})[key] || {}).path;
   return path ? ['not in this page:', h('code', null, path)] : 'no picture';
 }
 
@@ -53,7 +57,7 @@ function showCase() {
   const step = (by, label, sign) => h('button', { type: 'button', class: 'round', 'aria-label': label, onclick: () => go(by) }, sign);
   BOX.replaceChildren(
     h('div', { class: 'lit-head' },
-      h('p', { class: 'lit-prompt' }, h('small', null, `${LIT.at + 1} of ${LIT.keys.length} · ${key}`), one.text || key),
+      h('div', { class: 'lit-prompt' }, h('p', null, h('small', null, `${LIT.at + 1} of ${LIT.keys.length} · ${key}`), one.text || key), conditionWords(key)),
       h('div', { class: 'lit-steps' }, step(-1, 'Previous prompt', '←'), step(1, 'Next prompt', '→'),
         h('button', { type: 'button', class: 'round', 'aria-label': 'Close', onclick: () => BOX.close() }, '×'))),
     h('div', { class: 'lit-pictures' }, ROWS.map((row) => litFigure(row, key))), litValues(key));

@@ -16,7 +16,7 @@ function themeSwitch() {
 }
 
 function build() {
-  const sections = [gallery(), summary(), extremes(), curves(), spread(), method()].filter(Boolean);
+  const sections = [gallery(), summary(), parts(), extremes(), curves(), spread(), method()].filter(Boolean);
   document.getElementById('page').append(head(), ...sections,
     h('footer', null, 'Tables and figures of this comparison lie beside this page: metrics.csv, table.md, table.tex, figures/.'));
   document.getElementById('bar').append(h('a', { href: '#top', class: 'home' }, 'mldm evaluate'),
