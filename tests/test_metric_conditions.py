@@ -12,7 +12,7 @@ from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Case
 from mldm_plugin.evaluation.measuring import make_metrics
 from mldm_plugin.evaluation.picture import Picture
-from mldm_plugin.perceptual.lpips_network import _lpips_model
+from mldm_plugin.perceptual.lpips_network import lpips_model
 from mldm_plugin.plugins import load_plugins
 
 SIDE = 64
@@ -155,7 +155,7 @@ def test_diversity_is_the_mean_lpips_over_pairs():
 
 
 def _lpips_of(metric):
-    network = _lpips_model("alex")
+    network = lpips_model("alex")
     network.net.load_state_dict(metric.lpips.trunk.state_dict())
     return network.requires_grad_(False)
 
