@@ -94,7 +94,7 @@ REFUSED = {
         _script("textual_inversion/textual_inversion.py", "sd", "concept", TOKEN),
         _script("textual_inversion/textual_inversion_sdxl.py", "sdxl", "concept", TOKEN),
     ),
-    "x̂0 computed from the target is not the clean latents": _by_path(
+    "the noisy latents are not α·latents + σ·noise": _by_path(
         _script(
             "consistency_distillation/train_lcm_distill_lora_sdxl.py",
             "sdxl",
