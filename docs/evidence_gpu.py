@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.records.files import write_text
-from mldm_plugin.reproduce.commands import Training, seconds_a_step, stop
+from mldm_plugin.reproduce.commands import Training, seconds_a_step
 from mldm_plugin.reproduce.recipes import PLAIN, RECIPES, Arm, Recipe
 from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.reproduce.scales import Mini
@@ -42,20 +42,7 @@ class Lent(Reproduction):
 
     def train_for(self, seconds: float) -> int:
         """Train seed after seed; how many of them are whole when the time is over."""
-        end = time.monotonic() + seconds
-        waiting = [one for one in self.trainings(timed=False) if not one.is_done]
-        running = []
-        try:
-            while (waiting or running) and time.monotonic() < end:
-                while waiting and len(running) < self.jobs:
-                    running.append((waiting[0], self.start(waiting.pop(0))))
-                time.sleep(0.2)
-                ended = [pair for pair in running if pair[1].poll() is not None]
-                for training, process in ended:
-                    self.check(training, process)
-                running = [pair for pair in running if pair not in ended]
-        finally:
-            stop([process for _, process in running])
+        self.train(self.trainings(timed=False), time.monotonic() + seconds)
         for seed in range(self.seeds):
             if not all(one.is_done for one in self.of_seed(seed)):
                 return seed

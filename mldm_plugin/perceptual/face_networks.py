@@ -130,9 +130,11 @@ class FaceFeatures:
         if name not in FACE_NETWORKS:
             raise WeightsError(f"No face network is called {name!r}; {nearest(name, FACE_NETWORKS)}")
         known = FACE_NETWORKS[name]
-        network = build_to_fill(known.build) if weights == "pretrained" else build_seeded(known.build)
         if weights == "pretrained":
+            network = build_to_fill(known.build)
             fill(network, load_state_dict(name), name, ignore=known.unused)
+        else:
+            network = build_seeded(known.build)
         self.networks = (described(name),) if weights == "pretrained" else ()
         self.crop, self.layer_weights = known.crop, known.layer_weights
         self._prepare, self.frozen = known.prepare, Frozen(network)

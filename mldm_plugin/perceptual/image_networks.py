@@ -98,9 +98,11 @@ def _trunk(title: str, network: LPIPSNetwork, width: int) -> ImageNetwork:
 
 
 def _inception(weights: Weights) -> ImageNetwork:
-    network = build_to_fill(FIDInception) if weights == "pretrained" else build_seeded(FIDInception)
     if weights == "pretrained":
+        network = build_to_fill(FIDInception)
         fill(network, load_state_dict("fid_inception"), "fid_inception", ignore=("fc.",))
+    else:
+        network = build_seeded(FIDInception)
     frozen = Frozen(network)
 
     def embed(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -159,8 +160,12 @@ class Reproduction:
         runs = [self.out / "runs" / run_name(arm, seed) for seed in range(self.seeds)]
         return sum(map(seconds_a_step, runs)) / len(runs)
 
-    def train(self, trainings: Sequence[Training]) -> None:
+    def train(self, trainings: Sequence[Training], until: float = math.inf) -> None:
         """Run trainings, `jobs` at a time, under one bar of all their steps.
+
+        Args:
+            trainings: in the order in which they begin.
+            until: the time, of `time.monotonic()`, at which those that are not done are asked to stop.
 
         Raises:
             MldmError: one ended without its weights; the others are asked to stop.
@@ -173,7 +178,7 @@ class Reproduction:
         steps = sum(training.steps or 0 for training in trainings) or None
         bar = tqdm(total=steps, desc=f"{len(trainings)} trainings", unit="step", smoothing=0.05)
         try:
-            while waiting or running:
+            while (waiting or running) and time.monotonic() < until:
                 while waiting and len(running) < self.jobs:
                     running.append((waiting[0], self.start(waiting.pop(0))))
                 time.sleep(LOOK)
