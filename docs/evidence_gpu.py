@@ -53,8 +53,8 @@ class Lent(Reproduction):
 
     def judge(self, seeds: int) -> Path:
         """The report of the first `seeds` seeds, and what it says of the claims."""
-        evaluation = self.scale.evaluation(self.recipe, seeds, self.prompts)
-        evaluation.call(self.jobs)
+        evaluation = self.scale.evaluation(self.recipe, seeds, self.prompts).over(self.jobs)
+        evaluation.call()
         plugins = load_plugins(["mldm_plugin.people_mini.metrics"])
         return Study(evaluation.made.parent, plugins, CLAIMS).write()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="Of the pipelines."
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many share the work; on a CPU each takes one core, and pictures are the same to the bit with any number.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the report.")
 @options.loss_plugin
 def evaluate(
@@ -100,13 +108,15 @@ def evaluate(
     repetitions: int,
     seed: int,
     eta: float,
+    processes: int,
     **given: Any,
 ) -> None:
     """Compare the people that models draw, on the same noise: OUT/report.html, metrics.json, metrics.csv, table.md.
 
-    Stopped, the same command goes on where it was. Over several processes: accelerate launch -m
-    mldm_plugin.cli evaluate …
+    Stopped, the same command goes on where it was. Over several GPUs: accelerate launch -m mldm_plugin.cli evaluate …
     """
+    if processes > 1 and "WORLD_SIZE" not in os.environ:  # else this is one of them
+        _spread(processes)
     import torch
 
     from mldm_plugin.evaluation.checkpoints import ranking
@@ -128,6 +138,12 @@ def evaluate(
         for sentence in in_a_line(results):
             click.echo(f"\n{sentence}")
         click.echo(f"Look at {out / 'report.html'}")
+
+
+def _spread(processes: int) -> None:
+    """Become the launcher of the same command in so many processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    os.execve(sys.executable, [*launch, "-m", "mldm_plugin.cli", *sys.argv[1:]], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _tell(results: dict[str, Any]) -> None:

@@ -79,9 +79,9 @@ def run(scale: Person) -> None:
     say(f"3. The plain loss again, for as long as Masked LDM took: {again.steps} steps")
     demo.train([again])
     say("4. Each draws the person from the same noise, and estimates the photographs that were kept back")
-    evaluation = demo.evaluation()
+    evaluation = demo.evaluation().over(processes_here())
     say(f"   $ {evaluation}")
-    evaluation.call(processes_here())
+    evaluation.call()
     print_table(demo, json.loads(evaluation.made.with_name("metrics.json").read_text(encoding="utf-8")))
     say("\nLook at:")
     for name in ("report/report.html", "report/figures/gallery.png", "runs/masked_ldm-s0/panels"):

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,21 +44,22 @@ class Command:
     def __str__(self) -> str:
         return shlex.join(self.words).replace(sys.executable, "python")
 
-    def call(self, processes: int = 1) -> None:
-        """Run it, and show what it prints.
+    def over(self, processes: int) -> Command:
+        """`mldm evaluate` with its work shared by so many processes."""
+        return self if processes == 1 else replace(self, words=(*self.words, "--processes", str(processes)))
 
-        Args:
-            processes: over which `mldm evaluate` is spread: on a CPU two of one thread do more than one of two.
+    def call(self) -> None:
+        """Run it, and show what it prints.
 
         Raises:
             MldmError: it fails.
         """
         words = list(self.words)
         if words[0] == "mldm":
-            several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-            words = [sys.executable, *several, "-m", "mldm_plugin.cli", *words[1:]]
-        settings = {**SETTINGS, "OMP_NUM_THREADS": str(threads_each(processes)), **os.environ}
-        process = subprocess.Popen(words, env=settings, start_new_session=True)  # Ctrl-C in a terminal is for us alone
+            words = [sys.executable, "-m", "mldm_plugin.cli", *words[1:]]
+        process = subprocess.Popen(
+            words, env={**SETTINGS, **os.environ}, start_new_session=True
+        )  # Ctrl-C in a terminal is for us alone
         try:
             status = process.wait()
         finally:

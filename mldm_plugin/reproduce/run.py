@@ -79,7 +79,7 @@ class Reproduction:
         self.train(self.trainings(timed=True))
         evaluation = self.evaluation()
         self.tell(3, "pictures of each from the same noise, and what the judges say of them")
-        evaluation.call(self.jobs)
+        evaluation.call()
         from mldm_plugin.reproduce.study import CLAIMS, Study  # with torch and scipy, which nothing above waits for
 
         if self.recipe.name in CLAIMS:
@@ -119,7 +119,7 @@ class Reproduction:
 
     def evaluation(self) -> Command:
         """What judges all arms."""
-        return self.scale.evaluation(self.recipe, self.seeds, self.prompts)
+        return self.scale.evaluation(self.recipe, self.seeds, self.prompts).over(self.jobs)
 
     def plan(self) -> str:
         """Every command, for a reader."""
