@@ -13,6 +13,7 @@ from mldm_plugin.cli import options
 from mldm_plugin.errors import MldmError
 
 PROMPTS = 200
+SAMPLING = ("sampler", "steps", "guidance", "repetitions", "seed", "resolution", "eta")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -102,12 +103,6 @@ def evaluate(
     names: tuple[str, ...],
     metrics: str,
     precision: str,
-    sampler: str,
-    steps: int,
-    guidance: float | None,
-    repetitions: int,
-    seed: int,
-    eta: float,
     processes: int,
     **given: Any,
 ) -> None:
@@ -116,7 +111,11 @@ def evaluate(
     Stopped, the same command goes on where it was. Over several GPUs: accelerate launch -m mldm_plugin.cli evaluate …
     """
     if processes > 1 and "WORLD_SIZE" not in os.environ:  # else this is one of them
-        _spread(processes)
+        from mldm_plugin.evaluation.spreading import spread
+
+        if status := spread([sys.executable, "-m", "mldm_plugin.cli", *sys.argv[1:]], processes):
+            raise click.exceptions.Exit(status)
+        return
     import torch
 
     from mldm_plugin.evaluation.checkpoints import ranking
@@ -126,7 +125,7 @@ def evaluate(
     from mldm_plugin.plugins import load_plugins
 
     of_run = _complete(given, checkpoints)
-    sampling = Sampling(sampler, steps, guidance, repetitions, seed, given.pop("resolution"), eta)
+    sampling = Sampling(**{name: given.pop(name) for name in SAMPLING})
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     how: Any = {"metrics": wanted, "sampling": sampling, "precision": getattr(torch, precision)}
     asked = Asked([*models, *of_run], out, **how, **given)
@@ -138,12 +137,6 @@ def evaluate(
         for sentence in in_a_line(results):
             click.echo(f"\n{sentence}")
         click.echo(f"Look at {out / 'report.html'}")
-
-
-def _spread(processes: int) -> None:
-    """Become the launcher of the same command in so many processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    os.execve(sys.executable, [*launch, "-m", "mldm_plugin.cli", *sys.argv[1:]], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _tell(results: dict[str, Any]) -> None:

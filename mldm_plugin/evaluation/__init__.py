@@ -3,7 +3,7 @@
 evaluate.py    the whole, in its order
 cases.py       what every model is asked to draw, and the photographs that belong to it
 models.py      what --model says, and how it is loaded
-processes.py   one, or those of `accelerate launch`
+processes.py   one, or those of `accelerate launch`, or of spreading.py, which starts several
 claims.py      folders that hold what was made in one way only
 sampling.py    each model draws each case from the same noise
 picture.py     a picture as metrics see it

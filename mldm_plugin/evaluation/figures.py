@@ -156,7 +156,7 @@ def gallery(results: dict[str, Any], out: Path) -> Any:
                 axes.imshow(picture, interpolation="none")
             if i == len(rows) - 1:
                 axes.set_xlabel(_wrapped(texts[key]), fontsize=5)
-        grid[i, 0].set_ylabel(name)
+        grid[i, 0].set_ylabel(name.replace("_", " "))
     return figure
 
 

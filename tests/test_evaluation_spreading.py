@@ -1,0 +1,69 @@
+"""One command as several processes: who speaks, whose status it is, and that none is left behind."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mldm_plugin.evaluation import spreading
+from mldm_plugin.evaluation.spreading import spread
+
+RANK = "import os, sys, time; rank = int(os.environ['RANK'])\n"
+
+
+def program(text):
+    return [sys.executable, "-c", RANK + text]
+
+
+def test_they_find_each_other(capfd):
+    """Real processes of torch.distributed, by the environment alone."""
+    text = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+x = torch.tensor([rank + 1.0]); dist.all_reduce(x)
+print(f"{rank} of {dist.get_world_size()}: {x.item()}")
+"""
+    assert spread(program(text), 2) == 0
+    assert capfd.readouterr().out == "0 of 2: 3.0\n", "the first speaks for all"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_is_heard_once_and_ends_the_others(failing, capfd, monkeypatch):
+    monkeypatch.setattr(spreading, "PATIENCE", 0.2)
+    start = time.monotonic()
+    assert spread(program(f"if rank == {failing}: sys.exit('mldm: this is wrong')\ntime.sleep(60)"), 2) == 1
+    assert time.monotonic() - start < 20
+    assert capfd.readouterr().err == "mldm: this is wrong\n"
+    assert not psutil.Process().children()
+
+
+def test_what_all_say_is_said_once(capfd):
+    assert spread(program("sys.exit('mldm: this is wrong')"), 2) == 1
+    assert capfd.readouterr().err == "mldm: this is wrong\n"
+
+
+def test_one_that_is_killed_is_not_the_reason_if_another_failed(capfd):
+    assert spread(program("if rank: sys.exit('why')\nos.kill(os.getpid(), 9)"), 2) == 1
+    assert capfd.readouterr().err == "why\n"
+    assert spread(program("os.kill(os.getpid(), 9)"), 2) == 9
+
+
+def test_a_stop_reaches_all_of_them(tmp_path):
+    """SIGTERM to the one that was started ends those that it started, in order."""
+    words = program(f"open(r'{tmp_path}/' + str(rank), 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    text = (
+        "from mldm_plugin.stopping import stopping_in_order\nfrom mldm_plugin.evaluation.spreading import spread\n"
+        f"with stopping_in_order():\n    spread({words!r}, 2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not all((tmp_path / str(k)).is_file() and (tmp_path / str(k)).read_text() for k in range(2)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    pids = [int((tmp_path / str(k)).read_text()) for k in range(2)]
+    process.terminate()
+    assert process.wait(30) != 0
+    process.stderr.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
