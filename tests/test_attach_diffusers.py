@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 from attached_scripts import PRESET, RECORDER, ZERO, check_annotation, iou
-from diffusers_more import MORE, REFUSED
+from diffusers_more import HUBER, MORE, REFUSED
 from diffusers_scripts import SCRIPTS, masks_folder, needs_examples, run
 from safetensors.torch import load_file
 from tiny_people import person_pixels
@@ -90,6 +90,20 @@ def test_other_scripts_are_refused_in_their_first_step(folder, name, words):
     assert words in line
     assert "mldm_plugin/attach" not in done.stderr  # no traceback of ours
     assert not (out / "steps").exists()
+
+
+def test_a_huber_loss_is_added_to_and_not_mixed_with(folder):
+    name, flags = f"{HUBER}/text_to_image/train_text_to_image_lora", ("--loss_type", "huber")
+    mixed, weights, _ = attached(folder, name, "plain", *flags, suffix="-convex")
+    assert mixed.returncode == 1
+    assert not weights
+    assert "because of --loss_type huber; combine: convex takes a share" in mixed.stderr
+    assert "--set combine=additive takes any loss" in mixed.stderr
+    added, weights, _ = attached(folder, name, "plain", *flags, "--set", "combine=additive", suffix="-additive")
+    assert added.returncode == 0, added.stderr[-3000:]
+    assert weights
+    assert len(re.findall(r"^  (?:masked_lpips|face) .*reaches the network", added.stderr, re.M)) == 2
+    assert "combine: additive adds to it as it is" in added.stderr
 
 
 @pytest.mark.parametrize(("name", "variant"), UNCHANGED, ids=[f"{n}-{v}" for n, v in UNCHANGED])

@@ -137,7 +137,7 @@ def test_weights_of_packed_latents():
         (lambda p, t: torch.nn.functional.smooth_l1_loss(p, t, beta=0.1), {"loss_type": "huber"}, "--loss_type huber"),
         (lambda p, t: (p - t).abs().mean(), {"loss_type": "l1"}, "--loss_type l1"),
         (lambda p, t: ((p - t) ** 2 * (torch.arange(8) > 3)).mean(), {"masked_loss": True}, "--masked_loss"),
-        (lambda p, t: (p - t).abs().mean(), {}, "is not known. Use the library form"),
+        (lambda p, t: (p - t).abs().mean(), {}, "--set combine=additive takes any loss"),
     ],
     ids=["huber", "l1", "masked", "unknown"],
 )

@@ -64,6 +64,33 @@ def test_a_loss_of_another_form_is_found_where_it_matters_long_after_the_start(t
         script.step(OPEN, F.l1_loss)
 
 
+def test_additive_takes_a_loss_of_any_form_from_the_first_step_on(tmp_path, capfd):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES, curve_steps=1)
+    for timesteps, form in ((OPEN, F.l1_loss), (CLOSED, F.huber_loss), (OPEN, F.mse_loss)):
+        own, given = script.step(timesteps, form)
+        assert torch.equal(own, given) == (timesteps == CLOSED)
+    assert capfd.readouterr().err.count("combine: additive adds to it as it is") == 1
+    records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["ldm"] == pytest.approx(script.step(OPEN, F.l1_loss)[0].item())
+    assert records[0]["ldm/t0-99"] == pytest.approx(script.step(OPEN)[0].item())  # that it is, was said
+
+
+def test_additive_still_reads_the_weights_of_images(tmp_path, capfd):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES, curve_steps=1)
+    own, _ = script.step(OPEN, lambda p, t: 0.5 * F.mse_loss(p, t))
+    told = capfd.readouterr().err
+    assert "adds to it as it is" not in told
+    assert "0.5 times the mean squared error" in told
+    (record,) = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    assert record["ldm/t0-99"] == pytest.approx(own.item())
+
+
+def test_additive_still_needs_the_output_that_the_loss_is_of(tmp_path):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES)
+    with pytest.raises(CheckError, match="does not depend on the network's output"):
+        script.step(OPEN, lambda p, t: (p.detach() * torch.ones((), requires_grad=True)).abs().mean())
+
+
 def test_with_a_weighting_it_matters_in_every_step(tmp_path):
     script = Script(tmp_path, "base: {weighting: p2}\n").past_the_start()
     with pytest.raises(CheckError, match="is not the squared error of each image times a factor"):

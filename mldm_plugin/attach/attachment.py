@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
-from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import Placement
@@ -35,6 +34,7 @@ from mldm_plugin.attach.scope import (
 from mldm_plugin.attach.script_flags import fill_when_parsed
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.host_checks import estimate_errors
+from mldm_plugin.engine.host_loss import HostLoss
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
@@ -107,6 +107,7 @@ class Attachment:
         self._kohya = False
         self._turned = False
         self._recognised = False
+        self._whole = False  # the script's loss has another form, and additive keeps it as it is
         ledger.install()
 
     def collate(
@@ -161,16 +162,17 @@ class Attachment:
         if self._stack is None:
             self._stack = self._build(scope)
         step, parts = self._read(loss, scope, self._stack)
-        start_up = self._stack.start_up
-        checked = (start_up is not None and start_up.checks) or self._stack.plain.weighting is not None
+        start_up, weighted = self._stack.start_up, self._stack.plain.weighting is not None
+        checked = (start_up is not None and start_up.checks) or weighted
         if parts is not None and checked:
-            parts.check()
+            step = self._of_known_form(step, parts, self._stack)
         try:
             report = self._stack(step)
         except CheckError as error:
             raise CheckError(f"{error} {scope.account()}") from error
-        if parts is not None and not checked and any(term.gated for term in report.terms.values()):
-            parts.check()  # without a gated image or a weighting the loss is the script's own, whatever it is
+        mixed = self._stack.needs_each and any(term.gated for term in report.terms.values())
+        if parts is not None and not checked and mixed:
+            parts.check()  # otherwise the script's own loss is in it as a whole, whatever it is
         self._announce(step, self._stack)
         self.steps += 1
         self._record(scope, self._stack, step, report)
@@ -209,6 +211,19 @@ class Attachment:
                 f"{distance:.3f} of 2"
             )
 
+    def _of_known_form(self, step: DiffusionStep, parts: HostLoss, stack: LossStack) -> DiffusionStep:
+        """The step with the parts of the script's loss; without them where it has none and `additive` needs none."""
+        if stack.needs_each:
+            parts.check(weighted=stack.plain.weighting is not None)
+        elif not parts.fits:
+            self._whole = True
+            announce(
+                f"  the script's loss is not each image's squared error times a factor{parts.hint}: combine: additive "
+                "adds to it as it is; ldm/ in curves by range of t is the squared error."
+            )
+            return replace(step, base_weights=None, other_loss=None)
+        return step
+
     @staticmethod
     def _tell_scale(step: DiffusionStep) -> None:
         """One factor on all images is no weighting by noise level, but a loss that was divided by hand."""
@@ -230,8 +245,8 @@ class Attachment:
             self._placements = annotation.placements
             if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
                 self._coverage.add(annotation)
-        mixes = bool(stack.terms) or stack.plain.weighting is not None
-        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
+        apart = stack.needs_each or (bool(stack.terms) and not self._whole)
+        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
         if not self.steps:
             self._turned = is_turned(step)
         if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:

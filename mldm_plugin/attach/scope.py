@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
-from mldm_plugin.attach.host_loss import HostLoss, gradient_at, take_apart
 from mldm_plugin.attach.names import NAMES, TARGETS
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
+from mldm_plugin.engine.host_loss import HostLoss, gradient_at, take_apart
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError, DataError
@@ -232,9 +232,9 @@ def _why(scope: Scope) -> str:
     """Flags of the script that are known to make its loss something else."""
     reasons = []
     if (kind := scope.option("loss_type", "l2")) != "l2":
-        reasons.append(f"--loss_type {kind}: train with --loss_type l2")
+        reasons.append(f"--loss_type {kind}")
     if scope.option("masked_loss") or scope.batch.get("alpha_masks") is not None:
-        reasons.append("--masked_loss or --alpha_mask: leave them out, the plugin has masks of its own")
+        reasons.append("--masked_loss or --alpha_mask")
     return ", because of " + " and ".join(reasons) if reasons else ""
 
 

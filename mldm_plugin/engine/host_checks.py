@@ -121,7 +121,8 @@ def check_base_loss(base_loss: Tensor, squared_error: Tensor, other_loss: Tensor
     if not abs(given - own) <= 1e-2 * abs(own) + 1e-6:
         raise CheckError(
             f"base_loss is {given:.5g}, but the mean squared error of model_pred and target is {own:.5g}: pass the "
-            "trainer's own factor on each image (its SNR weighting) as base_weights, or leave base_loss out."
+            "trainer's own factor on each image (its SNR weighting) as base_weights (mldm_plugin.read_host_loss reads "
+            "it off the loss), or leave base_loss out; combine: additive without a base weighting takes any base_loss."
         )
 
 

@@ -17,7 +17,7 @@ from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
 from mldm_plugin.engine.early_backward import evaluate
 from mldm_plugin.engine.gates import find_gates
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE
-from mldm_plugin.engine.mix import Combine, PlainLoss, mix
+from mldm_plugin.engine.mix import Combine, PlainLoss, mix, needs_each
 from mldm_plugin.engine.pictures import Pictures, Precision
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -180,6 +180,11 @@ class LossStack:
     def needs(self) -> frozenset[str]:
         """All that the terms need together."""
         return frozenset[str]().union(*(t.needs for t in self.terms))
+
+    @property
+    def needs_each(self) -> bool:
+        """Whether the plain loss of each image is used, and not the host's scalar alone."""
+        return needs_each(self.terms, self.combine, self.plain.weighting)
 
     @property
     def unproven(self) -> set[str]:
