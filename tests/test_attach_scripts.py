@@ -138,6 +138,29 @@ def test_a_script_without_a_step_ends_with_an_error(tmp_path):
     assert "not one training step came by" in done.stderr
 
 
+def test_a_loop_without_accelerate_is_stopped_at_its_first_optimizer_step(tmp_path):
+    script = tmp_path / "own_loop.py"
+    script.write_text(
+        "import torch\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\n"
+        "optimizer = torch.optim.AdamW([weight])\n"
+        "for step in range(3):\n"
+        "    weight.square().sum().backward()\n"
+        "    optimizer.step()\n"
+        "    print('step', step)\n"
+        "print('saved')\n",
+        encoding="utf-8",
+    )
+    spliced = forked.run("-m", "mldm_plugin", script, "--preset", "baseline")
+    assert spliced.returncode == 1
+    assert "For a loop without accelerate use the library form (docs/attach.md); if" in spliced.stderr
+    watched = forked.run("-m", "mldm_plugin", script, "--preset", "baseline", "--mldm-by-frame")
+    assert watched.returncode == 1
+    assert "mldm: the script's AdamW takes its first step, and no loss has come through" in watched.stderr
+    assert watched.stdout == ""
+    assert "Traceback" not in watched.stderr
+
+
 def test_a_script_that_fails_shows_its_own_traceback(run_attached):
     done = run_attached(COLUMNS, "--fail_in_step").process
     plain = run_attached(COLUMNS, "--fail_in_step", plain=True).process
