@@ -3,7 +3,8 @@
 import json
 import re
 
-from attached_scripts import COLUMNS, DREAMBOOTH
+import torch
+from attached_scripts import COLUMNS, DREAMBOOTH, ZERO
 from tiny_people import write_imagefolder
 
 
@@ -24,6 +25,17 @@ def edit_people(tmp_path, change):
     lines = [json.dumps(change(i, row)) + "\n" for i, row in enumerate(rows)]
     (people / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return ["--train_data_dir", people]
+
+
+def test_weights_of_zero_train_on_data_that_no_loss_needs(run_attached, tmp_path):
+    """A mask of the wrong size in each row, and tensors cropped: the trained weights are those of the script alone."""
+    flags = edit_people(tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
+    flags += ["--tensor_crop"]
+    zero = run_attached(COLUMNS, *flags, *ZERO)
+    assert zero.process.returncode == 0, zero.process.stderr
+    plain = run_attached(COLUMNS, *flags, plain=True).weights
+    assert plain
+    assert all(torch.equal(plain[k], zero.weights[k]) for k in plain)
 
 
 def test_a_mask_of_the_wrong_size_is_named(run_attached, tmp_path):

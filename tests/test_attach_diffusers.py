@@ -31,6 +31,7 @@ UNCHANGED = [
     ("train_dreambooth_lora_flux", "cache_latents"),
     ("train_controlnet_sd3", "plain"),
     ("train_controlnet_flux", "plain"),
+    ("instruct_pix2pix/train_instruct_pix2pix", "plain"),  # refused with weights, for what it does to its pictures
 ]
 
 
@@ -108,7 +109,7 @@ def test_a_huber_loss_is_added_to_and_not_mixed_with(folder):
 
 @pytest.mark.parametrize(("name", "variant"), UNCHANGED, ids=[f"{n}-{v}" for n, v in UNCHANGED])
 def test_weights_of_zero_leave_every_tensor_as_it_was(folder, name, variant):
-    plain, expected = run(SCRIPTS[name], variant, folder / f"{name}-{variant}-plain")
+    plain, expected = run(KNOWN[name], variant, folder / f"{name.replace('/', '-')}-{variant}-plain")
     assert plain.returncode == 0, plain.stderr[-3000:]
     done, weights, _ = attached(folder, name, variant, *ZERO, suffix="-zero")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -65,7 +65,7 @@ def test_loaders_that_do_not_batch_are_left_alone(monkeypatch):
     monkeypatch.setattr(accelerate.Accelerator, "backward", accelerate.Accelerator.backward)
     monkeypatch.setattr(data.DataLoader, "__init__", data.DataLoader.__init__)
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_global_optimizer_pre_hooks", OrderedDict())
-    by_frame.install(Attachment(Settings(("mldm",), "baseline")))
+    by_frame.install(Attachment(Settings(("mldm",), "baseline", set=("losses.masked_mse.weight=0.1",))))
     batches = [{"pixel_values": torch.zeros(2, 3, 4, 4)}]
     assert not isinstance(data.DataLoader(batches, batch_size=None).collate_fn, Collate)
     assert not isinstance(data.DataLoader(batches, None).collate_fn, Collate)

@@ -10,12 +10,27 @@ from attached_steps import annotation_of, variables_of
 from make_step import ddpm, make_step, tiny_vae
 from waits import Waits
 
-from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.annotation import KEY, Fault
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
-from mldm_plugin.errors import CheckError
+from mldm_plugin.errors import CheckError, DataError
 
 LOSSES = "losses: {masked_lpips: {weight: 0.2, weights: random, network: alex}}\n"
+BLIND = """
+from mldm_plugin import hookimpl
+
+
+class Blind:
+    needs = frozenset()
+
+    def __call__(self, step):
+        return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
+
+
+@hookimpl
+def register_losses(register):
+    register("blind", Blind)
+"""
 OPEN, CLOSED = (50, 20), (900, 800)
 
 
@@ -31,10 +46,10 @@ class Accelerator:
 class Script:
     """A loop that calls backward on a loss of its own form."""
 
-    def __init__(self, folder, preset, **options):
+    def __init__(self, folder, preset, plugins=("mldm",), **options):
         (folder / "preset.yaml").write_text("checks: {picture: warn}\n" + preset, encoding="utf-8")
         self.out = folder / "out"
-        settings = Settings(("mldm",), str(folder / "preset.yaml"), panel_steps=0, output_dir=str(self.out), **options)
+        settings = Settings(plugins, str(folder / "preset.yaml"), panel_steps=0, output_dir=str(self.out), **options)
         self.attachment = Attachment(settings)
         self.more = {"vae": tiny_vae(), "noise_scheduler": ddpm(), "accelerator": Accelerator(), "global_step": 0}
 
@@ -105,6 +120,50 @@ def test_how_often_a_step_waits(tmp_path, timesteps, waits):
     with Waits(on_host=variables["batch"][KEY].face_boxes) as seen:
         script.attachment.loss(variables["loss"], variables)
     assert len(seen.seen) == waits, seen.seen
+
+
+ODD_PICTURES = {
+    "pairs": torch.zeros(2, 6, 32, 32),
+    "bytes": torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+    "of_255": torch.full((2, 3, 32, 32), 255.0),
+    "too_few": torch.zeros(1, 3, 32, 32),
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("pictures", ODD_PICTURES.values(), ids=ODD_PICTURES)
+def test_weights_of_zero_never_look_at_data(tmp_path, pictures):
+    """Pictures, masks, boxes, the shape of a batch, or a folder of masks that is not there."""
+    script = Script(tmp_path, LOSSES.replace("0.2", "0"), mask_dir=str(tmp_path / "nowhere"))
+    assert script.attachment.collate(tuple) is tuple
+    assert script.attachment.collate() is torch.utils.data.default_collate
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("of data that nobody needs"), "pixel_values": pictures}
+    assert script.attachment.cache(variables["latents"], {}) is variables["latents"]
+    loss = variables["loss"]
+    assert torch.equal(script.attachment.loss(loss, variables), loss)
+    variables = script.variables(OPEN) | {"batch": pictures}
+    script.attachment.loss(variables["loss"], variables)
+    script.attachment.finish()
+
+
+def test_a_loss_on_latents_alone_does_not_look_at_masks_or_pictures(tmp_path):
+    own = tmp_path / "blind.py"
+    own.write_text(BLIND, encoding="utf-8")
+    script = Script(tmp_path, "losses: {blind: {weight: 0.2}}\n", plugins=("mldm", str(own)))
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("of data that nobody needs"), "pixel_values": ODD_PICTURES["of_255"]}
+    loss = variables["loss"]
+    assert not torch.equal(script.attachment.loss(loss, variables), loss)
+    script.attachment.finish()  # and does not count them
+
+
+def test_a_fault_in_what_a_loss_needs_stops_the_run(tmp_path):
+    script = Script(tmp_path, LOSSES)
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("this mask is torn"), "pixel_values": ODD_PICTURES["none"]}
+    with pytest.raises(DataError, match="this mask is torn"):
+        script.attachment.loss(variables["loss"], variables)
 
 
 def test_curves_by_range_of_t_come_every_so_many_steps_and_average_to_the_plain_loss(tmp_path):

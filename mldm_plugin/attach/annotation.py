@@ -22,6 +22,7 @@ from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
 
 KEY = "mldm"  # of the annotation in the script's batch
+PLACED = frozenset({"person_mask", "face_boxes", "keypoints"})  # what a loss may need that lies in a picture
 # Under what name the scripts keep an example's training picture; the class pictures of prior preservation come after.
 PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "instance_image", "image", "images")
 IN_BATCH = ("pixel_values", "edited_pixel_values", "images", "image")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate
+from mldm_plugin.attach.annotation import KEY, PLACED, Annotation, Collate, Fault
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.names import NAMES
@@ -28,6 +28,7 @@ from mldm_plugin.attach.scope import (
     pictures_of,
     prediction_type_of,
     read,
+    spare_pictures,
     tolerance_of,
     turned,
 )
@@ -54,7 +55,7 @@ class CachedLatents:
     """
 
     latents: Any
-    annotation: Annotation
+    placed: Annotation | Fault | None
     pixel_values: Tensor | None
     on_read: Callable[[CachedLatents], None]
 
@@ -88,9 +89,10 @@ class Attachment:
         self.settings = settings
         fetch_needed(self.preset, self.plugins)
         fill_when_parsed(settings.preset, settings.script, self.preset.training)
+        self._in_use = any(loss.weight > 0 for loss in self.preset.losses.values())
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
-            if settings.mask_dir is not None
+            if settings.mask_dir is not None and self._in_use
             else ExampleColumns(settings.mask_column, settings.face_boxes_column)
         )
         self.steps = 0
@@ -108,19 +110,22 @@ class Attachment:
         self._turned = False
         self._recognised = False
         self._whole = False  # the script's loss has another form, and additive keeps it as it is
-        ledger.install()
+        if self._in_use:
+            ledger.install()
 
-    def collate(
-        self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True
-    ) -> Collate | kohya_masks.KohyaCollate:
+    def collate(self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True) -> Callable[[Any], Any]:
         """The script's collate function, or torch's own, with masks and boxes added to its batches.
 
+        With all weights at zero it is the script's own: data that no loss needs are not looked at.
         `strict` is for a loader that is known to be the training one: its batches must be ones with pictures.
         """
         if isinstance(collate, Collate):
             return collate
-        if collate is not None and kohya_masks.is_collator(collate):
-            self._kohya = True
+        kohyas = collate is not None and kohya_masks.is_collator(collate)
+        self._kohya |= kohyas
+        if not self._in_use:
+            return collate or torch.utils.data.default_collate
+        if collate is not None and kohyas:
             folder = self.stored_of if isinstance(self.stored_of, SideFolder) else kohya_masks.NoFolder()
             return kohya_masks.KohyaCollate(collate, folder)
         return Collate(collate or torch.utils.data.default_collate, self.stored_of, strict=strict)
@@ -142,11 +147,13 @@ class Attachment:
             return latents
         scope = Scope(variables)
         self._vae = self._vae or scope.get("vae")
-        annotation, pictures = annotation_in(scope.batch), pictures_of(scope.batch)
+        if not self._in_use:
+            return latents
+        placed, pictures = scope.batch.get(KEY), pictures_of(scope.batch)
         self._forget(variables)
         if pictures is not None:  # exact for what ToTensor made of 8-bit pictures, at a quarter of the memory
             pictures = ((pictures.detach().float().cpu() + 1) * 127.5).round().to(torch.uint8)
-        return CachedLatents(latents, annotation, pictures, self._note_cached)
+        return CachedLatents(latents, placed, pictures, self._note_cached)
 
     def loss(self, loss: Tensor, variables: dict[str, Any]) -> Tensor:
         """The loss to train with, in place of the script's own `loss`.
@@ -191,7 +198,7 @@ class Attachment:
                 "the script has ended, and not one training step came by: its loop does not call accelerator.backward "
                 "where it was expected. Use the library form (docs/attach.md)."
             )
-        if self._stack is not None and self._stack.terms and not self._told_placement:
+        if self._stack is not None and self._stack.needs & PLACED and not self._told_placement:
             announce("warning: no annotated picture could be compared with its source; look at the first panel.")
         if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
@@ -243,7 +250,8 @@ class Attachment:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
         if annotation is not None:
             self._placements = annotation.placements
-            if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
+            # kohya's pictures are all known beforehand, see kohya_masks
+            if not self._kohya and stack.needs & PLACED:
                 self._coverage.add(annotation)
         apart = stack.needs_each or (bool(stack.terms) and not self._whole)
         step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
@@ -255,15 +263,17 @@ class Attachment:
         return (turned(step) if self._turned else step), parts
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
-        """The annotation and the pictures of this step; none if no loss looks at people or faces."""
-        if self._cached is not None:
-            self._check_offered(self._cached.annotation, stack)
-            return self._cached.annotation, self._cached.pixel_values
-        if KEY not in scope.batch and not any(t.needs & {"person_mask", "face_boxes"} for t in stack.terms):
-            return None, pictures_of(scope.get("batch") or {})
-        annotation = annotation_in(scope.batch)
+        """The annotation and the pictures of this step. A fault in what no loss looks at is none."""
+        if not stack.needs:
+            return None, spare_pictures(scope)
+        cached = self._cached
+        batch: Mapping[str, Any] = (scope.batch or scope.get("batch") or {}) if cached is None else {KEY: cached.placed}
+        pictures = pictures_of(batch) if cached is None else cached.pixel_values
+        if not stack.needs & PLACED and not isinstance(batch.get(KEY), Annotation):
+            return None, pictures
+        annotation = annotation_in(batch)
         self._check_offered(annotation, stack)
-        return annotation, pictures_of(scope.batch) if annotation.pictures is None else annotation.pictures
+        return annotation, pictures if annotation.pictures is None else annotation.pictures
 
     def _check_offered(self, annotation: Annotation, stack: LossStack) -> None:
         """The data must have what the losses look at, be it empty for some pictures."""
@@ -283,7 +293,7 @@ class Attachment:
     def _build(self, scope: Scope) -> LossStack:
         refuse_unshown_in(scope.get("accelerator"))
         unseen = scope.option("cache_latents") and self._cached is None and not self._kohya
-        if unseen and any(settings.weight > 0 for settings in self.preset.losses.values()):
+        if unseen and self._in_use:
             raise DataError(
                 "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
                 "known: leave --cache_latents out."

@@ -175,6 +175,14 @@ def pictures_of(batch: Mapping[str, Any]) -> Tensor | None:
     return None if found is None else found[1]
 
 
+def spare_pictures(scope: Scope) -> Tensor | None:
+    """The pictures of a step in which no loss needs them, for panels; None where they are not ones of its images."""
+    batch, pred = scope.get("batch"), scope.get(*NAMES["model_pred"])
+    pictures = pictures_of(batch if isinstance(batch, Mapping) else scope.batch)
+    fit = pictures is not None and pictures.is_floating_point() and isinstance(pred, Tensor)
+    return pictures if fit and len(pictures) >= len(pred) else None  # type: ignore[arg-type]
+
+
 def annotation_in(batch: Mapping[str, Any]) -> Annotation:
     """What our collate function has put into a batch.
 
