@@ -158,6 +158,19 @@ def test_a_loss_on_latents_alone_does_not_look_at_masks_or_pictures(tmp_path):
     script.attachment.finish()  # and does not count them
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [({"cache_latents": True}, "leave --cache_latents out"), ({"not_cache_latents": False}, "add --not_cache_latents")],
+    ids=["cache", "not_cache"],
+)
+def test_latents_that_were_kept_unseen_are_told_with_the_scripts_flag(tmp_path, flags, said):
+    """ShivamShrirao's script keeps latents unless it is told not to, and deletes its autoencoder."""
+    script = Script(tmp_path, LOSSES)
+    variables = script.variables(OPEN) | {"args": SimpleNamespace(**flags), "vae": None}
+    with pytest.raises(DataError, match=f"is not known: {said}"):
+        script.attachment.loss(variables["loss"], variables)
+
+
 def test_a_fault_in_what_a_loss_needs_stops_the_run(tmp_path):
     script = Script(tmp_path, LOSSES)
     variables = script.variables(OPEN)

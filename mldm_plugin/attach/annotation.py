@@ -183,6 +183,14 @@ def _pictures_in(batch: Any) -> tuple[str, Tensor]:
             f"the script's batch is a {type(batch).__name__}, expected a dictionary with pixel_values; use the library "
             "form (docs/attach.md)."
         )
+    for key in IN_BATCH:
+        value = batch.get(key)
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] > 3 and value.shape[1] % 3 == 0:
+            raise DataError(
+                f"{key} in the script's batch has {value.shape[1]} channels: {value.shape[1] // 3} pictures in each "
+                "example, as the pairs of Diffusion-DPO, whose loss compares two answers. The plugin's losses are of "
+                "one picture and its mask; use the library form (docs/attach.md), with the pictures they belong to."
+            )
     raise DataError(
         f"no pictures were found in the script's batch, which has {', '.join(map(str, batch))}: expected pixel_values "
         "(N, 3, H, W). The script may have replaced its pictures by latents; use the library form (docs/attach.md)."

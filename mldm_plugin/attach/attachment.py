@@ -24,6 +24,7 @@ from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,
+    caching_flag,
     is_turned,
     pictures_of,
     prediction_type_of,
@@ -292,11 +293,11 @@ class Attachment:
 
     def _build(self, scope: Scope) -> LossStack:
         refuse_unshown_in(scope.get("accelerator"))
-        unseen = scope.option("cache_latents") and self._cached is None and not self._kohya
-        if unseen and self._in_use:
+        remedy = caching_flag(scope)
+        if remedy and self._in_use and self._cached is None and not self._kohya:
             raise DataError(
                 "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
-                "known: leave --cache_latents out."
+                f"known: {remedy}."
             )
         vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
         scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)

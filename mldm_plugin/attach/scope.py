@@ -169,6 +169,13 @@ def tolerance_of(scope: Scope) -> float:
     return ESTIMATE_TOLERANCE + (scope.option("input_perturbation") or scope.option("ip_noise_gamma") or 0.0)
 
 
+def caching_flag(scope: Scope) -> str:
+    """What to do with the script's flag so that it encodes its pictures in each step; empty where it does."""
+    if scope.option("cache_latents"):
+        return "leave --cache_latents out"
+    return "add --not_cache_latents" if scope.option("not_cache_latents") is False else ""
+
+
 def pictures_of(batch: Mapping[str, Any]) -> Tensor | None:
     """The pictures of a batch, (N, 3, H, W), or None."""
     found = pictures_in(batch)
