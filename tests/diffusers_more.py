@@ -75,7 +75,7 @@ MORE = _by_path(
 
 # Scripts that are refused in their first step, by what they are told then.
 REFUSED = {
-    "the losses need an autoencoder of diffusers with a scaling_factor": _by_path(
+    "the losses need an autoencoder of diffusers that says how its latents are scaled": _by_path(
         _script("text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attached_steps import annotation_of, variables_of
-from make_step import ddpm, make_step, tiny_vae
+from diffusers import AutoencoderKLQwenImage, Flux2Pipeline
+from make_step import ddpm, flow, make_step, tiny_vae
+from odd_vaes import film_vae, flux2_vae
 from waits import Waits
 
 from mldm_plugin.attach.annotation import KEY, Fault
@@ -156,6 +158,52 @@ def test_a_loss_on_latents_alone_does_not_look_at_masks_or_pictures(tmp_path):
     loss = variables["loss"]
     assert not torch.equal(script.attachment.loss(loss, variables), loss)
     script.attachment.finish()  # and does not count them
+
+
+def film_variables(script, vae):
+    """Those of diffusers' script for Qwen-Image: films of one frame, and 1 / std under the name of std."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    latents_std = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    step = make_step(OPEN, scheduler=flow())
+    pictures = step.pixel_values.unsqueeze(2)
+    latents = (vae.encode(pictures).latent_dist.mode() - mean) * latents_std
+    statistics = {"latents_mean": mean, "latents_std": latents_std}
+    return pictures, latents, lambda noisy: noisy.permute(0, 2, 1, 3, 4), statistics
+
+
+def patched_variables(script, vae):
+    """Those of diffusers' scripts for Flux.2: latents in patches of 2×2, normalised by the VAE's batch norm."""
+    pictures = make_step(OPEN).pixel_values
+    latents = Flux2Pipeline._patchify_latents(vae.encode(pictures).latent_dist.mode())
+    mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    return pictures, (latents - mean) / std.view(1, -1, 1, 1), lambda noisy: noisy, {}
+
+
+@pytest.mark.parametrize(
+    ("vae", "form"),
+    [(lambda: film_vae(AutoencoderKLQwenImage), film_variables), (flux2_vae, patched_variables)],
+    ids=["qwen_image", "flux2"],
+)
+def test_autoencoders_that_have_statistics_alone(tmp_path, capfd, vae, form):
+    script = Script(tmp_path, LOSSES)
+    pictures, latents, as_kept, statistics = form(script, vae())
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(latents.shape, generator=g)
+    sigmas = (torch.tensor(OPEN) / 1000).view(-1, *[1] * (latents.ndim - 1))
+    pred = (noise - latents + 0.3 * torch.randn(latents.shape, generator=g)).requires_grad_()
+    step = make_step(OPEN, scheduler=flow())
+    variables = script.variables(OPEN) | statistics | {"noise_scheduler": flow(), "vae": vae()}
+    variables |= {"latents": latents, "noise": noise, "model_pred": pred, "target": noise - latents, "sigmas": sigmas}
+    variables["noisy_latents"] = as_kept((1 - sigmas) * latents + sigmas * noise)
+    variables["batch"] = {KEY: annotation_of(step), "pixel_values": pictures}
+    loss = F.mse_loss(pred, noise - latents)
+    given = script.attachment.loss(loss, variables)
+    assert not torch.equal(given, loss)
+    assert torch.autograd.grad(given, pred)[0].abs().sum() > 0
+    told = capfd.readouterr().err
+    assert "reaches the network" in told
+    assert "the latents are not encode(picture)" not in told  # which it would say of a wrong scale
+    assert "gives the clean latents back: relative error" in told
 
 
 @pytest.mark.parametrize(

@@ -164,11 +164,18 @@ def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str)
     return mask, boxes
 
 
+def one_frame(value: Any) -> Any:
+    """(N, C, h, w) of films of one picture, whose frames come after the channels or before them; else what it was."""
+    if isinstance(value, Tensor) and value.ndim == 5 and 1 in (value.shape[1], value.shape[2]):
+        return value.squeeze(2 if value.shape[2] == 1 else 1)
+    return value
+
+
 def pictures_in(batch: Any) -> tuple[str, Tensor] | None:
     """The training pictures of a batch, (N, 3, H, W), and under what name it has them."""
     if isinstance(batch, Mapping):
         for key in IN_BATCH:
-            value = batch.get(key)
+            value = one_frame(batch.get(key))
             if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
                 return key, value
     return None

@@ -34,7 +34,7 @@ from mldm_plugin.attach.scope import (
     turned,
 )
 from mldm_plugin.attach.script_flags import fill_when_parsed
-from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder, says_scale
 from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.host_loss import HostLoss
 from mldm_plugin.engine.report import LossReport
@@ -300,11 +300,13 @@ class Attachment:
                 f"known: {remedy}."
             )
         vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
-        scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
-        mean, std = scope.get("latents_mean"), scope.get("latents_std")
+        readable = says_scale(vae)
+        # Of a VAE that has nothing but its statistics, scripts keep them in forms of their own (1 / std, Qwen-Image).
+        apart = getattr(getattr(vae, "config", None), "scaling_factor", None) is not None
+        mean, std = (scope.get(name) if apart else None for name in ("latents_mean", "latents_std"))
         stack = LossStack.from_preset(
             self.preset,
-            vae=None if scaling_factor is None else vae,
+            vae=vae if readable else None,
             noise_scheduler=scope.need("noise_scheduler"),
             plugins=self.plugins,
             prediction_type="v_prediction" if scope.option("v_parameterization") else None,
@@ -316,10 +318,10 @@ class Attachment:
         if stack.decoder is None and any("pred_images" in t.needs for t in stack.terms):
             came = "no autoencoder was found in the training loop" if vae is None else f"it is a {type(vae).__name__}"
             raise CheckError(
-                "the losses need an autoencoder of diffusers with a scaling_factor to decode the clean estimate with; "
-                f"{came}. Use the library form with a VAE of your own (docs/attach.md)."
+                "the losses need an autoencoder of diffusers that says how its latents are scaled, to decode the clean "
+                f"estimate with; {came}. Use the library form with a decode function of your own (docs/attach.md)."
             )
-        if self.settings.panel_steps and stack.decoder is None and scaling_factor is not None:
+        if self.settings.panel_steps and stack.decoder is None and readable:
             self._draws_with = LatentDecoder(vae, factor, mean, std)
             self._draws_with.settle()
         self._vae = None

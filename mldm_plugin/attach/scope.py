@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
+from mldm_plugin.attach.annotation import KEY, Annotation, Fault, one_frame, pictures_in
 from mldm_plugin.attach.names import NAMES, TARGETS
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
 from mldm_plugin.engine.host_loss import HostLoss, gradient_at, take_apart
@@ -216,8 +216,7 @@ def unpack(packed: Tensor, height: int, width: int) -> Tensor:
 
 def _unpacked(tensor: Tensor, pixel_values: Tensor | None) -> Tensor:
     """(N, C, h, w), whatever the script keeps: packed tokens, or a film of one picture."""
-    if tensor.ndim == 5 and 1 in (tensor.shape[1], tensor.shape[2]):  # frames after the channels, or before them
-        return tensor.squeeze(2 if tensor.shape[2] == 1 else 1)
+    tensor = one_frame(tensor)
     if tensor.ndim == 3 and tensor.shape[2] % 4 == 0 and pixel_values is not None:
         height, width = pixel_values.shape[-2:]
         downscale = math.isqrt(height * width // (4 * tensor.shape[1]))
