@@ -206,6 +206,24 @@ def test_autoencoders_that_have_statistics_alone(tmp_path, capfd, vae, form):
     assert "gives the clean latents back: relative error" in told
 
 
+def test_a_time_that_runs_backwards_gives_the_same_loss_and_gradient(tmp_path):
+    """Lumina 2's loop: σ is the share of the picture, timesteps are σ, the target is z₀ − ε. Gates go by the noise."""
+    results = []
+    for backwards in (False, True):
+        (tmp_path / str(backwards)).mkdir()
+        script = Script(tmp_path / str(backwards), LOSSES.replace("weight: 0.2", "weight: 0.2, max_timestep: 400"))
+        for timesteps in ((500, 500), (300, 900)):  # the first shows nothing of the direction
+            step = make_step(timesteps, scheduler=flow())
+            sign, share = (-1, 1 - step.timesteps / 1000) if backwards else (1, step.timesteps / 1000)
+            own = {"model_pred": sign * step.model_pred, "target": sign * step.target, "sigmas": share}
+            variables = script.variables(timesteps) | variables_of(step, **own) | {"noise_scheduler": flow()}
+            variables |= {"timesteps": share if backwards else step.timesteps}
+            loss = script.attachment.loss(F.mse_loss(own["model_pred"], own["target"]), variables)
+            results.append((loss.detach(), torch.autograd.grad(loss, step.model_pred)[0]))
+    for plain, own in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [({"cache_latents": True}, "leave --cache_latents out"), ({"not_cache_latents": False}, "add --not_cache_latents")],

@@ -29,9 +29,11 @@ from mldm_plugin.attach.scope import (
     pictures_of,
     prediction_type_of,
     read,
+    runs_backwards,
     spare_pictures,
     tolerance_of,
     turned,
+    with_time_turned,
 )
 from mldm_plugin.attach.script_flags import fill_when_parsed
 from mldm_plugin.decode.latent_decoder import LatentDecoder, says_scale
@@ -109,6 +111,7 @@ class Attachment:
         self._notes = kohya_loop.Notes()
         self._kohya = False
         self._turned = False
+        self._backwards: bool | None = None  # not known yet
         self._recognised = False
         self._whole = False  # the script's loss has another form, and additive keeps it as it is
         if self._in_use:
@@ -256,6 +259,10 @@ class Attachment:
                 self._coverage.add(annotation)
         apart = stack.needs_each or (bool(stack.terms) and not self._whole)
         step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
+        if self._backwards is None:
+            self._backwards = runs_backwards(step, stack.schedule)
+        if self._backwards:
+            step = with_time_turned(step, stack.schedule)
         if not self.steps:
             self._turned = is_turned(step)
         if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:

@@ -164,6 +164,27 @@ def turned(step: DiffusionStep) -> DiffusionStep:
     return replace(step, model_pred=-step.model_pred, target=-step.target)
 
 
+def runs_backwards(step: DiffusionStep, schedule: NoiseSchedule) -> bool | None:
+    """Whether σ is the picture's share in a flow's noisy latents, z_t = σ z₀ + (1 − σ) ε, as Lumina 2 counts time.
+
+    None where both directions fit, near σ = ½.
+    """
+    if not schedule.is_flow:
+        return False
+    _, error = estimate_errors(schedule, step)
+    _, backwards = estimate_errors(schedule, with_time_turned(step, schedule))
+    if backwards > ESTIMATE_TOLERANCE:
+        return False
+    return None if error <= ESTIMATE_TOLERANCE else True
+
+
+def with_time_turned(step: DiffusionStep, schedule: NoiseSchedule) -> DiffusionStep:
+    """The same step of a flow with σ the share of the noise, where the script's is that of the picture."""
+    _, share = schedule.coefficients(step.timesteps, step.sigmas)
+    sigmas = 1 - share
+    return replace(step, sigmas=sigmas, timesteps=sigmas * schedule.num_train_timesteps)
+
+
 def tolerance_of(scope: Scope) -> float:
     """The relative error that ẑ₀(target) may have: more where the script perturbs its input."""
     return ESTIMATE_TOLERANCE + (scope.option("input_perturbation") or scope.option("ip_noise_gamma") or 0.0)

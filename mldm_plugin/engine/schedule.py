@@ -138,6 +138,11 @@ class NoiseSchedule:
             )
         return cls(prediction_type or "epsilon", alphas_cumprod)
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether noisy latents are (1 − σ) z₀ + σ ε."""
+        return self._table is None and not self.edm
+
     def coefficients(
         self, timesteps: Tensor, sigmas: Tensor | None = None, rounded: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
