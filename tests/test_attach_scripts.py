@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 COLUMN_VARIANTS = {
     "plain": ["--center_crop"],
     "crop_and_flip": ["--random_flip", "--dataloader_num_workers", "2"],
+    "as_tensors": ["--tensor_crop", "--dataloader_num_workers", "2"],
     "v_snr_gamma": ["--random_flip", "--prediction_type", "v_prediction", "--snr_gamma", "5"],
 }
 DREAMBOOTH_VARIANTS = {
@@ -46,8 +47,12 @@ def test_trains_with_masks_in_place(run_attached, attach_ground, script, flags):
 
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [(COLUMNS, COLUMN_VARIANTS["crop_and_flip"]), (DREAMBOOTH, DREAMBOOTH_VARIANTS["cached_prior"])],
-    ids=["crop_and_flip", "cached_prior"],
+    [
+        (COLUMNS, COLUMN_VARIANTS["crop_and_flip"]),
+        (COLUMNS, COLUMN_VARIANTS["as_tensors"]),
+        (DREAMBOOTH, DREAMBOOTH_VARIANTS["cached_prior"]),
+    ],
+    ids=["crop_and_flip", "as_tensors", "cached_prior"],
 )
 def test_weights_of_zero_leave_the_run_as_it_was(run_attached, attach_ground, script, flags):
     flags = [str(attach_ground / "class") if f == "CLASS" else f for f in flags]

@@ -134,13 +134,20 @@ def _place(
     """The annotation of `picture`, which the batch has as `row` at `place`."""
     frame = frame_of(picture)
     source = frame.source if frame is not None else ""
-    name = source or f"picture {place[1]} of a batch"
+    name = source or _nameless(place[1], example)
     _check_is_row(picture, row, place[0], name)
     stored = stored_of(example, frame, name)
     mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
     annotated = bool(mask.any()) or len(boxes) > 0
     placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
     return _Placed(source, mask, boxes, stored, placement)
+
+
+def _nameless(row: int, example: Mapping[str, Any]) -> str:
+    """A picture whose file is not known, by what is known around it."""
+    beside = [f.source for f in map(frame_of, example.values()) if f is not None and f.source]
+    known = f"beside {beside[0]}" if beside else f"files opened last: {', '.join(ledger.last_read)}"
+    return f"picture {row} of a batch" + (f" ({known})" if beside or ledger.last_read else "")
 
 
 def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
