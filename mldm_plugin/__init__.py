@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mldm_plugin.conditions.encoder import ConditionEncoder
+    from mldm_plugin.engine.host_loss import read_host_loss
     from mldm_plugin.engine.report import LossReport
     from mldm_plugin.engine.stack import LossStack
     from mldm_plugin.engine.step import DiffusionStep
@@ -28,6 +29,7 @@ __all__ = [
     "hookimpl",
     "load_plugins",
     "load_preset",
+    "read_host_loss",
 ]
 
 _HOMES = {
@@ -39,6 +41,7 @@ _HOMES = {
     "hookimpl": "hookspecs",
     "load_plugins": "plugins",
     "load_preset": "preset",
+    "read_host_loss": "engine.host_loss",
 }
 
 

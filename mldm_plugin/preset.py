@@ -15,6 +15,7 @@ from mldm_plugin.errors import PluginError, PresetError, nearest
 FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
+_TIMESTEPS = 1000  # of Stable Diffusion's schedule
 LENGTHS = frozenset({"max_train_steps", "num_train_epochs", "max_train_epochs"})  # of which a script takes one
 # Presets by task; those of the Masked LDM paper, with what `mldm reproduce` and the demo train; and those of faces from
 # attributes and masks.
@@ -28,9 +29,15 @@ class LossSettings(BaseModel):
 
     weight: float = Field(ge=0, allow_inf_nan=False, description="λ of eq. 3")
     max_timestep: int | None = Field(
-        default=100, ge=0, le=999, description="T, in Stable Diffusion's timesteps; null is every timestep"
+        default=100, ge=0, le=999, description="T, in Stable Diffusion's timesteps; null or 1000 is every timestep"
     )
     detach: bool = Field(default=False, description="log the value, give the network no gradient")
+
+    @field_validator("max_timestep", mode="before")
+    @classmethod
+    def _every_timestep(cls, value: Any) -> Any:
+        """All of the 1000 timesteps, which go from 0 to 999."""
+        return None if value == _TIMESTEPS else value
 
     @property
     def options(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ EDIT = "--original_image_column conditioning_image --edited_image_column image -
 TOKEN = "--placeholder_token sks --initializer_token person"
 HUBER = "research_projects/scheduled_huber_loss_training"
 RATE = "--learning_rate 1e-3"
+KLEIN = "--text_encoder_out_layers 1 --max_sequence_length 32"  # one of the two layers that a tiny text encoder has
 
 
 def _script(
@@ -44,6 +45,8 @@ MORE = _by_path(
     _script("dreambooth/train_dreambooth_flux.py", "flux", "dreambooth", f"{RATE} {SHORT}", TRANSFORMER),
     _script("dreambooth/train_dreambooth_lora_flux_kontext.py", "flux", "dreambooth", f"{SHORT} --cache_latents", LORA),
     _script("dreambooth/train_dreambooth_lora_z_image.py", "z_image", "dreambooth", "--max_sequence_length 32", LORA),
+    _script("dreambooth/train_dreambooth_lora_flux2_klein.py", "flux2_klein", "dreambooth", KLEIN, LORA),
+    _script("dreambooth/train_dreambooth_lora_lumina2.py", "lumina2", "dreambooth", f"{RATE} {SHORT}", LORA),
     _script("advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py", "sd", "dreambooth", RATE, LORA),
     _script("advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py", "sdxl", "dreambooth", RATE, LORA),
     _script("advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py", "flux", "dreambooth", SHORT, LORA),
@@ -73,9 +76,14 @@ MORE = _by_path(
     _script(f"{HUBER}/text_to_image/train_text_to_image_lora_sdxl.py", "sdxl", "imagefolder", COLUMNS, LORA),
 )
 
+# Whose tiny autoencoder is random, so that pictures need not resemble themselves.
+RANDOM_VAE = _by_path(
+    _script("dreambooth/train_dreambooth_lora_qwen_image.py", "qwen_image", "dreambooth", f"{RATE} {SHORT}", LORA)
+)
+
 # Scripts that are refused in their first step, by what they are told then.
 REFUSED = {
-    "the losses need an autoencoder of diffusers with a scaling_factor": _by_path(
+    "the losses need an autoencoder of diffusers that says how its latents are scaled": _by_path(
         _script("text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),

@@ -84,6 +84,7 @@ def test_class_pictures_after_the_instance_pictures_need_no_annotation():
         (lambda e, b: b.update(pixel_values=b["pixel_values"].flip(0)), "is not in its place in the batch"),
         (lambda e, b: b.update(pixel_values=b["pixel_values"][..., ::2]), "is not in its place in the batch"),
         (lambda e, b: b.pop("pixel_values"), "no pictures were found in the script's batch"),
+        (lambda e, b: b.update(pixel_values=torch.zeros(2, 6, 32, 48)), "6 channels: 2 pictures in each example"),
         (lambda e, b: e[0].pop("pixel_values"), "no picture was found in the examples"),
         (lambda e, b: e.__setitem__(0, 5), "are not dictionaries"),
         (lambda e, b: e[0].update(mask=Image.new("L", (9, 9))), "is 9x9, its picture a.png is 48x32"),

@@ -3,16 +3,28 @@
 import json
 import re
 
-from attached_scripts import COLUMNS, DREAMBOOTH
+import pytest
+import torch
+from attached_scripts import COLUMNS, DREAMBOOTH, ZERO
 from tiny_people import write_imagefolder
 
 
-def test_cropping_tensors_is_refused(run_attached):
-    done, weights, *_ = run_attached(COLUMNS, "--tensor_crop", "--dataloader_num_workers", "2")
+@pytest.mark.parametrize(
+    ("habit", "said"),
+    [
+        ("--tensor_roll", r"mldm: \S+\.png: roll on a tensor cannot be followed"),
+        (
+            "--through_numpy",
+            r"mldm: picture \d of a batch \(beside \S+\.png\): how this picture was cropped is not known",
+        ),
+    ],
+    ids=["roll", "numpy"],
+)
+def test_what_loses_a_picture_is_refused_by_its_file(run_attached, habit, said):
+    done, weights, *_ = run_attached(COLUMNS, habit, "--dataloader_num_workers", "2")
     assert done.returncode == 1
     assert not weights
-    assert "mldm: " in done.stderr.splitlines()[-1]
-    assert "how this picture was cropped is not known" in done.stderr
+    assert re.match(said, done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
 
 
@@ -24,6 +36,17 @@ def edit_people(tmp_path, change):
     lines = [json.dumps(change(i, row)) + "\n" for i, row in enumerate(rows)]
     (people / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return ["--train_data_dir", people]
+
+
+def test_weights_of_zero_train_on_data_that_no_loss_needs(run_attached, tmp_path):
+    """A mask of the wrong size in each row, and pictures lost: the trained weights are those of the script alone."""
+    flags = edit_people(tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
+    flags += ["--through_numpy"]
+    zero = run_attached(COLUMNS, *flags, *ZERO)
+    assert zero.process.returncode == 0, zero.process.stderr
+    plain = run_attached(COLUMNS, *flags, plain=True).weights
+    assert plain
+    assert all(torch.equal(plain[k], zero.weights[k]) for k in plain)
 
 
 def test_a_mask_of_the_wrong_size_is_named(run_attached, tmp_path):

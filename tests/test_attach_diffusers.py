@@ -11,13 +11,13 @@ import re
 import pytest
 import torch
 from attached_scripts import PRESET, RECORDER, ZERO, check_annotation, iou
-from diffusers_more import MORE, REFUSED
+from diffusers_more import HUBER, MORE, RANDOM_VAE, REFUSED
 from diffusers_scripts import SCRIPTS, masks_folder, needs_examples, run
 from safetensors.torch import load_file
 from tiny_people import person_pixels
 
 pytestmark = [needs_examples, pytest.mark.timeout(900)]
-KNOWN = SCRIPTS | MORE | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
+KNOWN = SCRIPTS | MORE | RANDOM_VAE | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
 ALL = [(name, variant) for name, script in (SCRIPTS | MORE).items() for variant in script.variants]
 TOLD = [(name, words) for words, scripts in REFUSED.items() for name in scripts]
 # One of each family and kind; SD3 and Flux with latents cached and read in another order.
@@ -31,6 +31,10 @@ UNCHANGED = [
     ("train_dreambooth_lora_flux", "cache_latents"),
     ("train_controlnet_sd3", "plain"),
     ("train_controlnet_flux", "plain"),
+    ("dreambooth/train_dreambooth_lora_flux2_klein", "plain"),
+    ("dreambooth/train_dreambooth_lora_lumina2", "plain"),
+    ("dreambooth/train_dreambooth_lora_qwen_image", "plain"),
+    ("instruct_pix2pix/train_instruct_pix2pix", "plain"),  # refused with weights, for what it does to its pictures
 ]
 
 
@@ -92,9 +96,36 @@ def test_other_scripts_are_refused_in_their_first_step(folder, name, words):
     assert not (out / "steps").exists()
 
 
+@pytest.mark.parametrize("name", RANDOM_VAE)
+def test_trains_with_an_autoencoder_of_films(folder, name):
+    done, weights, out = attached(folder, name, "plain", "--set", "checks.picture=warn")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights
+    assert len(re.findall(r"^  (?:masked_lpips|face) .*reaches the network", done.stderr, re.M)) == 2
+    assert "the latents are not encode(picture)" not in done.stderr
+    for step in (load_file(f) for f in sorted((out / "steps").iterdir())):
+        check_annotation(step)
+    (error,) = re.findall(r"gives the clean latents back: relative error ([\d.e-]+)", done.stderr)
+    assert float(error) < 1e-5
+
+
+def test_a_huber_loss_is_added_to_and_not_mixed_with(folder):
+    name, flags = f"{HUBER}/text_to_image/train_text_to_image_lora", ("--loss_type", "huber")
+    mixed, weights, _ = attached(folder, name, "plain", *flags, suffix="-convex")
+    assert mixed.returncode == 1
+    assert not weights
+    assert "because of --loss_type huber; combine: convex takes a share" in mixed.stderr
+    assert "--set combine=additive takes any loss" in mixed.stderr
+    added, weights, _ = attached(folder, name, "plain", *flags, "--set", "combine=additive", suffix="-additive")
+    assert added.returncode == 0, added.stderr[-3000:]
+    assert weights
+    assert len(re.findall(r"^  (?:masked_lpips|face) .*reaches the network", added.stderr, re.M)) == 2
+    assert "combine: additive adds to it as it is" in added.stderr
+
+
 @pytest.mark.parametrize(("name", "variant"), UNCHANGED, ids=[f"{n}-{v}" for n, v in UNCHANGED])
 def test_weights_of_zero_leave_every_tensor_as_it_was(folder, name, variant):
-    plain, expected = run(SCRIPTS[name], variant, folder / f"{name}-{variant}-plain")
+    plain, expected = run(KNOWN[name], variant, folder / f"{name.replace('/', '-')}-{variant}-plain")
     assert plain.returncode == 0, plain.stderr[-3000:]
     done, weights, _ = attached(folder, name, variant, *ZERO, suffix="-zero")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,12 +1,14 @@
 """Frames: what Pillow and torchvision do to a picture, followed, against the picture itself."""
 
+import copy
+import pickle
 import random
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision import transforms
@@ -14,6 +16,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
 from mldm_plugin.attach import ledger
+from mldm_plugin.attach.followed import FollowedTensor
 from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame, compose, invert, transposition
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.errors import DataError
@@ -28,6 +31,7 @@ def _followed():
     before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
     classes = (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor)
     own = [(c, c.__dict__.get("forward")) for c in classes]
+    before.append((v2.Transform, "_call_kernel", v2.Transform._call_kernel))
     ledger.install()
     yield
     for owner, name, value in before:
@@ -155,8 +159,15 @@ def test_v2_to_tensors_is_followed(picture):
         (lambda image: Image.fromarray(np.array(image)), "not known"),
         (lambda image: ImageOps.pad(image, (100, 100)), "not known"),
         (lambda image: image.rotate(10), "Image.transform"),
-        (lambda image: F.center_crop(F.to_tensor(image), 40), "not known"),
-        (lambda image: F.to_tensor(image).flip(-1), "not known"),
+        (lambda image: F.rotate(F.to_tensor(image), 10), "not known|on a tensor cannot be followed"),
+        (lambda image: F.to_tensor(image).transpose(1, 2), "transpose on a tensor"),
+        (lambda image: F.to_tensor(image).roll(9, -1), "roll on a tensor"),
+        (lambda image: F.to_tensor(image)[:, ::2], "indexing a tensor"),
+        (lambda image: F.to_tensor(image)[:, [5, 3, 4]], "indexing a tensor by more than slices"),
+        (lambda image: F.to_tensor(image) + F.to_tensor(F.hflip(image)), "of two pictures"),
+        (lambda image: overwritten(F.to_tensor(image)), "copy_ on a tensor"),
+        (lambda image: painted(F.to_tensor(image)), "__setitem__ on a tensor"),
+        (lambda image: torch.stack([F.to_tensor(image)] * 2)[0], "not known"),
         (lambda image: F.affine(image, 5, [0, 0], 1.0, [0.0]), "Image.transform"),
     ],
 )
@@ -165,6 +176,103 @@ def test_what_cannot_be_followed_is_refused(picture, spoil, message):
     size = spoilt.size if isinstance(spoilt, Image.Image) else (spoilt.shape[-1], spoilt.shape[-2])
     with pytest.raises(DataError, match=message):
         check_frame(frame_of(spoilt), size, "people.png")
+
+
+def overwritten(tensor):
+    tensor.copy_(tensor.flip(-1))
+    return tensor
+
+
+def painted(tensor):
+    tensor[:, :, :30] = tensor[:, :, 30:60]
+    return tensor
+
+
+def window(tensor, a, b):
+    top, left = int(9 * a), int(9 * b)
+    return tensor[:, top : top + 44, left : left + 44]
+
+
+ON_TENSORS = {
+    "crop": lambda x, a, b: F.crop(x, int(5 * a), int(7 * b), x.shape[1] - 8, x.shape[2] - 9),
+    "crop_beyond": lambda x, a, b: F.crop(x, -int(8 * a), -3, x.shape[1] + 2, x.shape[2]),
+    "center_crop": lambda x, a, b: F.center_crop(x, [x.shape[1] - 2, x.shape[2] - 5]),
+    "center_crop_beyond": lambda x, a, b: F.center_crop(x, [x.shape[1] + 6, x.shape[2] - 5]),
+    "hflip": lambda x, a, b: F.hflip(x),
+    "vflip": lambda x, a, b: F.vflip(x),
+    "flip": lambda x, a, b: torch.flip(x, dims=(-1, -2)),
+    "flip_method": lambda x, a, b: x.flip(2),
+    "slice": lambda x, a, b: x[..., int(4 * a) :, : x.shape[2] - int(6 * b)],
+    "window": window,
+    "resize": lambda x, a, b: F.resize(x, [44 + int(50 * a), 44 + int(60 * b)], antialias=True),
+    "resized_crop": lambda x, a, b: F.resized_crop(x, 2, 3, x.shape[1] - 9, x.shape[2] - 5, [60, 50], antialias=True),
+    "interpolate": lambda x, a, b: torch.nn.functional.interpolate(x[None], scale_factor=1.25, mode="bilinear")[0],
+    "pad": lambda x, a, b: F.pad(x, [int(6 * a), 2, 1, int(5 * b)]),
+    "random_crop": lambda x, a, b: transforms.RandomCrop(44)(x),
+    "v2_crop": lambda x, a, b: v2.Compose([v2.RandomCrop(44), v2.RandomHorizontalFlip()])(x),
+    "v2_resize": lambda x, a, b: v2.Resize((60, 70))(x),
+    "v2_functional": lambda x, a, b: v2.functional.horizontal_flip(v2.functional.crop(x, 1, 2, 44, 44)),
+    "colours": lambda x, a, b: (x * 0.5 + 0.25).clamp(0, 1).to(torch.float64).float().contiguous(),
+}
+
+
+def start_of(labels, path):
+    if not path.exists():
+        Image.fromarray(np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)[labels]).save(path)
+    return Image.open(path).convert("RGB")
+
+
+@given(
+    st.lists(st.sampled_from(sorted(ON_TENSORS)), min_size=1, max_size=4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+@example(["vflip", "v2_resize"], 0.0, 0.0, True)  # v2 rewrites strides
+def test_masks_go_where_the_picture_goes_as_a_tensor(tmp_path_factory, names, a, b, with_v2):
+    labels = np.zeros((96, 140), np.uint8)
+    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
+    path = tmp_path_factory.getbasetemp() / "people_as_tensor.png"
+    image = start_of(labels, path)
+    tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(image) if with_v2 else F.to_tensor(image)
+    if with_v2:  # a picture of v2's own, with v2's transforms alone, until it is an ordinary tensor
+        tensor = v2.ToPureTensor()(v2.Compose([v2.RandomHorizontalFlip(), v2.CenterCrop((90, 130))])(tensor))
+    for name in names:
+        if min(tensor.shape[1:]) < 60:
+            break
+        tensor = ON_TENSORS[name](tensor, a, b)
+    size = (tensor.shape[2], tensor.shape[1])
+    warped = check_frame(frame_of(tensor), size, "people.png").warp_labels(torch.from_numpy(labels)[None])
+    where = (torch.ones_like(tensor) if "colours" not in names else tensor).amax(0) > 0
+    assert agreement(warped[0][where], labels_of(tensor)[0][where]) > 0.93
+    assert frame_of(tensor).source == str(path)
+
+
+def test_values_gradients_and_types_are_those_of_ordinary_tensors(picture):
+    """The subclass changes no number, and ends where a batch begins."""
+    plain = F.to_tensor(Image.open(picture[0]).convert("RGB")).as_subclass(torch.Tensor)
+    assert type(plain) is torch.Tensor
+    own = F.to_tensor(Image.open(picture[0]).convert("RGB"))
+    for change in (*ON_TENSORS.values(), lambda x, a, b: torch.nn.functional.conv2d(x[None], torch.ones(2, 3, 3, 3))):
+        torch.manual_seed(0)
+        expected = change(plain, 0.3, 0.6)
+        torch.manual_seed(0)
+        assert torch.equal(change(own, 0.3, 0.6).as_subclass(torch.Tensor), expected)
+    batch = torch.utils.data.default_collate([{"pixel_values": own}, {"pixel_values": own}])["pixel_values"]
+    for ended in (batch, torch.stack([own]), torch.cat([own[None], own[None]]), own.mean(), own.shape):
+        assert not isinstance(ended, FollowedTensor)
+    assert isinstance(own.numpy(), np.ndarray)
+
+
+def test_a_tensor_keeps_its_frame_through_worker_processes_and_pickles(picture):
+    own = F.hflip(F.to_tensor(Image.open(picture[0]).convert("RGB")))
+    for again in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own), own.data):
+        assert frame_of(again) == frame_of(own)
+        assert torch.equal(again, own)
+    loader = torch.utils.data.DataLoader([own, own], batch_size=2, num_workers=1, collate_fn=list)
+    ((one, _),) = list(loader)
+    assert torch.equal(one, own)
 
 
 def test_a_size_that_changed_unseen_is_refused(picture):

@@ -473,7 +473,8 @@ def test_sd_scripts_with_a_huber_loss_is_refused(kohya_folder):
     done, weights, _ = train_kohya(kohya_folder, "train_network", "huber", "--loss_type", "huber")
     assert done.returncode == 1
     assert not weights
-    assert "train with --loss_type l2" in done.stderr
+    assert "because of --loss_type huber; combine: convex" in done.stderr
+    assert "--set combine=additive takes any loss" in done.stderr
 
 
 @needs_sd_scripts

@@ -1,6 +1,8 @@
 """Habits of scripts beyond the main ones: what is understood of them, and what is refused."""
 
 import re
+import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -62,7 +64,8 @@ def test_loaders_that_do_not_batch_are_left_alone(monkeypatch):
     accelerate, data = pytest.importorskip("accelerate"), torch.utils.data
     monkeypatch.setattr(accelerate.Accelerator, "backward", accelerate.Accelerator.backward)
     monkeypatch.setattr(data.DataLoader, "__init__", data.DataLoader.__init__)
-    by_frame.install(Attachment(Settings(("mldm",), "baseline")))
+    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_global_optimizer_pre_hooks", OrderedDict())
+    by_frame.install(Attachment(Settings(("mldm",), "baseline", set=("losses.masked_mse.weight=0.1",))))
     batches = [{"pixel_values": torch.zeros(2, 3, 4, 4)}]
     assert not isinstance(data.DataLoader(batches, batch_size=None).collate_fn, Collate)
     assert not isinstance(data.DataLoader(batches, None).collate_fn, Collate)

@@ -17,8 +17,10 @@ from mldm_plugin.attach.scope import (
     is_turned,
     pictures_of,
     prediction_type_of,
+    runs_backwards,
     turned,
     unpack,
+    with_time_turned,
 )
 from mldm_plugin.engine.host_checks import estimate_errors
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -137,7 +139,7 @@ def test_weights_of_packed_latents():
         (lambda p, t: torch.nn.functional.smooth_l1_loss(p, t, beta=0.1), {"loss_type": "huber"}, "--loss_type huber"),
         (lambda p, t: (p - t).abs().mean(), {"loss_type": "l1"}, "--loss_type l1"),
         (lambda p, t: ((p - t) ** 2 * (torch.arange(8) > 3)).mean(), {"masked_loss": True}, "--masked_loss"),
-        (lambda p, t: (p - t).abs().mean(), {}, "is not known. Use the library form"),
+        (lambda p, t: (p - t).abs().mean(), {}, "--set combine=additive takes any loss"),
     ],
     ids=["huber", "l1", "masked", "unknown"],
 )
@@ -155,6 +157,44 @@ def test_a_flow_towards_the_picture_is_turned_and_nothing_else():
     assert not is_turned(plain)
     torch.testing.assert_close(turned(towards).target, plain.target)
     assert torch.equal(turned(towards).model_pred, plain.model_pred)
+
+
+def backwards(step, *, sigmas=True, scale=1.0):
+    """The step as Lumina 2's loop counts time: σ is the share of the picture, and the flow runs towards it."""
+    share = 1 - step.timesteps / 1000
+    return replace(
+        step,
+        timesteps=share * 1000 * scale,
+        sigmas=share if sigmas else None,
+        model_pred=-step.model_pred,
+        target=step.latents - step.noise,
+    )
+
+
+@pytest.mark.parametrize("sigmas", [True, False])
+def test_a_time_that_runs_backwards_is_seen_in_the_noisy_latents(sigmas):
+    schedule = NoiseSchedule.from_scheduler(flow())
+    plain = make_step((50, 200, 700), scheduler=flow())
+    own = backwards(plain, sigmas=sigmas, scale=0.001 if sigmas else 1.0)
+    assert runs_backwards(own, schedule) is True
+    assert runs_backwards(plain, schedule) is False
+    assert runs_backwards(make_step((500, 500), scheduler=flow()), schedule) is None  # there the two are the same
+    again = turned(with_time_turned(own, schedule))
+    torch.testing.assert_close(again.sigmas, plain.timesteps / 1000)
+    torch.testing.assert_close(again.timesteps, plain.timesteps.float())
+    torch.testing.assert_close(again.target, plain.target)
+    assert max(estimate_errors(schedule, again)) < 1e-5
+    torch.testing.assert_close(schedule.snr(again.timesteps, again.sigmas), schedule.snr(plain.timesteps))
+
+
+def test_only_a_flow_has_a_time_to_turn():
+    for scheduler in (ddpm(), ddpm("v_prediction")):
+        schedule = NoiseSchedule.from_scheduler(scheduler)
+        assert runs_backwards(make_step((500, 20), scheduler=scheduler), schedule) is False
+    scheduler, step = edm_step()
+    assert runs_backwards(step, NoiseSchedule.from_scheduler(scheduler)) is False
+    wrong = replace(make_step((50, 200), scheduler=flow()), noisy_latents=torch.randn(2, 4, 8, 8))
+    assert runs_backwards(wrong, NoiseSchedule.from_scheduler(flow())) is False  # the checks then refuse it
 
 
 def test_the_noise_that_was_added_is_read_where_the_script_perturbs_it():

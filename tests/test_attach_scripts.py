@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 COLUMN_VARIANTS = {
     "plain": ["--center_crop"],
     "crop_and_flip": ["--random_flip", "--dataloader_num_workers", "2"],
+    "as_tensors": ["--tensor_crop", "--dataloader_num_workers", "2"],
     "v_snr_gamma": ["--random_flip", "--prediction_type", "v_prediction", "--snr_gamma", "5"],
 }
 DREAMBOOTH_VARIANTS = {
@@ -46,8 +47,12 @@ def test_trains_with_masks_in_place(run_attached, attach_ground, script, flags):
 
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [(COLUMNS, COLUMN_VARIANTS["crop_and_flip"]), (DREAMBOOTH, DREAMBOOTH_VARIANTS["cached_prior"])],
-    ids=["crop_and_flip", "cached_prior"],
+    [
+        (COLUMNS, COLUMN_VARIANTS["crop_and_flip"]),
+        (COLUMNS, COLUMN_VARIANTS["as_tensors"]),
+        (DREAMBOOTH, DREAMBOOTH_VARIANTS["cached_prior"]),
+    ],
+    ids=["crop_and_flip", "as_tensors", "cached_prior"],
 )
 def test_weights_of_zero_leave_the_run_as_it_was(run_attached, attach_ground, script, flags):
     flags = [str(attach_ground / "class") if f == "CLASS" else f for f in flags]
@@ -136,6 +141,29 @@ def test_a_script_without_a_step_ends_with_an_error(tmp_path):
     done = forked.run("-m", "mldm_plugin", script, "--preset", "baseline", "--mldm-by-frame")
     assert done.returncode == 1
     assert "not one training step came by" in done.stderr
+
+
+def test_a_loop_without_accelerate_is_stopped_at_its_first_optimizer_step(tmp_path):
+    script = tmp_path / "own_loop.py"
+    script.write_text(
+        "import torch\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\n"
+        "optimizer = torch.optim.AdamW([weight])\n"
+        "for step in range(3):\n"
+        "    weight.square().sum().backward()\n"
+        "    optimizer.step()\n"
+        "    print('step', step)\n"
+        "print('saved')\n",
+        encoding="utf-8",
+    )
+    spliced = forked.run("-m", "mldm_plugin", script, "--preset", "baseline")
+    assert spliced.returncode == 1
+    assert "For a loop without accelerate use the library form (docs/attach.md); if" in spliced.stderr
+    watched = forked.run("-m", "mldm_plugin", script, "--preset", "baseline", "--mldm-by-frame")
+    assert watched.returncode == 1
+    assert "mldm: the script's AdamW takes its first step, and no loss has come through" in watched.stderr
+    assert watched.stdout == ""
+    assert "Traceback" not in watched.stderr
 
 
 def test_a_script_that_fails_shows_its_own_traceback(run_attached):

@@ -7,15 +7,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attached_steps import annotation_of, variables_of
-from make_step import ddpm, make_step, tiny_vae
+from diffusers import AutoencoderKLQwenImage, Flux2Pipeline
+from make_step import ddpm, flow, make_step, tiny_vae
+from odd_vaes import film_vae, flux2_vae
 from waits import Waits
 
-from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.annotation import KEY, Fault
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
-from mldm_plugin.errors import CheckError
+from mldm_plugin.errors import CheckError, DataError
 
 LOSSES = "losses: {masked_lpips: {weight: 0.2, weights: random, network: alex}}\n"
+BLIND = """
+from mldm_plugin import hookimpl
+
+
+class Blind:
+    needs = frozenset()
+
+    def __call__(self, step):
+        return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
+
+
+@hookimpl
+def register_losses(register):
+    register("blind", Blind)
+"""
 OPEN, CLOSED = (50, 20), (900, 800)
 
 
@@ -31,10 +48,10 @@ class Accelerator:
 class Script:
     """A loop that calls backward on a loss of its own form."""
 
-    def __init__(self, folder, preset, **options):
+    def __init__(self, folder, preset, plugins=("mldm",), **options):
         (folder / "preset.yaml").write_text("checks: {picture: warn}\n" + preset, encoding="utf-8")
         self.out = folder / "out"
-        settings = Settings(("mldm",), str(folder / "preset.yaml"), panel_steps=0, output_dir=str(self.out), **options)
+        settings = Settings(plugins, str(folder / "preset.yaml"), panel_steps=0, output_dir=str(self.out), **options)
         self.attachment = Attachment(settings)
         self.more = {"vae": tiny_vae(), "noise_scheduler": ddpm(), "accelerator": Accelerator(), "global_step": 0}
 
@@ -64,6 +81,33 @@ def test_a_loss_of_another_form_is_found_where_it_matters_long_after_the_start(t
         script.step(OPEN, F.l1_loss)
 
 
+def test_additive_takes_a_loss_of_any_form_from_the_first_step_on(tmp_path, capfd):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES, curve_steps=1)
+    for timesteps, form in ((OPEN, F.l1_loss), (CLOSED, F.huber_loss), (OPEN, F.mse_loss)):
+        own, given = script.step(timesteps, form)
+        assert torch.equal(own, given) == (timesteps == CLOSED)
+    assert capfd.readouterr().err.count("combine: additive adds to it as it is") == 1
+    records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["ldm"] == pytest.approx(script.step(OPEN, F.l1_loss)[0].item())
+    assert records[0]["ldm/t0-99"] == pytest.approx(script.step(OPEN)[0].item())  # that it is, was said
+
+
+def test_additive_still_reads_the_weights_of_images(tmp_path, capfd):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES, curve_steps=1)
+    own, _ = script.step(OPEN, lambda p, t: 0.5 * F.mse_loss(p, t))
+    told = capfd.readouterr().err
+    assert "adds to it as it is" not in told
+    assert "0.5 times the mean squared error" in told
+    (record,) = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    assert record["ldm/t0-99"] == pytest.approx(own.item())
+
+
+def test_additive_still_needs_the_output_that_the_loss_is_of(tmp_path):
+    script = Script(tmp_path, "combine: additive\n" + LOSSES)
+    with pytest.raises(CheckError, match="does not depend on the network's output"):
+        script.step(OPEN, lambda p, t: (p.detach() * torch.ones((), requires_grad=True)).abs().mean())
+
+
 def test_with_a_weighting_it_matters_in_every_step(tmp_path):
     script = Script(tmp_path, "base: {weighting: p2}\n").past_the_start()
     with pytest.raises(CheckError, match="is not the squared error of each image times a factor"):
@@ -78,6 +122,127 @@ def test_how_often_a_step_waits(tmp_path, timesteps, waits):
     with Waits(on_host=variables["batch"][KEY].face_boxes) as seen:
         script.attachment.loss(variables["loss"], variables)
     assert len(seen.seen) == waits, seen.seen
+
+
+ODD_PICTURES = {
+    "pairs": torch.zeros(2, 6, 32, 32),
+    "bytes": torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+    "of_255": torch.full((2, 3, 32, 32), 255.0),
+    "too_few": torch.zeros(1, 3, 32, 32),
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("pictures", ODD_PICTURES.values(), ids=ODD_PICTURES)
+def test_weights_of_zero_never_look_at_data(tmp_path, pictures):
+    """Pictures, masks, boxes, the shape of a batch, or a folder of masks that is not there."""
+    script = Script(tmp_path, LOSSES.replace("0.2", "0"), mask_dir=str(tmp_path / "nowhere"))
+    assert script.attachment.collate(tuple) is tuple
+    assert script.attachment.collate() is torch.utils.data.default_collate
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("of data that nobody needs"), "pixel_values": pictures}
+    assert script.attachment.cache(variables["latents"], {}) is variables["latents"]
+    loss = variables["loss"]
+    assert torch.equal(script.attachment.loss(loss, variables), loss)
+    variables = script.variables(OPEN) | {"batch": pictures}
+    script.attachment.loss(variables["loss"], variables)
+    script.attachment.finish()
+
+
+def test_a_loss_on_latents_alone_does_not_look_at_masks_or_pictures(tmp_path):
+    own = tmp_path / "blind.py"
+    own.write_text(BLIND, encoding="utf-8")
+    script = Script(tmp_path, "losses: {blind: {weight: 0.2}}\n", plugins=("mldm", str(own)))
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("of data that nobody needs"), "pixel_values": ODD_PICTURES["of_255"]}
+    loss = variables["loss"]
+    assert not torch.equal(script.attachment.loss(loss, variables), loss)
+    script.attachment.finish()  # and does not count them
+
+
+def film_variables(script, vae):
+    """Those of diffusers' script for Qwen-Image: films of one frame, and 1 / std under the name of std."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    latents_std = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    step = make_step(OPEN, scheduler=flow())
+    pictures = step.pixel_values.unsqueeze(2)
+    latents = (vae.encode(pictures).latent_dist.mode() - mean) * latents_std
+    statistics = {"latents_mean": mean, "latents_std": latents_std}
+    return pictures, latents, lambda noisy: noisy.permute(0, 2, 1, 3, 4), statistics
+
+
+def patched_variables(script, vae):
+    """Those of diffusers' scripts for Flux.2: latents in patches of 2×2, normalised by the VAE's batch norm."""
+    pictures = make_step(OPEN).pixel_values
+    latents = Flux2Pipeline._patchify_latents(vae.encode(pictures).latent_dist.mode())
+    mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    return pictures, (latents - mean) / std.view(1, -1, 1, 1), lambda noisy: noisy, {}
+
+
+@pytest.mark.parametrize(
+    ("vae", "form"),
+    [(lambda: film_vae(AutoencoderKLQwenImage), film_variables), (flux2_vae, patched_variables)],
+    ids=["qwen_image", "flux2"],
+)
+def test_autoencoders_that_have_statistics_alone(tmp_path, capfd, vae, form):
+    script = Script(tmp_path, LOSSES)
+    pictures, latents, as_kept, statistics = form(script, vae())
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(latents.shape, generator=g)
+    sigmas = (torch.tensor(OPEN) / 1000).view(-1, *[1] * (latents.ndim - 1))
+    pred = (noise - latents + 0.3 * torch.randn(latents.shape, generator=g)).requires_grad_()
+    step = make_step(OPEN, scheduler=flow())
+    variables = script.variables(OPEN) | statistics | {"noise_scheduler": flow(), "vae": vae()}
+    variables |= {"latents": latents, "noise": noise, "model_pred": pred, "target": noise - latents, "sigmas": sigmas}
+    variables["noisy_latents"] = as_kept((1 - sigmas) * latents + sigmas * noise)
+    variables["batch"] = {KEY: annotation_of(step), "pixel_values": pictures}
+    loss = F.mse_loss(pred, noise - latents)
+    given = script.attachment.loss(loss, variables)
+    assert not torch.equal(given, loss)
+    assert torch.autograd.grad(given, pred)[0].abs().sum() > 0
+    told = capfd.readouterr().err
+    assert "reaches the network" in told
+    assert "the latents are not encode(picture)" not in told  # which it would say of a wrong scale
+    assert "gives the clean latents back: relative error" in told
+
+
+def test_a_time_that_runs_backwards_gives_the_same_loss_and_gradient(tmp_path):
+    """Lumina 2's loop: σ is the share of the picture, timesteps are σ, the target is z₀ − ε. Gates go by the noise."""
+    results = []
+    for backwards in (False, True):
+        (tmp_path / str(backwards)).mkdir()
+        script = Script(tmp_path / str(backwards), LOSSES.replace("weight: 0.2", "weight: 0.2, max_timestep: 400"))
+        for timesteps in ((500, 500), (300, 900)):  # the first shows nothing of the direction
+            step = make_step(timesteps, scheduler=flow())
+            sign, share = (-1, 1 - step.timesteps / 1000) if backwards else (1, step.timesteps / 1000)
+            own = {"model_pred": sign * step.model_pred, "target": sign * step.target, "sigmas": share}
+            variables = script.variables(timesteps) | variables_of(step, **own) | {"noise_scheduler": flow()}
+            variables |= {"timesteps": share if backwards else step.timesteps}
+            loss = script.attachment.loss(F.mse_loss(own["model_pred"], own["target"]), variables)
+            results.append((loss.detach(), torch.autograd.grad(loss, step.model_pred)[0]))
+    for plain, own in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [({"cache_latents": True}, "leave --cache_latents out"), ({"not_cache_latents": False}, "add --not_cache_latents")],
+    ids=["cache", "not_cache"],
+)
+def test_latents_that_were_kept_unseen_are_told_with_the_scripts_flag(tmp_path, flags, said):
+    """ShivamShrirao's script keeps latents unless it is told not to, and deletes its autoencoder."""
+    script = Script(tmp_path, LOSSES)
+    variables = script.variables(OPEN) | {"args": SimpleNamespace(**flags), "vae": None}
+    with pytest.raises(DataError, match=f"is not known: {said}"):
+        script.attachment.loss(variables["loss"], variables)
+
+
+def test_a_fault_in_what_a_loss_needs_stops_the_run(tmp_path):
+    script = Script(tmp_path, LOSSES)
+    variables = script.variables(OPEN)
+    variables["batch"] = {KEY: Fault("this mask is torn"), "pixel_values": ODD_PICTURES["none"]}
+    with pytest.raises(DataError, match="this mask is torn"):
+        script.attachment.loss(variables["loss"], variables)
 
 
 def test_curves_by_range_of_t_come_every_so_many_steps_and_average_to_the_plain_loss(tmp_path):

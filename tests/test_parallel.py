@@ -16,7 +16,7 @@ from run_trainer import PROCESSES
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from mldm_plugin.attach.host_loss import gradient_at, take_apart
+from mldm_plugin.engine.host_loss import gradient_at, take_apart
 from mldm_plugin.engine.term import Term
 
 TIMESTEPS = ((50, 20), (900, 800))  # both images of the first rank are gated, none of the second

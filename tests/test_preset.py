@@ -113,7 +113,7 @@ combin: convex
 target: pixels
 base: {weighting: min_snrr}
 losses:
-  face: {weight: -1, max_timestep: 1000, netwrok: vgg}
+  face: {weight: -1, max_timestep: 1001, netwrok: vgg}
   masked_lpisp: {weight: 0.1}
   masked_lpips: {weight: 0.2, form: spatiall}
 checks: {pictur: warn}
@@ -126,7 +126,7 @@ checks: {pictur: warn}
         "combin: unknown key; did you mean 'combine'?",
         "target: input should be 'image' or 'decoded', got 'pixels'",
         "losses.face.weight: input should be greater than or equal to 0, got -1",
-        "losses.face.max_timestep: input should be less than or equal to 999, got 1000",
+        "losses.face.max_timestep: input should be less than or equal to 999, got 1001",
         "losses.face.netwrok: unknown key; did you mean 'network'?",
         "losses.masked_lpisp: unknown loss 'masked_lpisp': did you mean 'masked_lpips' or 'masked_mse'?",
         "losses.masked_lpips.form: input should be 'spatial' or 'features', got 'spatiall'",
@@ -297,3 +297,12 @@ def test_presets_of_faces_are_networks_of_their_conditions(name, mini, plugins):
     made = conditions.Conditions(flags.cross_attention_dim, list(options_of(flags).items()))
     assert made.tokens == {"mask": 64, "multi": 65}.get(name, 1)
     assert load_preset(f"faces-{name}{mini}", ["base={weighting: none}"], plugins=plugins).base.weighting == "none"
+
+
+def test_a_thousand_timesteps_are_all_of_them(tmp_path, plugins):
+    path = write(tmp_path, "losses: {face: {weight: 0.1, max_timestep: 1000}, masked_mse: {weight: 0.1}}\n")
+    preset = load_preset(path, ["losses.masked_mse.max_timestep=1000"], plugins=plugins)
+    assert [loss.max_timestep for loss in preset.losses.values()] == [None, None]
+    assert preset.dump().count("max_timestep: null") == 2
+    with pytest.raises(PresetError, match="less than or equal to 999, got 1001"):
+        load_preset(path, ["losses.masked_mse.max_timestep=1001"], plugins=plugins)

@@ -202,6 +202,30 @@ def test_host_weighting_is_kept_in_the_mix():
     torch.testing.assert_close(report.loss, (first + 2.0 * errors[1]) / 2)
 
 
+@pytest.mark.parametrize(
+    "own_loss",
+    [
+        lambda p, t: torch.nn.functional.huber_loss(p, t, delta=0.1),
+        lambda p, t: ((p - t).square() * (torch.arange(8) > 3)).mean(),  # a mask
+        lambda p, t: (p - t).square().mean() * 0.25 + 0.01 * p.abs().mean(),  # divided, and a part of another kind
+    ],
+    ids=["huber", "masked", "divided"],
+)
+def test_additive_adds_to_any_base_loss(own_loss):
+    """loss = the host's own + Σ w_ij L_ij / N, in value and gradient."""
+    step = replace(make_step((50, 20)), base_loss=None)
+    own = own_loss(step.model_pred, step.target)
+    plain, added = (two_terms(combine="additive")(replace(step, base_loss=b)) for b in (None, own))
+    expected = own + plain.loss - (step.model_pred - step.target).square().mean()
+    torch.testing.assert_close(added.loss, expected, rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(added.loss, step.model_pred, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, step.model_pred)[0], rtol=1e-4, atol=1e-8)
+    with pytest.raises(CheckError, match="combine: additive without a base weighting takes any base_loss"):
+        two_terms()(replace(step, base_loss=own))
+    with pytest.raises(CheckError, match="base_loss"):
+        two_terms(combine="additive", base_weighting=lambda snr: snr)(replace(step, base_loss=own))
+
+
 def test_a_base_loss_that_is_not_the_mean_squared_error_stops_the_run():
     step = make_step((50, 50))
     with pytest.raises(CheckError, match="pass the trainer's own factor on each image"):

@@ -1,4 +1,4 @@
-"""Tiny pipelines of five model families, with the architecture and the files of the real ones.
+"""Tiny pipelines of eight model families, with the architecture and the files of the real ones.
 
 Weights are random and seeded, except that the VAE is set by hand to keep the mean colour of each 8×8 block: its
 latents have mean 0 and a standard deviation near 1 after the trainer's shift and scale, and `decode(encode(x))`
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_flows import build_flux2_klein, build_lumina2, build_qwen_image
 from tiny_z_image import build_z_image
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from mldm_plugin.perceptual.frozen import build_seeded
 from mldm_plugin.records.folders import replaced_folder
 
 WIDTH = 32  # of the text encoders' hidden states
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "z_image")
+FAMILIES = ("sd", "sdxl", "sd3", "flux", "z_image", "flux2_klein", "lumina2", "qwen_image")
 
 # vae/config.json of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, stable-diffusion-3-medium and FLUX.1-dev.
 VAE_CONFIGS: dict[str, dict[str, Any]] = {
@@ -31,6 +32,7 @@ VAE_CONFIGS: dict[str, dict[str, Any]] = {
     "sdxl": {"latent_channels": 4, "scaling_factor": 0.13025, "force_upcast": True},
     "sd3": {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, "quant": False},
     "flux": {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "quant": False},
+    "flux2": {"latent_channels": 8},  # a quarter of FLUX.2's; its scale is that of its batch norm
 }
 
 
@@ -57,17 +59,24 @@ def build(
         return _build_flux(folder, seed, scheduler)
     if family == "z_image":
         return build_z_image(folder, build_vae("flux", seed), seed)
+    if family == "flux2_klein":
+        return build_flux2_klein(folder, build_vae("flux2", seed), seed)
+    if family == "qwen_image":
+        return build_qwen_image(folder, seed)
+    if family == "lumina2":
+        return build_lumina2(folder, build_vae("flux", seed), seed)
     raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
 
 
 def build_vae(family: str, seed: int = 0, **config: Any) -> Any:
     """AutoencoderKL (factor 8) of `family` that keeps the mean colour of each block."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2
 
+    kind = AutoencoderKLFlux2 if family == "flux2" else AutoencoderKL
     given = {**VAE_CONFIGS[family], **config}
     quant = given.pop("quant", True)
     vae = build_seeded(
-        lambda: AutoencoderKL(
+        lambda: kind(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(8, 8, 8, 8),
@@ -82,6 +91,9 @@ def build_vae(family: str, seed: int = 0, **config: Any) -> Any:
     )
     with torch.no_grad():
         _keep_block_colours(vae, seed)
+        if family == "flux2":
+            vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, vae.bn.num_features))
+            vae.bn.running_var.copy_(torch.linspace(0.7, 1.3, vae.bn.num_features))
     return vae.eval()
 
 
@@ -94,7 +106,8 @@ BLOCK_STD = 0.5  # of block colours in [-1, 1], for latents of unit variance
 
 def _keep_block_colours(vae: Any, seed: int) -> None:
     """latents = shift + `mixing` @ colours / scale, and back; the log variance is -10."""
-    channels, scale, shift = vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    channels, scale = vae.config.latent_channels, vae.config.get("scaling_factor", 1.0)
+    shift = vae.config.get("shift_factor") or 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixing = torch.linalg.qr(torch.randn(channels, 3)).Q * (channels / 3) ** 0.5 / BLOCK_STD

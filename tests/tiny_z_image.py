@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,20 @@ WIDTH = 32
 def build_z_image(folder: Path, vae: nn.Module, seed: int) -> Path:
     """Write the pipeline into `folder` and return it."""
     import diffusers
+
+    tokenizer = byte_tokenizer()
+    diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=build_seeded(partial(_text_encoder, len(tokenizer)), seed).eval(),
+        tokenizer=tokenizer,
+        transformer=build_seeded(_transformer, seed).eval(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer() -> Any:
+    """Qwen2's tokenizer without merges: a token a byte."""
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -22,14 +37,7 @@ def build_z_image(folder: Path, vae: nn.Module, seed: int) -> Path:
     tokens = (*special, *bytes_to_unicode().values())
     tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
-    diffusers.ZImagePipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae,
-        text_encoder=build_seeded(partial(_text_encoder, len(tokens)), seed).eval(),
-        tokenizer=tokenizer,
-        transformer=build_seeded(_transformer, seed).eval(),
-    ).save_pretrained(folder)
-    return folder
+    return tokenizer
 
 
 def _transformer() -> nn.Module:

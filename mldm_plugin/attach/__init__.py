@@ -3,9 +3,10 @@
 The functions here are what a spliced script calls. One process runs one script, so there is one attachment in it.
 
     launcher       takes our flags off the command line (flags), splices the script (codemod, kohya; edits), runs it
-    ledger         while the script loads pictures, keeps a frame with each: where it was cut (frame)
+    ledger         while the script loads pictures, keeps a frame with each: where it was cut (frame), as a tensor, too
+                   (followed)
     annotation     `collate`: masks and boxes into the batch, in the pictures' frames, compared with them (placement)
-    attachment     `loss`: the step out of the loop's variables (scope, names, host_loss), through a `LossStack`, and
+    attachment     `loss`: the step out of the loop's variables (scope, names), through a `LossStack`, and
                    its loss back to `accelerator.backward`; says what was seen (coverage) and writes it down (records)
     ranks          refuses what was not shown to work on several processes
     kohya_loop, kohya_masks     the same for sd-scripts, whose step and pictures are spread over methods

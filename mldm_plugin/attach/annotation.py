@@ -22,6 +22,7 @@ from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
 
 KEY = "mldm"  # of the annotation in the script's batch
+PLACED = frozenset({"person_mask", "face_boxes", "keypoints"})  # what a loss may need that lies in a picture
 # Under what name the scripts keep an example's training picture; the class pictures of prior preservation come after.
 PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "instance_image", "image", "images")
 IN_BATCH = ("pixel_values", "edited_pixel_values", "images", "image")
@@ -133,13 +134,20 @@ def _place(
     """The annotation of `picture`, which the batch has as `row` at `place`."""
     frame = frame_of(picture)
     source = frame.source if frame is not None else ""
-    name = source or f"picture {place[1]} of a batch"
+    name = source or _nameless(place[1], example)
     _check_is_row(picture, row, place[0], name)
     stored = stored_of(example, frame, name)
     mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
     annotated = bool(mask.any()) or len(boxes) > 0
     placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
     return _Placed(source, mask, boxes, stored, placement)
+
+
+def _nameless(row: int, example: Mapping[str, Any]) -> str:
+    """A picture whose file is not known, by what is known around it."""
+    beside = [f.source for f in map(frame_of, example.values()) if f is not None and f.source]
+    known = f"beside {beside[0]}" if beside else f"files opened last: {', '.join(ledger.last_read)}"
+    return f"picture {row} of a batch" + (f" ({known})" if beside or ledger.last_read else "")
 
 
 def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
@@ -163,11 +171,18 @@ def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str)
     return mask, boxes
 
 
+def one_frame(value: Any) -> Any:
+    """(N, C, h, w) of films of one picture, whose frames come after the channels or before them; else what it was."""
+    if isinstance(value, Tensor) and value.ndim == 5 and 1 in (value.shape[1], value.shape[2]):
+        return value.squeeze(2 if value.shape[2] == 1 else 1)
+    return value
+
+
 def pictures_in(batch: Any) -> tuple[str, Tensor] | None:
     """The training pictures of a batch, (N, 3, H, W), and under what name it has them."""
     if isinstance(batch, Mapping):
         for key in IN_BATCH:
-            value = batch.get(key)
+            value = one_frame(batch.get(key))
             if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3:
                 return key, value
     return None
@@ -182,6 +197,14 @@ def _pictures_in(batch: Any) -> tuple[str, Tensor]:
             f"the script's batch is a {type(batch).__name__}, expected a dictionary with pixel_values; use the library "
             "form (docs/attach.md)."
         )
+    for key in IN_BATCH:
+        value = batch.get(key)
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] > 3 and value.shape[1] % 3 == 0:
+            raise DataError(
+                f"{key} in the script's batch has {value.shape[1]} channels: {value.shape[1] // 3} pictures in each "
+                "example, as the pairs of Diffusion-DPO, whose loss compares two answers. The plugin's losses are of "
+                "one picture and its mask; use the library form (docs/attach.md), with the pictures they belong to."
+            )
     raise DataError(
         f"no pictures were found in the script's batch, which has {', '.join(map(str, batch))}: expected pixel_values "
         "(N, 3, H, W). The script may have replaced its pictures by latents; use the library form (docs/attach.md)."

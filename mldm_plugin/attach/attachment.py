@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
-from mldm_plugin.attach.annotation import KEY, Annotation, Collate
+from mldm_plugin.attach.annotation import KEY, PLACED, Annotation, Collate, Fault
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
-from mldm_plugin.attach.host_loss import HostLoss
 from mldm_plugin.attach.names import NAMES
 from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import Placement
@@ -25,16 +24,21 @@ from mldm_plugin.attach.records import Records
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,
+    caching_flag,
     is_turned,
     pictures_of,
     prediction_type_of,
     read,
+    runs_backwards,
+    spare_pictures,
     tolerance_of,
     turned,
+    with_time_turned,
 )
 from mldm_plugin.attach.script_flags import fill_when_parsed
-from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder, says_scale
 from mldm_plugin.engine.host_checks import estimate_errors
+from mldm_plugin.engine.host_loss import HostLoss
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
@@ -54,7 +58,7 @@ class CachedLatents:
     """
 
     latents: Any
-    annotation: Annotation
+    placed: Annotation | Fault | None
     pixel_values: Tensor | None
     on_read: Callable[[CachedLatents], None]
 
@@ -88,9 +92,10 @@ class Attachment:
         self.settings = settings
         fetch_needed(self.preset, self.plugins)
         fill_when_parsed(settings.preset, settings.script, self.preset.training)
+        self._in_use = any(loss.weight > 0 for loss in self.preset.losses.values())
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
-            if settings.mask_dir is not None
+            if settings.mask_dir is not None and self._in_use
             else ExampleColumns(settings.mask_column, settings.face_boxes_column)
         )
         self.steps = 0
@@ -106,20 +111,25 @@ class Attachment:
         self._notes = kohya_loop.Notes()
         self._kohya = False
         self._turned = False
+        self._backwards: bool | None = None  # not known yet
         self._recognised = False
-        ledger.install()
+        self._whole = False  # the script's loss has another form, and additive keeps it as it is
+        if self._in_use:
+            ledger.install()
 
-    def collate(
-        self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True
-    ) -> Collate | kohya_masks.KohyaCollate:
+    def collate(self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True) -> Callable[[Any], Any]:
         """The script's collate function, or torch's own, with masks and boxes added to its batches.
 
+        With all weights at zero it is the script's own: data that no loss needs are not looked at.
         `strict` is for a loader that is known to be the training one: its batches must be ones with pictures.
         """
         if isinstance(collate, Collate):
             return collate
-        if collate is not None and kohya_masks.is_collator(collate):
-            self._kohya = True
+        kohyas = collate is not None and kohya_masks.is_collator(collate)
+        self._kohya |= kohyas
+        if not self._in_use:
+            return collate or torch.utils.data.default_collate
+        if collate is not None and kohyas:
             folder = self.stored_of if isinstance(self.stored_of, SideFolder) else kohya_masks.NoFolder()
             return kohya_masks.KohyaCollate(collate, folder)
         return Collate(collate or torch.utils.data.default_collate, self.stored_of, strict=strict)
@@ -141,11 +151,13 @@ class Attachment:
             return latents
         scope = Scope(variables)
         self._vae = self._vae or scope.get("vae")
-        annotation, pictures = annotation_in(scope.batch), pictures_of(scope.batch)
+        if not self._in_use:
+            return latents
+        placed, pictures = scope.batch.get(KEY), pictures_of(scope.batch)
         self._forget(variables)
         if pictures is not None:  # exact for what ToTensor made of 8-bit pictures, at a quarter of the memory
             pictures = ((pictures.detach().float().cpu() + 1) * 127.5).round().to(torch.uint8)
-        return CachedLatents(latents, annotation, pictures, self._note_cached)
+        return CachedLatents(latents, placed, pictures, self._note_cached)
 
     def loss(self, loss: Tensor, variables: dict[str, Any]) -> Tensor:
         """The loss to train with, in place of the script's own `loss`.
@@ -161,16 +173,17 @@ class Attachment:
         if self._stack is None:
             self._stack = self._build(scope)
         step, parts = self._read(loss, scope, self._stack)
-        start_up = self._stack.start_up
-        checked = (start_up is not None and start_up.checks) or self._stack.plain.weighting is not None
+        start_up, weighted = self._stack.start_up, self._stack.plain.weighting is not None
+        checked = (start_up is not None and start_up.checks) or weighted
         if parts is not None and checked:
-            parts.check()
+            step = self._of_known_form(step, parts, self._stack)
         try:
             report = self._stack(step)
         except CheckError as error:
             raise CheckError(f"{error} {scope.account()}") from error
-        if parts is not None and not checked and any(term.gated for term in report.terms.values()):
-            parts.check()  # without a gated image or a weighting the loss is the script's own, whatever it is
+        mixed = self._stack.needs_each and any(term.gated for term in report.terms.values())
+        if parts is not None and not checked and mixed:
+            parts.check()  # otherwise the script's own loss is in it as a whole, whatever it is
         self._announce(step, self._stack)
         self.steps += 1
         self._record(scope, self._stack, step, report)
@@ -189,7 +202,7 @@ class Attachment:
                 "the script has ended, and not one training step came by: its loop does not call accelerator.backward "
                 "where it was expected. Use the library form (docs/attach.md)."
             )
-        if self._stack is not None and self._stack.terms and not self._told_placement:
+        if self._stack is not None and self._stack.needs & PLACED and not self._told_placement:
             announce("warning: no annotated picture could be compared with its source; look at the first panel.")
         if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
@@ -208,6 +221,19 @@ class Attachment:
                 f"  masks follow the pictures: {len(self._placements)} compared with their source, mean difference "
                 f"{distance:.3f} of 2"
             )
+
+    def _of_known_form(self, step: DiffusionStep, parts: HostLoss, stack: LossStack) -> DiffusionStep:
+        """The step with the parts of the script's loss; without them where it has none and `additive` needs none."""
+        if stack.needs_each:
+            parts.check(weighted=stack.plain.weighting is not None)
+        elif not parts.fits:
+            self._whole = True
+            announce(
+                f"  the script's loss is not each image's squared error times a factor{parts.hint}: combine: additive "
+                "adds to it as it is; ldm/ in curves by range of t is the squared error."
+            )
+            return replace(step, base_weights=None, other_loss=None)
+        return step
 
     @staticmethod
     def _tell_scale(step: DiffusionStep) -> None:
@@ -228,10 +254,15 @@ class Attachment:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
         if annotation is not None:
             self._placements = annotation.placements
-            if not self._kohya:  # kohya's pictures are all known beforehand, see kohya_masks
+            # kohya's pictures are all known beforehand, see kohya_masks
+            if not self._kohya and stack.needs & PLACED:
                 self._coverage.add(annotation)
-        mixes = bool(stack.terms) or stack.plain.weighting is not None
-        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=mixes)
+        apart = stack.needs_each or (bool(stack.terms) and not self._whole)
+        step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
+        if self._backwards is None:
+            self._backwards = runs_backwards(step, stack.schedule)
+        if self._backwards:
+            step = with_time_turned(step, stack.schedule)
         if not self.steps:
             self._turned = is_turned(step)
         if not self._recognised and (kind := prediction_type_of(step, stack.schedule)) is not None:
@@ -240,15 +271,17 @@ class Attachment:
         return (turned(step) if self._turned else step), parts
 
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
-        """The annotation and the pictures of this step; none if no loss looks at people or faces."""
-        if self._cached is not None:
-            self._check_offered(self._cached.annotation, stack)
-            return self._cached.annotation, self._cached.pixel_values
-        if KEY not in scope.batch and not any(t.needs & {"person_mask", "face_boxes"} for t in stack.terms):
-            return None, pictures_of(scope.get("batch") or {})
-        annotation = annotation_in(scope.batch)
+        """The annotation and the pictures of this step. A fault in what no loss looks at is none."""
+        if not stack.needs:
+            return None, spare_pictures(scope)
+        cached = self._cached
+        batch: Mapping[str, Any] = (scope.batch or scope.get("batch") or {}) if cached is None else {KEY: cached.placed}
+        pictures = pictures_of(batch) if cached is None else cached.pixel_values
+        if not stack.needs & PLACED and not isinstance(batch.get(KEY), Annotation):
+            return None, pictures
+        annotation = annotation_in(batch)
         self._check_offered(annotation, stack)
-        return annotation, pictures_of(scope.batch) if annotation.pictures is None else annotation.pictures
+        return annotation, pictures if annotation.pictures is None else annotation.pictures
 
     def _check_offered(self, annotation: Annotation, stack: LossStack) -> None:
         """The data must have what the losses look at, be it empty for some pictures."""
@@ -267,18 +300,20 @@ class Attachment:
 
     def _build(self, scope: Scope) -> LossStack:
         refuse_unshown_in(scope.get("accelerator"))
-        unseen = scope.option("cache_latents") and self._cached is None and not self._kohya
-        if unseen and any(settings.weight > 0 for settings in self.preset.losses.values()):
+        remedy = caching_flag(scope)
+        if remedy and self._in_use and self._cached is None and not self._kohya:
             raise DataError(
                 "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
-                "known: leave --cache_latents out."
+                f"known: {remedy}."
             )
         vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
-        scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
-        mean, std = scope.get("latents_mean"), scope.get("latents_std")
+        readable = says_scale(vae)
+        # Of a VAE that has nothing but its statistics, scripts keep them in forms of their own (1 / std, Qwen-Image).
+        apart = getattr(getattr(vae, "config", None), "scaling_factor", None) is not None
+        mean, std = (scope.get(name) if apart else None for name in ("latents_mean", "latents_std"))
         stack = LossStack.from_preset(
             self.preset,
-            vae=None if scaling_factor is None else vae,
+            vae=vae if readable else None,
             noise_scheduler=scope.need("noise_scheduler"),
             plugins=self.plugins,
             prediction_type="v_prediction" if scope.option("v_parameterization") else None,
@@ -290,10 +325,10 @@ class Attachment:
         if stack.decoder is None and any("pred_images" in t.needs for t in stack.terms):
             came = "no autoencoder was found in the training loop" if vae is None else f"it is a {type(vae).__name__}"
             raise CheckError(
-                "the losses need an autoencoder of diffusers with a scaling_factor to decode the clean estimate with; "
-                f"{came}. Use the library form with a VAE of your own (docs/attach.md)."
+                "the losses need an autoencoder of diffusers that says how its latents are scaled, to decode the clean "
+                f"estimate with; {came}. Use the library form with a decode function of your own (docs/attach.md)."
             )
-        if self.settings.panel_steps and stack.decoder is None and scaling_factor is not None:
+        if self.settings.panel_steps and stack.decoder is None and readable:
             self._draws_with = LatentDecoder(vae, factor, mean, std)
             self._draws_with.settle()
         self._vae = None

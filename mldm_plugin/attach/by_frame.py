@@ -6,13 +6,25 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from mldm_plugin.errors import CheckError, MldmError
+
 if TYPE_CHECKING:
     from mldm_plugin.attach.attachment import Attachment
 
 
 def install(attachment: Attachment) -> None:
-    """Wrap `Accelerator.backward` and `DataLoader.__init__`; the loop's variables are those of backward's caller."""
-    from accelerate import Accelerator
+    """Wrap `Accelerator.backward` and `DataLoader.__init__`; the loop's variables are those of backward's caller.
+
+    Raises:
+        MldmError: accelerate is not installed, so no loop can call it.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MldmError(
+            "--mldm-by-frame finds a loop by accelerate's backward, and accelerate is not installed here: for a loop "
+            "without it use the library form (docs/attach.md)."
+        ) from error
     from torch.utils.data import DataLoader
 
     original_backward, original_init = Accelerator.backward, DataLoader.__init__
@@ -34,3 +46,20 @@ def install(attachment: Attachment) -> None:
 
     Accelerator.backward = backward
     DataLoader.__init__ = init  # type: ignore[method-assign]
+    _stop_unseen(attachment)
+
+
+def _stop_unseen(attachment: Attachment) -> None:
+    """Stop the script when an optimizer steps and no loss has come by: it would train to its end without ours."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def before_step(optimizer: Any, *_: Any) -> None:
+        if not attachment.steps:
+            raise CheckError(
+                f"the script's {type(optimizer).__name__} takes its first step, and no loss has come through "
+                "accelerator.backward, by which --mldm-by-frame finds a loop: the preset's losses would do nothing. "
+                "The loop calls loss.backward(), or is that of another trainer; use the library form (docs/attach.md)."
+            )
+        hook.remove()
+
+    hook = register_optimizer_step_pre_hook(before_step)

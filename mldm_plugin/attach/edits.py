@@ -12,8 +12,8 @@ from mldm_plugin.errors import MldmError
 
 NAME = "mldm"  # of our module in a script
 WAY_OUT = (
-    "If the loop lies in a module that the script imports, or looks different from diffusers' scripts, add "
-    "--mldm-by-frame; for a loop without accelerate use the library form (docs/attach.md)."
+    "For a loop without accelerate use the library form (docs/attach.md); if a loop with accelerator.backward lies in "
+    "a module that the script imports, or looks different from diffusers' scripts, add --mldm-by-frame."
 )
 
 

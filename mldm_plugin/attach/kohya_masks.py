@@ -24,7 +24,7 @@ from torch import Tensor
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate
-from mldm_plugin.attach.frame import Affine, Frame, scaling
+from mldm_plugin.attach.frame import Frame, cut, scaling
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.attach.on_record import SideFolder, Stored
 from mldm_plugin.errors import DataError
@@ -64,22 +64,7 @@ def _cut(frame: Frame, key: Any) -> Frame:
     """The frame after slicing rows and columns."""
     keys = key if isinstance(key, tuple) else (key,)
     rows, columns = [*keys, slice(None), slice(None)][:2]
-    (y, height), (x, width) = _along(rows, frame.size[1]), _along(columns, frame.size[0])
-    if y is None or x is None:
-        return frame.lose(f"indexing an array with {key!r}")
-    affine: Affine = (x[0], 0, x[1], 0, y[0], y[1])
-    return frame.then(affine, (width, height))
-
-
-def _along(key: Any, length: int) -> tuple[tuple[int, int] | None, int]:
-    """A slice of an axis as u' = a u + c, and how long it is; None for anything but a cut or a flip."""
-    if not isinstance(key, slice):
-        return None, 0
-    start, stop, step = key.indices(length)
-    if step not in (1, -1):
-        return None, 0
-    count = len(range(start, stop, step))
-    return ((1, -start) if step == 1 else (-1, start + 1)), count
+    return cut(frame, rows, columns, f"indexing an array with {key!r}")
 
 
 class NoFolder:

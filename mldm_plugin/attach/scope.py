@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault, pictures_in
-from mldm_plugin.attach.host_loss import HostLoss, gradient_at, take_apart
+from mldm_plugin.attach.annotation import KEY, Annotation, Fault, one_frame, pictures_in
 from mldm_plugin.attach.names import NAMES, TARGETS
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
+from mldm_plugin.engine.host_loss import HostLoss, gradient_at, take_apart
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError, DataError
@@ -164,15 +164,51 @@ def turned(step: DiffusionStep) -> DiffusionStep:
     return replace(step, model_pred=-step.model_pred, target=-step.target)
 
 
+def runs_backwards(step: DiffusionStep, schedule: NoiseSchedule) -> bool | None:
+    """Whether σ is the picture's share in a flow's noisy latents, z_t = σ z₀ + (1 − σ) ε, as Lumina 2 counts time.
+
+    None where both directions fit, near σ = ½.
+    """
+    if not schedule.is_flow:
+        return False
+    _, error = estimate_errors(schedule, step)
+    _, backwards = estimate_errors(schedule, with_time_turned(step, schedule))
+    if backwards > ESTIMATE_TOLERANCE:
+        return False
+    return None if error <= ESTIMATE_TOLERANCE else True
+
+
+def with_time_turned(step: DiffusionStep, schedule: NoiseSchedule) -> DiffusionStep:
+    """The same step of a flow with σ the share of the noise, where the script's is that of the picture."""
+    _, share = schedule.coefficients(step.timesteps, step.sigmas)
+    sigmas = 1 - share
+    return replace(step, sigmas=sigmas, timesteps=sigmas * schedule.num_train_timesteps)
+
+
 def tolerance_of(scope: Scope) -> float:
     """The relative error that ẑ₀(target) may have: more where the script perturbs its input."""
     return ESTIMATE_TOLERANCE + (scope.option("input_perturbation") or scope.option("ip_noise_gamma") or 0.0)
+
+
+def caching_flag(scope: Scope) -> str:
+    """What to do with the script's flag so that it encodes its pictures in each step; empty where it does."""
+    if scope.option("cache_latents"):
+        return "leave --cache_latents out"
+    return "add --not_cache_latents" if scope.option("not_cache_latents") is False else ""
 
 
 def pictures_of(batch: Mapping[str, Any]) -> Tensor | None:
     """The pictures of a batch, (N, 3, H, W), or None."""
     found = pictures_in(batch)
     return None if found is None else found[1]
+
+
+def spare_pictures(scope: Scope) -> Tensor | None:
+    """The pictures of a step in which no loss needs them, for panels; None where they are not ones of its images."""
+    batch, pred = scope.get("batch"), scope.get(*NAMES["model_pred"])
+    pictures = pictures_of(batch if isinstance(batch, Mapping) else scope.batch)
+    fit = pictures is not None and pictures.is_floating_point() and isinstance(pred, Tensor)
+    return pictures if fit and len(pictures) >= len(pred) else None  # type: ignore[arg-type]
 
 
 def annotation_in(batch: Mapping[str, Any]) -> Annotation:
@@ -201,8 +237,7 @@ def unpack(packed: Tensor, height: int, width: int) -> Tensor:
 
 def _unpacked(tensor: Tensor, pixel_values: Tensor | None) -> Tensor:
     """(N, C, h, w), whatever the script keeps: packed tokens, or a film of one picture."""
-    if tensor.ndim == 5 and 1 in (tensor.shape[1], tensor.shape[2]):  # frames after the channels, or before them
-        return tensor.squeeze(2 if tensor.shape[2] == 1 else 1)
+    tensor = one_frame(tensor)
     if tensor.ndim == 3 and tensor.shape[2] % 4 == 0 and pixel_values is not None:
         height, width = pixel_values.shape[-2:]
         downscale = math.isqrt(height * width // (4 * tensor.shape[1]))
@@ -232,9 +267,9 @@ def _why(scope: Scope) -> str:
     """Flags of the script that are known to make its loss something else."""
     reasons = []
     if (kind := scope.option("loss_type", "l2")) != "l2":
-        reasons.append(f"--loss_type {kind}: train with --loss_type l2")
+        reasons.append(f"--loss_type {kind}")
     if scope.option("masked_loss") or scope.batch.get("alpha_masks") is not None:
-        reasons.append("--masked_loss or --alpha_mask: leave them out, the plugin has masks of its own")
+        reasons.append("--masked_loss or --alpha_mask")
     return ", because of " + " and ".join(reasons) if reasons else ""
 
 

@@ -2,6 +2,8 @@
 
 decoder.py          what the engine asks of a decoder
 latent_decoder.py   the VAE itself, in the trainer's scale and shift
+still.py            single pictures through the autoencoder of a video model
+own.py              a function of the host's in the VAE's place
 tiny.py             TAESD in its place
 checkpointed.py     activations computed again instead of kept
 """

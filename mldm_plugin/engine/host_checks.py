@@ -33,7 +33,7 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
 
     Raises:
         CheckError: `model_pred` is detached although gradients are on, masks or boxes are not given at all, or
-            pictures, masks or timesteps are in another range.
+            timesteps, or pictures or masks that a term needs, are in another range.
     """
     if terms and torch.is_grad_enabled() and not step.model_pred.requires_grad:
         raise CheckError(
@@ -48,9 +48,11 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
         names = [t.name for t in terms if need in t.needs]
         if names and getattr(step, need) is None:
             raise CheckError(f"loss {names[0]!r} needs {need}, but the step has none: pass {need} ({nobody}).")
-    if step.pixel_values is not None and (largest := step.pixel_values.abs().max().item()) > _LARGEST_PIXEL:
+    needs = frozenset[str]().union(*(t.needs for t in terms))
+    pictures = step.pixel_values if "pred_images" in needs else None
+    if pictures is not None and (largest := pictures.abs().max().item()) > _LARGEST_PIXEL:
         raise CheckError(f"pixel_values reach {largest:g}, expected [-1, 1]: pass images / 127.5 - 1.")
-    mask = step.person_mask
+    mask = step.person_mask if "person_mask" in needs else None
     if mask is not None and mask.is_floating_point() and not torch.equal(mask, mask.round()):
         raise CheckError(
             "person_mask has fractional labels, expected 0 for background and k for the k-th person: resize "
@@ -121,7 +123,8 @@ def check_base_loss(base_loss: Tensor, squared_error: Tensor, other_loss: Tensor
     if not abs(given - own) <= 1e-2 * abs(own) + 1e-6:
         raise CheckError(
             f"base_loss is {given:.5g}, but the mean squared error of model_pred and target is {own:.5g}: pass the "
-            "trainer's own factor on each image (its SNR weighting) as base_weights, or leave base_loss out."
+            "trainer's own factor on each image (its SNR weighting) as base_weights (mldm_plugin.read_host_loss reads "
+            "it off the loss), or leave base_loss out; combine: additive without a base weighting takes any base_loss."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,14 @@ class PlainLoss:
             snr = self.schedule.snr(step.timesteps, step.sigmas).clamp(max=1e8)
             error = error * (self.weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
         return error
+
+
+def needs_each(terms: Collection[object], combine: Combine, weighting: object | None) -> bool:
+    """Whether the loss of a step is made of b_i, so that the host's loss has to be of that form.
+
+    The convex mix takes a share of b_i away, and a weighting multiplies it. `additive` keeps the host's scalar whole.
+    """
+    return weighting is not None or (combine == "convex" and len(terms) > 0)
 
 
 def host_error(step: DiffusionStep) -> Tensor:

@@ -127,6 +127,22 @@ class NoiseSchedule:
             "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler that the trainer adds noise with."
         )
 
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, prediction_type: str | None = None) -> NoiseSchedule:
+        """The diffusion schedule with these ᾱ, (T,) from the cleanest timestep on; epsilon unless it is said."""
+        falls = alphas_cumprod.ndim == 1 and len(alphas_cumprod) > 1 and bool((alphas_cumprod.diff() <= 0).all())
+        if not falls or not 0 <= alphas_cumprod[-1] < alphas_cumprod[0] <= 1:
+            raise CheckError(
+                "alphas_cumprod does not fall from near 1 to near 0, one number a timestep, (T,): pass ᾱ, the running "
+                "product of 1 − β, not β itself."
+            )
+        return cls(prediction_type or "epsilon", alphas_cumprod)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether noisy latents are (1 − σ) z₀ + σ ε."""
+        return self._table is None and not self.edm
+
     def coefficients(
         self, timesteps: Tensor, sigmas: Tensor | None = None, rounded: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mldm_plugin.announce import announce
 from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
 from mldm_plugin.engine.early_backward import evaluate
 from mldm_plugin.engine.gates import find_gates
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE
-from mldm_plugin.engine.mix import Combine, PlainLoss, mix
+from mldm_plugin.engine.mix import Combine, PlainLoss, mix, needs_each
 from mldm_plugin.engine.pictures import Pictures, Precision
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -93,8 +94,10 @@ class LossStack:
         cls,
         preset: str | Path | Preset,
         *,
-        vae: nn.Module | None,
-        noise_scheduler: Any,
+        vae: nn.Module | None = None,
+        noise_scheduler: Any = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        alphas_cumprod: Sequence[float] | Tensor | None = None,
         plugins: Plugins | Sequence[str] = (),
         overrides: Sequence[str] = (),
         prediction_type: str | None = None,
@@ -108,8 +111,11 @@ class LossStack:
 
         Args:
             preset: name, path of a YAML file, or a loaded preset.
-            vae: the autoencoder whose decoder turns latents into pictures; it is copied.
+            vae: the autoencoder of diffusers whose decoder turns latents into pictures; it is copied.
             noise_scheduler: the diffusers scheduler that the host adds noise with.
+            decode: in the place of `vae`, a function from latents as the denoiser sees them to pictures (N, 3, H, W) in
+                [-1, 1], with gradient.
+            alphas_cumprod: in the place of `noise_scheduler`, ᾱ of each timestep, (T,).
             plugins: names as for `--loss-plugin`, or loaded plugins.
             overrides: as for `--set`.
             prediction_type: what the network's output is, where the scheduler's config does not say it.
@@ -125,17 +131,13 @@ class LossStack:
             plugins = load_plugins(plugins)
         preset = load_preset(preset, overrides, plugins=plugins)
         terms = _build_terms(preset, plugins)
-        for name in sorted(set(plugins.losses.of_users()) - set(preset.losses)):
-            announce(
-                f"warning: plugin {plugins.losses.origins[name]} registers the loss {name!r}, but the preset gives it "
-                f"no weight, so it does nothing: --set losses.{name}.weight=0.1 would."
-            )
+        _tell_idle(preset, plugins, announce)
         weighting = preset.base.weighting
         hook = plugins.manager.hook.after_loss
         return cls(
             terms,
-            schedule=NoiseSchedule.from_scheduler(noise_scheduler, prediction_type),
-            decoder=_build_decoder(preset, terms, vae, scaling_factor, latents_mean, latents_std),
+            schedule=_build_schedule(noise_scheduler, alphas_cumprod, prediction_type),
+            decoder=_build_decoder(preset, terms, _one_of(vae, decode), scaling_factor, latents_mean, latents_std),
             combine=preset.combine,
             target=preset.target,
             base_weighting=None if weighting == "none" else plugins.base_weightings[weighting](**preset.base.options),
@@ -180,6 +182,11 @@ class LossStack:
     def needs(self) -> frozenset[str]:
         """All that the terms need together."""
         return frozenset[str]().union(*(t.needs for t in self.terms))
+
+    @property
+    def needs_each(self) -> bool:
+        """Whether the plain loss of each image is used, and not the host's scalar alone."""
+        return needs_each(self.terms, self.combine, self.plain.weighting)
 
     @property
     def unproven(self) -> set[str]:
@@ -230,6 +237,34 @@ class LossStack:
             raise failure
 
 
+def _tell_idle(preset: Preset, plugins: Plugins, announce: Callable[[str], None]) -> None:
+    """Losses that a user's plugin brings and the preset does not name."""
+    for name in sorted(set(plugins.losses.of_users()) - set(preset.losses)):
+        announce(
+            f"warning: plugin {plugins.losses.origins[name]} registers the loss {name!r}, but the preset gives it "
+            f"no weight, so it does nothing: --set losses.{name}.weight=0.1 would."
+        )
+
+
+def _build_schedule(noise_scheduler: Any, alphas_cumprod: Any, prediction_type: str | None) -> NoiseSchedule:
+    if (noise_scheduler is None) == (alphas_cumprod is None):
+        raise PresetError(
+            "expected noise_scheduler or alphas_cumprod, and one of them: pass what the host adds noise by."
+        )
+    if alphas_cumprod is None:
+        return NoiseSchedule.from_scheduler(noise_scheduler, prediction_type)
+    return NoiseSchedule.from_alphas_cumprod(torch.as_tensor(alphas_cumprod), prediction_type)
+
+
+def _one_of(vae: Any, decode: Callable[[Tensor], Tensor] | None) -> Any:
+    """What decodes: `vae`, or `decode` in its form."""
+    if decode is None:
+        return vae
+    if vae is not None:
+        raise PresetError("vae and decode were both given: pass the one that the losses shall decode with.")
+    return OwnDecode(decode)
+
+
 def _build_decoder(
     preset: Preset,
     terms: Sequence[Term],
@@ -240,6 +275,10 @@ def _build_decoder(
 ) -> Decoder | None:
     if vae is None or not terms:
         return None
+    if preset.vae != "model" and (isinstance(vae, OwnDecode) or vae.config.get("scaling_factor") is None):
+        raise PresetError(
+            f"vae: {preset.vae} stands in for a VAE with a scaling_factor, this has none: use vae: model."
+        )
     if preset.vae != "model" and latents_mean is not None:
         raise PresetError(f"vae: {preset.vae} does not read latents that are normalised by channel: use vae: model.")
     if preset.vae != "model" and scaling_factor not in (None, vae.config.scaling_factor):

@@ -1,8 +1,8 @@
 """What happens only at the start of a run: the first steps are checked, and each loss is proved once.
 
 first step                 what the host hands over is of the right kind and range
-first 20 steps, and 20     z_t is α z₀ + σ ε, ẑ₀ from the target is z₀, the host's loss is the mean of b_i,
-with a gated image         encode(picture) is z₀
+first 20 steps, and 20     z_t is α z₀ + σ ε, ẑ₀ from the target is z₀, the host's loss is the mean of b_i where
+with a gated image         the mix is made of them, encode(picture) is z₀
 first step with what a     the loss has a gradient at the network's output; decode(z₀) resembles the picture
 loss needs
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mldm_plugin.engine.gates import Gates
 from mldm_plugin.engine.host_checks import check_base_loss, check_estimate, check_host, encoding_fault
-from mldm_plugin.engine.mix import PlainLoss, host_error
+from mldm_plugin.engine.mix import Combine, PlainLoss, host_error, needs_each
 from mldm_plugin.engine.pictures import Pictures
 from mldm_plugin.engine.proof import describe_cosines, proof_table, prove_term
 from mldm_plugin.engine.step import DiffusionStep
@@ -43,7 +43,7 @@ class StartUp:
         terms: those of the preset.
         plain: for the schedule, and whether the preset weighs the plain loss.
         pictures: how losses get their pictures.
-        combine: for the table.
+        combine: for the table, and whether the plain loss of each image is needed.
         picture_check: what to do when decode(clean latents) does not resemble the picture.
         estimate_tolerance: relative error of ẑ₀(target) that is let pass.
         announce: where the table goes.
@@ -55,7 +55,7 @@ class StartUp:
         plain: PlainLoss,
         pictures: Pictures,
         *,
-        combine: str,
+        combine: Combine,
         picture_check: Literal["stop", "warn"],
         estimate_tolerance: float,
         announce: Callable[[str], None],
@@ -97,12 +97,11 @@ class StartUp:
             CheckError: a check failed.
             LossError: see `prove_term`.
         """
-        mixes = bool(self._terms) or self._plain.weighting is not None
         checked = self.checks and (gates.any_open or self._steps < CHECKED_STEPS)
         self._steps += 1
         if checked:
             check_estimate(self._plain.schedule, step, self._estimate_tolerance)
-            if step.base_loss is not None and mixes:
+            if step.base_loss is not None and needs_each(self._terms, self._combine, self._plain.weighting):
                 check_base_loss(step.base_loss, host_error(step), step.other_loss)
         if any(gates.has[name] for name in self.unproven):
             self.prove(step, gates.has)

@@ -9,6 +9,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ def parse_args():
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
     parser.add_argument("--push_to_hub", action="store_true")
     parser.add_argument("--tensor_crop", action="store_true")
+    parser.add_argument("--tensor_roll", action="store_true")
+    parser.add_argument("--through_numpy", action="store_true")
     parser.add_argument("--fail_in_step", action="store_true")
     return parser.parse_args()
 
@@ -71,7 +74,12 @@ def main(args):
     if args.random_flip:
         steps.append(transforms.RandomHorizontalFlip())
     if args.tensor_crop:
-        steps = [transforms.Resize(args.resolution), transforms.ToTensor(), crop, transforms.Normalize([0.5], [0.5])]
+        steps = [transforms.ToTensor(), transforms.Resize(args.resolution, antialias=True), crop]
+        steps += [lambda x: torch.flip(x, [-1]) if random.random() < 0.5 else x[:, :, :], lambda x: x * 2 - 1]
+    elif args.tensor_roll:
+        steps += [transforms.ToTensor(), lambda x: torch.roll(x, 9, -1), transforms.Normalize([0.5], [0.5])]
+    elif args.through_numpy:
+        steps += [np.array, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     else:
         steps += [transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     train_dataset = Rows(args.train_data_dir, transforms.Compose(steps))

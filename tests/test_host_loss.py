@@ -1,12 +1,16 @@
 """The weights of images and the rest of a loss, read off its gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_step import make_step, two_terms
 
-from mldm_plugin.attach.host_loss import gradient_at, take_apart
+import mldm_plugin
+from mldm_plugin.engine.host_loss import gradient_at, read_host_loss, take_apart
 from mldm_plugin.errors import CheckError
 
 
@@ -18,10 +22,7 @@ def step(n=3, dtype=torch.float32, seed=0):
     return gain, pred, torch.randn(n, 4, 8, 8, generator=g).to(dtype)
 
 
-def apart(loss, pred, target):
-    parts = take_apart(loss, gradient_at(pred, loss), pred, target)
-    parts.check()
-    return parts
+apart = read_host_loss
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5))
@@ -85,6 +86,33 @@ def test_a_loss_of_another_form_is_refused(loss_of):
     _, pred, target = step()
     with pytest.raises(CheckError, match="is not the squared error of each image"):
         apart(loss_of(pred, target), pred, target)
+
+
+def test_the_refusal_offers_what_takes_any_loss():
+    _, pred, target = step()
+    loss = F.l1_loss(pred, target)
+    parts = take_apart(loss, gradient_at(pred, loss), pred, target)
+    assert not parts.fits
+    with pytest.raises(CheckError, match="combine: convex takes a share .* --set combine=additive takes any loss"):
+        parts.check()
+    with pytest.raises(CheckError, match=r"--set 'base=\{weighting: none\}'") as told:
+        parts.check(weighted=True)  # additive would not help
+    assert "additive" not in str(told.value)
+
+
+def test_what_is_read_off_is_what_a_step_takes():
+    """The public name, in a loop that weighs its images and has another part in its loss: the mix of eq. 3."""
+    own = make_step((50, 20))
+    weights = torch.tensor([0.5, 3.0])
+    error = (own.model_pred - own.target).square().flatten(1).mean(1)
+    other = own.model_pred.new_tensor(0.7)
+    loss = (weights * error).mean() + other
+    parts = mldm_plugin.read_host_loss(loss, own.model_pred, own.target)
+    given = replace(own, base_loss=loss, base_weights=parts.weights, other_loss=parts.rest)
+    known = replace(own, base_loss=loss, base_weights=weights, other_loss=other)
+    torch.testing.assert_close(two_terms()(given).loss, two_terms()(known).loss, rtol=1e-5, atol=0)
+    with pytest.raises(CheckError, match="read_host_loss"):
+        two_terms()(replace(own, base_loss=loss))
 
 
 def test_a_loss_that_does_not_depend_on_the_output():

@@ -1,6 +1,6 @@
-"""What a script's loss makes of each image, read off its gradient at the network's output.
+"""What a host's loss makes of each image, read off its gradient at the network's output.
 
-Whatever flags and formulas it comes from, a script's loss is understood here as
+Whatever flags and formulas it comes from, a host's loss is understood here as
 
     loss = Σ_i w_i ‖p_i − t_i‖² / (N d) + rest,
 
@@ -24,13 +24,13 @@ _DEVIATION = 0.02
 
 @dataclass(frozen=True)
 class HostLoss:
-    """The parts of a script's loss.
+    """The parts of a host's loss: what `DiffusionStep` takes as `base_weights` and `other_loss`.
 
     Args:
         weights: (N,) w_i, detached.
         rest: scalar, with the gradient it has to other things than these outputs.
         deviation: scalar, how far its gradient is from that of a weighted squared error, relative to it.
-        hint: what in the script is known to make its loss something else, for the error.
+        hint: what in the host is known to make its loss something else, for the error.
     """
 
     weights: Tensor
@@ -38,19 +38,60 @@ class HostLoss:
     deviation: Tensor
     hint: str = ""
 
-    def check(self) -> None:
-        """Whether the loss is of this form at all. Waits for the device, so it is asked where the form matters.
+    @property
+    def fits(self) -> bool:
+        """Whether the loss is of this form at all. Waits for the device, so it is asked where the form matters."""
+        return self.deviation.item() <= _DEVIATION
+
+    def check(self, *, weighted: bool = False) -> None:
+        """Stop where the plain loss of each image has to be known and is not.
+
+        Args:
+            weighted: whether the preset has a weighting of the plain loss, which no `combine` does without.
 
         Raises:
-            CheckError: it is not, so that the plain loss of an image is not known.
+            CheckError: the loss is not of this form.
         """
-        deviation = self.deviation.item()
-        if deviation > _DEVIATION:
-            raise CheckError(
-                "the script's loss is not the squared error of each image times a factor (its gradient at the "
-                f"network's output differs by {deviation:.2g}, expected at most {_DEVIATION:g}), so what a pixel loss "
-                f"would take the place of is not known{self.hint}. Use the library form (docs/attach.md)."
-            )
+        if self.fits:
+            return
+        why = (
+            "the preset's base.weighting multiplies just that: leave it out, --set 'base={weighting: none}'"
+            if weighted
+            else "combine: convex takes a share of each image's plain loss away, and so has to know it: --set "
+            "combine=additive takes any loss and adds to it (docs/attach.md)"
+        )
+        raise CheckError(
+            "the script's loss is not the squared error of each image times a factor (its gradient at the network's "
+            f"output differs by {self.deviation.item():.2g}, expected at most {_DEVIATION:g}){self.hint}; {why}."
+        )
+
+
+def read_host_loss(loss: Tensor, model_pred: Tensor, target: Tensor) -> HostLoss:
+    """The host's own weights of the images, read off its loss: for a loop whose weighting is not at hand.
+
+    Waits for the device. The graph of `loss` is kept, and no gradient is left anywhere.
+
+    Args:
+        loss: the host's scalar, as it would call backward on.
+        model_pred: the network's output that it was computed from, (N, …).
+        target: what that is compared with, (N, …).
+
+    Returns:
+        its parts, for `DiffusionStep(…, base_weights=parts.weights, other_loss=parts.rest)`.
+
+    Raises:
+        CheckError: `loss` does not depend on `model_pred`, or is not of this form; a preset with combine: additive
+            needs no parts.
+
+    >>> output = torch.tensor([[3.0], [1.0]], requires_grad=True)
+    >>> loss = (torch.tensor([0.5, 2.0]) * output.square().mean(1)).mean() + 7
+    >>> parts = read_host_loss(loss, output, torch.zeros(2, 1))
+    >>> parts.weights, parts.rest.item()
+    (tensor([0.5000, 2.0000]), 7.0)
+    """
+    parts = take_apart(loss, gradient_at(model_pred, loss), model_pred, target)
+    parts.check()
+    return parts
 
 
 def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
@@ -79,7 +120,7 @@ def _gradient(output: Tensor, loss: Tensor, scale: float) -> Tensor | None:
 
 
 def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hint: str = "") -> HostLoss:
-    """The weights of the images and the rest of a script's loss.
+    """The weights of the images and the rest of a host's loss.
 
     Args:
         loss: scalar.
