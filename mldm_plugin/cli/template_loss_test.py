@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from mldm_plugin import DiffusionStep, LossStack, load_plugins
@@ -86,7 +87,7 @@ class BlockVAE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(scaling_factor=1.0, block_out_channels=(1,) * 4, get=lambda key: None)
+        self.config = FrozenDict({"scaling_factor": 1.0, "block_out_channels": (1,) * 4})
         self.colours = nn.Parameter(torch.eye(3, 4))
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
