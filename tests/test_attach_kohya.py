@@ -469,12 +469,16 @@ def test_sd_scripts_trains_a_control_net_through_its_shim_with_the_real_shapes(k
 
 
 @needs_sd_scripts
-def test_sd_scripts_with_a_huber_loss_is_refused(kohya_folder):
+def test_sd_scripts_with_a_huber_loss_is_added_to_and_not_mixed_with(kohya_folder):
     done, weights, _ = train_kohya(kohya_folder, "train_network", "huber", "--loss_type", "huber")
     assert done.returncode == 1
     assert not weights
     assert "because of --loss_type huber; combine: convex" in done.stderr
     assert "--set combine=additive takes any loss" in done.stderr
+    flags = ("--loss_type", "huber", "--set", "combine=additive")
+    done, _, steps = train_kohya(kohya_folder, "train_network", "added", *flags)
+    assert "decode(clean latents) resembles the picture" in check_kohya(done, steps)
+    assert "times a factor, because of --loss_type huber: combine: additive" in done.stderr
 
 
 @needs_sd_scripts
