@@ -157,3 +157,11 @@ def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins):
 def test_presets_that_cannot_be_measured(plugins, name, overrides, message):
     with pytest.raises(PresetError, match=message):
         random_preset(name, overrides, plugins)
+
+
+def test_the_decoders_features_are_the_same_when_everything_is_decoded(host, plugins):
+    """`latent_perceptual` beside a loss on pictures, in both targets."""
+    losses = "losses={latent_perceptual: {weight: 0.5}}"
+    for target in ("image", "decoded"):
+        found = compare_ways(host, random_preset("mldm", (losses, f"target={target}"), plugins), plugins, 32)
+        assert all(d.value <= TOLERANCE for d in found)

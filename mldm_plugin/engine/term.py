@@ -16,7 +16,8 @@ from mldm_plugin.errors import LossError, MldmError, NonFiniteLossError, nearest
 
 log = logging.getLogger(__name__)
 
-NEEDS = frozenset({"pred_images", "person_mask", "face_boxes", "keypoints"})
+DECODED = frozenset({"pred_images", "pred_features"})  # by the stack, for every image
+NEEDS = DECODED | {"person_mask", "face_boxes", "keypoints"}
 
 # A term that no image reached in this many steps is warned about. At T = 100 and batch 1 a gate stays closed for
 # 200 steps with probability 1e-9. Chosen.
@@ -59,7 +60,7 @@ class Term:
         for need in needs:
             if need not in NEEDS:
                 raise LossError(f"loss {self.name!r} needs {need!r}, which no step has: {nearest(need, NEEDS)}")
-        self.needs = frozenset(needs)
+        self.needs = frozenset(needs) | ({"pred_images"} if "pred_features" in needs else set())
 
     def has(self, step: DiffusionStep) -> Tensor:
         """Whether each image has what the loss needs, (N,) bool on the device of the timesteps.
@@ -68,7 +69,7 @@ class Term:
         lie on a GPU.
         """
         device = step.timesteps.device
-        if any(getattr(step, name) is None for name in self.needs - {"pred_images"}):
+        if any(getattr(step, name) is None for name in self.needs - DECODED):
             return torch.zeros(len(step), dtype=torch.bool, device=device)
         there = [True] * len(step)
         if "face_boxes" in self.needs:
