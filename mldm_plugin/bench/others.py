@@ -46,7 +46,7 @@ class DecodeEverything:
             for term in self.stack.terms:
                 limit: Any = term.max_timestep
                 mask = (step.timesteps <= limit) * term.weight
-                total = total + mask * (term.loss(decoded) - (error if self.stack.combine == "convex" else 0))
+                total = total + mask * (term.evaluate(decoded)[0] - (error if self.stack.combine == "convex" else 0))
         return total.mean()
 
     def decode_all(self, step: DiffusionStep) -> DiffusionStep:

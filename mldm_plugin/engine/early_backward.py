@@ -65,6 +65,7 @@ class _Part:
     rows: list[int]
     values: Tensor
     gradient_finite: list[Tensor] = field(default_factory=list)  # of each image, (n,) bool each
+    logs: dict[str, Tensor] = field(default_factory=dict)
 
     def flags(self) -> Tensor:
         """(2, n) bool: whether each image's value is finite, and its gradient."""
@@ -151,7 +152,8 @@ class _Groups:
         rows = [row for part in parts for row in part.rows]
         values = torch.cat([part.values for part in parts]) if parts else self.step.latents.new_zeros(0).float()
         gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
-        return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite)
+        logs = {name: torch.cat([part.logs[name] for part in parts] or [values]) for name in term.logs}
+        return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite, logs)
 
 
 def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part, Tensor]:
@@ -177,7 +179,7 @@ def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part,
     watched: dict[str, Any] = {n: watch(getattr(step, n)) for n in ("model_pred", "pred_latents", "pred_images")}
     if step.pred_features is not None:
         watched["pred_features"] = tuple(map(watch, step.pred_features))
-    values = term.evaluate(replace(step, **watched))
+    values, part.logs = term.evaluate(replace(step, **watched))
     part.values = values.detach()
     return part, torch.where(torch.isfinite(values), values, 0).sum()
 

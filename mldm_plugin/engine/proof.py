@@ -74,7 +74,7 @@ def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictur
 
 def _value_and_gradient(term: Term, step: DiffusionStep, output: Tensor) -> tuple[Tensor, Tensor | None]:
     """The loss of a step, and its gradient at the network's output."""
-    value = term.evaluate(step)
+    value, _ = term.evaluate(step)
     if not value.requires_grad:
         return value, None
     return value, torch.autograd.grad(value.sum(), output, allow_unused=True)[0]

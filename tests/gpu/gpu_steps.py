@@ -16,6 +16,7 @@ LOSSES = {
     "face vggface2_resnet50": ("face", {"network": "vggface2_resnet50"}),
     "face vggface2_inception": ("face", {"network": "vggface2_inception", "form": "features"}),
     "face dlib_resnet": ("face", {"network": "dlib_resnet"}),
+    "identity": ("identity", {}),
 }
 SIDE = 64
 
