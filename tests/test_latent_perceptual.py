@@ -1,18 +1,19 @@
 """Latent perceptual loss: the relative error of the decoder's features, on people."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKLQwenImage, AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_step import PictureLoss, ddpm, make_stack, make_step, people_mask, tiny_vae
+from odd_vaes import film_vae
 
 from mldm_plugin import LossStack
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.decode.stages import stages
 from mldm_plugin.decode.tiny import TinyDecoder
 from mldm_plugin.engine.term import Term
@@ -257,10 +258,20 @@ def test_a_tiny_autoencoder_has_stages_too_and_the_table_says_how_far_its_gradie
     assert "cosine of the gradient with that of the VAE in float32: latent_perceptual" in table
 
 
-def test_a_decoder_without_known_stages_is_refused():
-    vae = copy.deepcopy(tiny_vae())
-    vae.decoder = torch.nn.Identity()
-    with pytest.raises(LossError, match="no up_blocks"):
+def test_a_film_of_one_frame_has_stages_too():
+    decoder = LatentDecoder(film_vae(AutoencoderKLQwenImage))
+    latents = torch.randn(2, 4, 8, 8, requires_grad=True)
+    pictures, found = decoder.with_features(latents)
+    torch.testing.assert_close(pictures, decoder(latents))
+    assert all(f.ndim == 4 and len(f) == 2 for f in found)
+    assert found[-1].shape[-2:] == pictures.shape[-2:]
+    (gradient,) = torch.autograd.grad(sum(f.square().mean() for f in found), latents)
+    assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("vae", [OwnDecode(lambda z: z[:, :3]), torch.nn.Identity()])
+def test_a_decoder_without_known_stages_is_refused(vae):
+    with pytest.raises(LossError, match="no decoder with up_blocks"):
         stages(vae)
 
 

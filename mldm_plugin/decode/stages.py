@@ -36,7 +36,8 @@ def decoded(vae: Any, latents: Tensor, features: bool = False) -> Any:
             "the VAE decodes in tiles, so its features are not those of whole pictures: switch it off "
             "(vae.disable_tiling()), or leave losses that need pred_features out."
         )
-    return pictures, tuple(torch.cat(own) if len(own) > 1 else own[0] for own in found)  # slicing makes more than one
+    whole = (torch.cat(own) if len(own) > 1 else own[0] for own in found)  # slicing makes more than one
+    return pictures, tuple(stage.squeeze(2) if stage.ndim == 5 else stage for stage in whole)  # films of one frame
 
 
 def stages(vae: Any) -> list[nn.Module]:
@@ -46,7 +47,7 @@ def stages(vae: Any) -> list[nn.Module]:
     Raises:
         LossError: it has no such parts.
     """
-    decoder = vae.decoder
+    decoder = getattr(getattr(vae, "vae", vae), "decoder", None)  # of a film's autoencoder, see `Still`, its own
     if hasattr(decoder, "up_blocks"):
         middle = getattr(decoder, "mid_block", None)
         return [*([] if middle is None else [middle]), *decoder.up_blocks]
@@ -55,6 +56,6 @@ def stages(vae: Any) -> list[nn.Module]:
             decoder.layers[-2]
         ]
     raise LossError(
-        f"the decoder of {type(vae).__name__} has no up_blocks whose features a loss could compare: leave losses that "
+        f"{type(vae).__name__} has no decoder with up_blocks whose features a loss could compare: leave losses that "
         "need pred_features out."
     )
