@@ -98,8 +98,10 @@ def load_plugins(names: Sequence[str] = ()) -> Plugins:
     manager.add_hookspecs(hookspecs)
     for package in ("mldm_plugin.hooks", "mldm_plugin.hooks.metrics", "mldm_plugin.hooks.conditions"):
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            if not info.ispkg:
-                manager.register(importlib.import_module(f"{package}.{info.name}"), info.name)
+            if not info.ispkg:  # a metric may be called as a loss is
+                name = f"{package}.{info.name}".removeprefix("mldm_plugin.hooks.")
+                name = name if manager.has_plugin(info.name) else info.name
+                manager.register(importlib.import_module(f"{package}.{info.name}"), name)
     built_in = {name for name, _ in manager.list_name_plugin()}
     for name in dict.fromkeys(names):
         if name != BUILT_IN:

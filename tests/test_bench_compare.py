@@ -13,7 +13,7 @@ from mldm_plugin.bench.compare import (
     difference,
     exact,
 )
-from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up, timesteps_of
+from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, shrink_faces, start_up, timesteps_of
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
 
@@ -157,3 +157,19 @@ def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins):
 def test_presets_that_cannot_be_measured(plugins, name, overrides, message):
     with pytest.raises(PresetError, match=message):
         random_preset(name, overrides, plugins)
+
+
+def test_the_decoders_features_are_the_same_when_everything_is_decoded(host, plugins):
+    """`latent_perceptual` beside a loss on pictures, in both targets."""
+    losses = "losses={latent_perceptual: {weight: 0.5}}"
+    for target in ("image", "decoded"):
+        found = compare_ways(host, random_preset("mldm", (losses, f"target={target}"), plugins), plugins, 32)
+        assert all(d.value <= TOLERANCE for d in found)
+
+
+def test_a_face_network_that_takes_no_small_faces_is_measured_as_it_is(plugins):
+    """dlib's, on pictures whose faces are otherwise cut smaller."""
+    shrunk, own = (plugins.losses[name](weights="random") for name in ("face", "identity"))
+    for loss in (shrunk, own):
+        shrink_faces(loss, SMALL)
+    assert (shrunk.features.crop.size, own.features.crop.size) == (SMALL.face_crop, 150)

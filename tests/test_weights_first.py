@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
         ("lora-flux", [], ["vgg16", "dlib_resnet"]),
         ("demo", ["losses.face.weight=0"], ["alexnet"]),
         ("mldm-open", ["losses.masked_lpips.weights=random"], ["dlib_resnet"]),
-        ("mldm-open", ["losses={masked_mse: {weight: 0.1}}"], []),
+        ("mldm-open", ["losses={masked_mse: {weight: 0.1}, latent_perceptual: {weight: 0.1}}"], []),
+        ("mldm-open", ["losses={identity: {weight: 0.1}}"], ["dlib_resnet"]),
     ],
 )
 def test_what_a_preset_will_ask_for(preset, overrides, expected):

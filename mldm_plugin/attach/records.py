@@ -72,7 +72,7 @@ class Records:
                 "library form (docs/attach.md)."
             )
         if self._meter is None:
-            self._meter = StepMeter(report.terms)
+            self._meter = StepMeter(report.numbers().terms)
             self._curves = Curves(report.terms, stack.plain) if self._curve_steps else None
         self._meter.add(report.numbers())
         if self._curves is not None:

@@ -26,7 +26,7 @@ WHOLE_BATCH = "whole-batch gate, one t"
 SPATIAL, PACKAGE = "masked_lpips spatial", "lpips spatial x mask"
 FEATURES, LITERAL = "masked_lpips features", "upsample, then mask (eq. 2)"
 DISTANCE, LITERAL_DISTANCE = "features, distance alone", "upsample, then mask, alone"
-FACE = "face"
+FACE, IDENTITY = "face", "identity"
 
 Ways = dict[str, tuple[Loss, Gate]]  # from a network's output to a loss, and who opens their gate
 LossAlone = tuple[Callable[[], Tensor], list[Tensor]]  # of each image, (N,), and where its gradient goes
@@ -90,7 +90,9 @@ class LossesAlone:
         self.spatial, self.features = (masked_lpips(form=f, weights="random") for f in ("spatial", "features"))
         self.features.network = self.spatial.network  # one VGG16 is enough
         self.face = plugins.losses["face"](weights="random")
-        shrink_faces(self.face, size)
+        self.identity = plugins.losses["identity"](weights="random")
+        for loss in (self.face, self.identity):
+            shrink_faces(loss, size)
         self.package = others.lpips_package()
 
     def on(self, people: dict[str, Any]) -> dict[str, LossAlone]:
@@ -122,6 +124,7 @@ class LossesAlone:
             DISTANCE: (distance, leaves),
             LITERAL_DISTANCE: (lambda: others.upsample_then_mask(leaves, target, alphas, mask), leaves),
             FACE: (lambda: self.face(step), [pred_images]),
+            IDENTITY: (lambda: self.identity(step), [pred_images]),
         }
 
 

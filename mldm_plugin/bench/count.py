@@ -75,13 +75,18 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
             "decode or vae: leave --count out, and the operations of what runs are counted."
         )
     with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        encode, network, decoded = _count_networks(Host(size, CPU), resolution)
-    weighed = {name: settings for name, settings in preset.losses.items() if settings.weight > 0}
-    losses = {name: _count_loss(plugins.losses[name](**s.options), size, resolution) for name, s in weighed.items()}
+        encode, network, decoded, again = _count_networks(Host(size, CPU), resolution)
+    losses = {}
+    for name, settings in preset.losses.items():
+        if settings.weight > 0:
+            loss = plugins.losses[name](**settings.options)
+            # On features of the decoder a loss computes next to nothing: the clean latents are decoded for it.
+            losses[name] = again if "pred_features" in loss.needs else _count_loss(loss, size, resolution)
     return Counts(encode, network, decoded, losses)
 
 
-def _count_networks(host: Host, resolution: int) -> tuple[float, float, float]:
+def _count_networks(host: Host, resolution: int) -> tuple[float, float, float, float]:
+    """TFLOP of an encode, of the networks, of a decode with its gradient and of one without."""
     side = resolution // 2 ** (len(host.size.family.vae["block_out_channels"]) - 1)
     latents = torch.randn(1, 4, side, side, requires_grad=True)
     timesteps = torch.zeros(1, dtype=torch.long)
@@ -93,6 +98,7 @@ def _count_networks(host: Host, resolution: int) -> tuple[float, float, float]:
         _tflop(lambda: host.encode(torch.randn(1, 3, resolution, resolution))),
         _tflop(predict),
         _tflop(lambda: decode(host.vae, latents).sum().backward()),
+        _tflop(lambda: decode(host.vae, latents.detach())),
     )
 
 

@@ -14,6 +14,7 @@ from mldm_plugin.bench.sizes import Size
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, PresetError
+from mldm_plugin.perceptual.dlib_resnet import DlibResNet
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.requirements import pip_install
@@ -189,8 +190,10 @@ def attach(host: Host, preset: Preset, plugins: Plugins) -> LossStack:
 
 
 def shrink_faces(loss: Any, size: Size) -> None:
-    """Have a loss on faces crop them as small as the pictures of `size` ask for."""
-    if size.face_crop is not None and hasattr(loss, "features"):
+    """Have a loss on faces crop them as small as the pictures of `size` ask for; dlib's network takes no smaller ones
+    than its own, and costs little."""
+    features = getattr(loss, "features", None)
+    if size.face_crop is not None and features is not None and not isinstance(features.frozen.network, DlibResNet):
         loss.features.crop = replace(loss.features.crop, size=size.face_crop)
 
 

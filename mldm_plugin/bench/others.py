@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mldm_plugin.decode.stages import decoded
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.lpips_network import lpips_model
@@ -45,7 +46,7 @@ class DecodeEverything:
             for term in self.stack.terms:
                 limit: Any = term.max_timestep
                 mask = (step.timesteps <= limit) * term.weight
-                total = total + mask * (term.loss(decoded) - (error if self.stack.combine == "convex" else 0))
+                total = total + mask * (term.evaluate(decoded)[0] - (error if self.stack.combine == "convex" else 0))
         return total.mean()
 
     def decode_all(self, step: DiffusionStep) -> DiffusionStep:
@@ -54,11 +55,16 @@ class DecodeEverything:
         alphas_cumprod = alphas_cumprod[:, None, None, None]
         noisy, model_pred = step.noisy_latents.float(), step.model_pred.float()
         pred_latents = (noisy - (1 - alphas_cumprod).sqrt() * model_pred) / alphas_cumprod.sqrt()
-        target_images: Any = step.pixel_values
-        if self.stack.pictures.target == "decoded":
+        features = "pred_features" in self.stack.needs
+        target_images, target_features = step.pixel_values, None
+        if features or self.stack.pictures.target == "decoded":
             with torch.no_grad():
-                target_images = decode(self.vae, step.latents)
-        return replace(step, pred_images=decode(self.vae, pred_latents), target_images=target_images)
+                target_decoded, target_features = decode_with_features(self.vae, step.latents, features)
+            if self.stack.pictures.target == "decoded":
+                target_images = target_decoded
+        seen: dict[str, Any] = {"target_images": target_images, "target_features": target_features}
+        seen["pred_images"], seen["pred_features"] = decode_with_features(self.vae, pred_latents, features)
+        return replace(step, **seen)
 
 
 @dataclass
@@ -84,6 +90,14 @@ def plain_loss(step: DiffusionStep) -> Tensor:
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pictures, float32."""
     return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+
+
+def decode_with_features(vae: Any, latents: Tensor, features: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Pictures and, if wanted, the features of the decoder's stages, float32."""
+    if not features:
+        return decode(vae, latents), None
+    pictures, found = decoded(vae, (latents / vae.config.scaling_factor).to(vae.dtype), features=True)
+    return pictures.float(), tuple(feature.float() for feature in found)
 
 
 def lpips_package() -> Any:

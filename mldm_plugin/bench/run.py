@@ -133,7 +133,11 @@ class Bench:
         """Losses alone, in float32."""
         side = self.resolution or self._size.loss_resolution
         functions = losses.on(draw_people(n, side, self._device))
-        for name in (candidates.SPATIAL, candidates.FACE):  # brings networks that were compared back to float32
+        for name in (
+            candidates.SPATIAL,
+            candidates.FACE,
+            candidates.IDENTITY,
+        ):  # brings networks that were compared back to float32
             candidates.value_and_gradient(*functions[name])
         found = candidates.loss_candidates(functions)
         self._run(found, self._rounds, f"losses, batch {n}")

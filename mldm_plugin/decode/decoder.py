@@ -27,6 +27,9 @@ class Decoder(Protocol):
     def __call__(self, latents: Tensor) -> Tensor:
         """Pictures of `latents` (N, C, h, w): float32 (N, 3, H, W), about [-1, 1], not clamped, with gradient."""
 
+    def with_features(self, latents: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The pictures, and what the network's stages make on the way to them, see `stages`."""
+
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the pictures that `latents` decode to."""
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
+from mldm_plugin.decode.stages import decoded
 from mldm_plugin.decode.still import Still, reads_films
 from mldm_plugin.errors import CheckError
 from mldm_plugin.perceptual.frozen import Frozen, computing_in
@@ -61,7 +62,7 @@ class LatentDecoder:
         self.vae = _without(vae, "encoder")
         if checkpointing:
             checkpoint_blocks(self.vae)
-        self._decode: Frozen | None = Frozen(Method(self.vae, lambda vae, z: vae.decode(z, return_dict=False)[0]))
+        self._decode: Frozen | None = Frozen(Method(self.vae, decoded))
         self._encode: Frozen | None = None
         if hasattr(vae, "encode"):
             self._encode = Frozen(Method(_without(vae, "decoder"), lambda vae, x: vae.encode(x, return_dict=False)[0]))
@@ -71,9 +72,15 @@ class LatentDecoder:
         return self
 
     def __call__(self, latents: Tensor) -> Tensor:
+        return self._run(latents)
+
+    def with_features(self, latents: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._run(latents, features=True)
+
+    def _run(self, latents: Tensor, features: bool = False) -> Any:
         if self._decode is None:
             raise RuntimeError("this decoder was only there to be compared with, and is gone")
-        return self._decode(self.in_vae_scale(latents))
+        return self._decode(self.in_vae_scale(latents), features=features)
 
     def in_vae_scale(self, latents: Tensor) -> Tensor:
         """What the VAE's own decoder reads, for `latents` (N, C, h, w) as the denoiser sees them."""
@@ -122,7 +129,7 @@ class LatentDecoder:
         other = copy.copy(self)
         other.checkpointing, other.vae = True, copy.deepcopy(self.vae)
         checkpoint_blocks(other.vae)
-        other._decode = Frozen(Method(other.vae, lambda vae, z: vae.decode(z, return_dict=False)[0]))
+        other._decode = Frozen(Method(other.vae, decoded))
         return other
 
     def image_size(self, latents: Tensor) -> tuple[int, int]:
@@ -200,13 +207,13 @@ def scale_of(
 class Method(nn.Module):
     """One method of a module as a module of its own, so that `Frozen` takes it."""
 
-    def __init__(self, module: nn.Module, call: Callable[[Any, Tensor], Any]) -> None:
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
         self.module = module
         self.call = call
 
-    def forward(self, tensor: Tensor) -> Any:
-        return self.call(self.module, tensor)
+    def forward(self, tensor: Tensor, **options: Any) -> Any:
+        return self.call(self.module, tensor, **options)
 
 
 def _without(vae: nn.Module, half: str) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
 from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
+from mldm_plugin.decode.stages import decoded
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
 from mldm_plugin.requirements import pip_install
@@ -41,10 +42,13 @@ class TinyDecoder:
         self.exact, self.checkpointing = exact, exact.checkpointing
         if self.checkpointing:
             checkpoint_blocks(tiny)
-        self._decode = Frozen(Method(tiny, lambda tiny, z: tiny.decode(z, return_dict=False)[0]))
+        self._decode = Frozen(Method(tiny, decoded))
 
     def __call__(self, latents: Tensor) -> Tensor:
         return self._decode(latents)
+
+    def with_features(self, latents: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._decode(latents, features=True)
 
     def image_size(self, latents: Tensor) -> tuple[int, int]:
         return self.exact.image_size(latents)

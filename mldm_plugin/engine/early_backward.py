@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,7 @@ class _Part:
     rows: list[int]
     values: Tensor
     gradient_finite: list[Tensor] = field(default_factory=list)  # of each image, (n,) bool each
+    logs: dict[str, Tensor] = field(default_factory=dict)
 
     def flags(self) -> Tensor:
         """(2, n) bool: whether each image's value is finite, and its gradient."""
@@ -92,8 +95,9 @@ class _Groups:
         """Every group, those that need pictures first."""
         with torch.set_grad_enabled(self.trains):
             seeing = [t for t in self.terms if "pred_images" in t.needs]
+            asking = set(self._any_of([t for t in seeing if "pred_features" in t.needs]))
             for group in self.pictures.groups(self._any_of(seeing), self.step):
-                self._run(group, seeing, self.pictures.of)
+                self._run(group, seeing, partial(self.pictures.of, features=not asking.isdisjoint(group)))
             blind = [t for t in self.terms if "pred_images" not in t.needs]
             if group := self._any_of(blind):
                 self._run(group, blind, lambda step: step)
@@ -148,7 +152,8 @@ class _Groups:
         rows = [row for part in parts for row in part.rows]
         values = torch.cat([part.values for part in parts]) if parts else self.step.latents.new_zeros(0).float()
         gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
-        return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite)
+        logs = {name: torch.cat([part.logs[name] for part in parts] or [values]) for name in term.logs}
+        return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite, logs)
 
 
 def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part, Tensor]:
@@ -164,13 +169,17 @@ def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part,
         part.gradient_finite.append(finite)
         return torch.where(_over_rows(finite, gradient), gradient, 0)
 
-    watched = {}
-    for name in ("model_pred", "pred_latents", "pred_images"):
-        tensor = getattr(step, name)
-        if tensor is not None and tensor.requires_grad and not term.detach:
-            watched[name] = tensor.view_as(tensor)
-            watched[name].register_hook(stop)
-    values = term.evaluate(replace(step, **watched))
+    def watch(tensor: Tensor) -> Tensor:
+        if tensor is None or not tensor.requires_grad or term.detach:
+            return tensor
+        watched = tensor.view_as(tensor)
+        watched.register_hook(stop)
+        return watched
+
+    watched: dict[str, Any] = {n: watch(getattr(step, n)) for n in ("model_pred", "pred_latents", "pred_images")}
+    if step.pred_features is not None:
+        watched["pred_features"] = tuple(map(watch, step.pred_features))
+    values, part.logs = term.evaluate(replace(step, **watched))
     part.values = values.detach()
     return part, torch.where(torch.isfinite(values), values, 0).sum()
 

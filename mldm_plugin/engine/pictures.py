@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,22 +43,33 @@ class Pictures:
     ) -> None:
         self.decoder, self.target, self.precision, self.batch = decoder, target, precision, batch
 
-    def of(self, step: DiffusionStep) -> DiffusionStep:
-        """`step` with `pred_images`, with gradient to `pred_latents`, and `target_images`, without."""
-        return self._by(self.fitting(step), step)
+    def of(self, step: DiffusionStep, features: bool = False) -> DiffusionStep:
+        """`step` with `pred_images`, with gradient to `pred_latents`, and `target_images`, without.
 
-    def exactly(self, step: DiffusionStep) -> DiffusionStep:
+        With `features`, those of the decoder's stages, too, from the same decode; for those of the clean latents these
+        are decoded, which `target: decoded` does anyhow.
+        """
+        return self._by(self.fitting(step), step, features)
+
+    def exactly(self, step: DiffusionStep, features: bool = False) -> DiffusionStep:
         """`of` by the VAE itself in float32, for comparison."""
         with computing_in(torch.float32):  # checkpointed, so that it takes no more than the run's own bfloat16
-            return self._by(self.fitting(step).exact.keeping_less(), step)
+            return self._by(self.fitting(step).exact.keeping_less(), step, features)
 
-    def _by(self, decode: Callable[[Tensor], Tensor], step: DiffusionStep) -> DiffusionStep:
-        if self.target == "decoded" or step.pixel_values is None:
+    def _by(self, decoder: Decoder, step: DiffusionStep, features: bool) -> DiffusionStep:
+        def decode(latents: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+            return decoder.with_features(latents) if features else (decoder(latents), None)
+
+        given = step.pixel_values if self.target == "image" else None
+        target_images, target_features = None, None
+        if features or given is None:
             with torch.no_grad():
-                target_images = decode(step.latents.float())
-        else:
-            target_images = step.pixel_values.detach().to(step.pred_latents, non_blocking=True)
-        return replace(step, pred_images=decode(step.pred_latents), target_images=target_images)
+                target_images, target_features = decode(step.latents.float())
+        if given is not None:
+            target_images = given.detach().to(step.pred_latents, non_blocking=True)
+        seen: dict[str, Any] = {"target_images": target_images, "target_features": target_features}
+        seen["pred_images"], seen["pred_features"] = decode(step.pred_latents)
+        return replace(step, **seen)
 
     def fitting(self, step: DiffusionStep) -> Decoder:
         """The decoder, if there is one and what it makes of the step's latents is of the size of its pictures.

@@ -55,9 +55,10 @@ def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictur
         LossError: a loss that does not return one value per image.
     """
     probe = _probe(schedule, term, image)
-    sees = "pred_images" in term.needs
+    sees, features = "pred_images" in term.needs, "pred_features" in term.needs
     with pictures.in_its_precision(image):
-        value, gradient = _value_and_gradient(term, pictures.of(probe) if sees else probe, probe.model_pred)
+        seen = pictures.of(probe, features) if sees else probe
+        value, gradient = _value_and_gradient(term, seen, probe.model_pred)
         cosine = None
         if sees and gradient is not None and not term.detach and pictures.differs_by(image):
             cosine = _cosine(term, probe, gradient, schedule, pictures)
@@ -73,7 +74,7 @@ def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictur
 
 def _value_and_gradient(term: Term, step: DiffusionStep, output: Tensor) -> tuple[Tensor, Tensor | None]:
     """The loss of a step, and its gradient at the network's output."""
-    value = term.evaluate(step)
+    value, _ = term.evaluate(step)
     if not value.requires_grad:
         return value, None
     return value, torch.autograd.grad(value.sum(), output, allow_unused=True)[0]
@@ -86,7 +87,8 @@ def _cosine(
     if not pictures.fitting(probe).exact.can_decode:
         return None
     probe = replace(probe, pred_latents=schedule.pred_latents(probe))
-    _, exact = _value_and_gradient(term, pictures.exactly(probe), probe.model_pred)
+    seen = pictures.exactly(probe, "pred_features" in term.needs)
+    _, exact = _value_and_gradient(term, seen, probe.model_pred)
     return None if exact is None else torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0).item()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class TermReport:
         values: (n,) float32 value of each of them, detached.
         value_finite, gradient_finite: whether each value is finite, and its gradient; the gradient of a value that is
             not counts as finite, and so does one that nobody asked for.
+        logs: what the loss measured beside its value, name → (n,) float32, detached.
     """
 
     images: int
@@ -30,6 +31,7 @@ class TermReport:
     values: Tensor
     value_finite: list[bool]
     gradient_finite: list[bool]
+    logs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def gated(self) -> int:
@@ -98,11 +100,17 @@ class LossReport:
     terms: dict[str, TermReport]
 
     def numbers(self) -> Numbers:
-        """What is logged of the step, still on the device, for `StepMeter`."""
-        return Numbers(self.loss.detach(), self.ldm, {name: term.numbers() for name, term in self.terms.items()})
+        """What is logged of the step, still on the device, for `StepMeter`; what a loss measured beside its value
+        under `<loss>/<name>`."""
+        numbers = {name: term.numbers() for name, term in self.terms.items()}
+        for name, term in self.terms.items():
+            for log, values in term.logs.items():
+                numbers[f"{name}/{log}"] = TermNumbers(values.sum(), term.gated, term.gated, 0, 0)
+        return Numbers(self.loss.detach(), self.ldm, numbers)
 
     def logs(self) -> dict[str, float | None]:
         """Numbers for a log, as `StepMeter.mean` gives them. Waits for the device: call it after the backward pass."""
-        meter = StepMeter(self.terms)
-        meter.add(self.numbers())
+        numbers = self.numbers()
+        meter = StepMeter(numbers.terms)
+        meter.add(numbers)
         return meter.mean()[0]

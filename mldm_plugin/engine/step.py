@@ -24,6 +24,7 @@ _OF_EACH_IMAGE = (
     "sigmas",
     "base_weights",
 )
+_OF_EACH_STAGE = ("pred_features", "target_features")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,9 @@ class DiffusionStep:
         pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
+        pred_features: what the decoder's stages make of ẑ₀ on the way to `pred_images`, float32 (N, C_l, h_l, w_l)
+            each, with gradient; only for losses that need them.
+        target_features: the same of the clean latents, without gradient.
 
     Raises:
         DataError: shapes that do not belong together, boxes that are reversed or not finite.
@@ -78,6 +82,8 @@ class DiffusionStep:
     pred_latents: Tensor = _ABSENT
     pred_images: Tensor = _ABSENT
     target_images: Tensor = _ABSENT
+    pred_features: tuple[Tensor, ...] = _ABSENT
+    target_features: tuple[Tensor, ...] = _ABSENT
 
     def __post_init__(self) -> None:
         n = len(self)
@@ -114,8 +120,12 @@ class DiffusionStep:
                 return value.index_select(0, on_device(rows, value.device))
             return [value[i] for i in rows]
 
-        picked = {f.name: pick(getattr(self, f.name)) for f in fields(self) if f.name not in _OF_THE_BATCH}
-        return replace(self, **picked, base_loss=None, other_loss=None)  # type: ignore[arg-type]
+        names = [f.name for f in fields(self) if f.name not in (*_OF_THE_BATCH, *_OF_EACH_STAGE)]
+        picked: dict[str, Any] = {name: pick(getattr(self, name)) for name in names}
+        for name in _OF_EACH_STAGE:
+            stages = getattr(self, name)
+            picked[name] = None if stages is None else tuple(pick(stage) for stage in stages)
+        return replace(self, **picked, base_loss=None, other_loss=None)
 
 
 def _check_pictures(pixel_values: Tensor) -> None:

@@ -16,7 +16,8 @@ from mldm_plugin.errors import LossError, MldmError, NonFiniteLossError, nearest
 
 log = logging.getLogger(__name__)
 
-NEEDS = frozenset({"pred_images", "person_mask", "face_boxes", "keypoints"})
+DECODED = frozenset({"pred_images", "pred_features"})  # by the stack, for every image
+NEEDS = DECODED | {"person_mask", "face_boxes", "keypoints"}
 
 # A term that no image reached in this many steps is warned about. At T = 100 and batch 1 a gate stays closed for
 # 200 steps with probability 1e-9. Chosen.
@@ -25,11 +26,15 @@ MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
 
 
 class Loss(Protocol):
-    """What a plugin registers: options in the constructor, one value per image when called."""
+    """What a plugin registers: options in the constructor, one value per image when called.
+
+    A loss with an attribute `logs`, names of what it measures beside its value, gives a pair: the values, and for each
+    of those names as many numbers.
+    """
 
     needs: frozenset[str]
 
-    def __call__(self, step: DiffusionStep) -> Tensor: ...
+    def __call__(self, step: DiffusionStep) -> Tensor | tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @dataclass
@@ -59,7 +64,8 @@ class Term:
         for need in needs:
             if need not in NEEDS:
                 raise LossError(f"loss {self.name!r} needs {need!r}, which no step has: {nearest(need, NEEDS)}")
-        self.needs = frozenset(needs)
+        self.logs: tuple[str, ...] = tuple(getattr(self.loss, "logs", ()))
+        self.needs = frozenset(needs) | ({"pred_images"} if "pred_features" in needs else set())
 
     def has(self, step: DiffusionStep) -> Tensor:
         """Whether each image has what the loss needs, (N,) bool on the device of the timesteps.
@@ -68,7 +74,7 @@ class Term:
         lie on a GPU.
         """
         device = step.timesteps.device
-        if any(getattr(step, name) is None for name in self.needs - {"pred_images"}):
+        if any(getattr(step, name) is None for name in self.needs - DECODED):
             return torch.zeros(len(step), dtype=torch.bool, device=device)
         there = [True] * len(step)
         if "face_boxes" in self.needs:
@@ -81,14 +87,14 @@ class Term:
             has = has & (step.person_mask > 0).flatten(1).any(dim=1).to(device, non_blocking=True)
         return has
 
-    def evaluate(self, step: DiffusionStep) -> Tensor:
-        """The loss of each image, (n,) float32.
+    def evaluate(self, step: DiffusionStep) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each image, (n,) float32, and what it logs beside, by name, the same without gradient.
 
         Raises:
             LossError: it fails, or is not a floating-point tensor of one value per image.
         """
         try:
-            values = self.loss(step)
+            given = self.loss(step)
         except MldmError:
             raise
         except Exception as error:
@@ -96,13 +102,21 @@ class Term:
             raise LossError(
                 f"loss {self.name!r} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
             ) from error
+        values, logs = given if isinstance(given, tuple) else (given, {})
+        if tuple(logs) != self.logs:
+            raise LossError(f"loss {self.name!r} logged {', '.join(logs) or 'nothing'}, its `logs` are {self.logs}.")
+        for of_images in (values, *logs.values()):
+            self._check(of_images, step)
+        logs = {name: of_images.detach().float() for name, of_images in logs.items()}
+        return (values.float().detach() if self.detach else values.float()), logs
+
+    def _check(self, values: object, step: DiffusionStep) -> None:
         if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
             came = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise LossError(
                 f"loss {self.name!r} returned {came}, expected a float tensor of shape ({len(step)},), one value for "
                 "each image it was given: reduce over everything but the first dimension."
             )
-        return values.float().detach() if self.detach else values.float()
 
     def note(self, seen: TermReport) -> None:
         """What this step's values and their gradient were.

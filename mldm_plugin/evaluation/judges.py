@@ -12,7 +12,11 @@ from mldm_plugin.evaluation.models import PROOF, Model
 from mldm_plugin.perceptual.lpips_network import TRUNKS
 from mldm_plugin.perceptual.weights import locate
 
-LOSS_NETWORKS = {"masked_lpips": "vgg", "face": "vggface2_resnet50"}  # where a preset leaves the network out
+LOSS_NETWORKS = {
+    "masked_lpips": "vgg",
+    "face": "vggface2_resnet50",
+    "identity": "dlib_resnet",
+}  # where a preset leaves the network out
 
 
 @dataclass(frozen=True)

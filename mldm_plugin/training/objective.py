@@ -69,8 +69,9 @@ class Objective:
 
     @property
     def names(self) -> list[str]:
-        """The losses, in the order of the preset."""
-        return [] if self.stack is None else [term.name for term in self.stack.terms]
+        """The losses, in the order of the preset, each with what it logs beside its value."""
+        terms = [] if self.stack is None else self.stack.terms
+        return [name for term in terms for name in (term.name, *(f"{term.name}/{log}" for log in term.logs))]
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,10 +11,12 @@ LOSSES = {
     "masked_lpips spatial": ("masked_lpips", {"form": "spatial"}),
     "masked_lpips features": ("masked_lpips", {"form": "features"}),
     "masked_lpips alex": ("masked_lpips", {"network": "alex"}),
+    "latent_perceptual": ("latent_perceptual", {}),
     "masked_mse": ("masked_mse", {}),
     "face vggface2_resnet50": ("face", {"network": "vggface2_resnet50"}),
     "face vggface2_inception": ("face", {"network": "vggface2_inception", "form": "features"}),
     "face dlib_resnet": ("face", {"network": "dlib_resnet"}),
+    "identity": ("identity", {}),
 }
 SIDE = 64
 
@@ -22,7 +24,7 @@ SIDE = 64
 def built(name):
     """One of `LOSSES`, its network random if it has one."""
     kind, options = LOSSES[name]
-    network = {} if kind == "masked_mse" else {"weights": "random"}
+    network = {} if kind in ("masked_mse", "latent_perceptual") else {"weights": "random"}
     return load_plugins().losses[kind](**options, **network)
 
 
