@@ -1,5 +1,7 @@
 """Latents to pictures: the trainer's scale, shift and normalisation undone, and made again by `encode`."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan, Flux2Pipeline
@@ -123,6 +125,19 @@ def test_a_decode_function_and_a_schedule_in_plain_numbers(tmp_path):
     assert own.decoder.image_size(step.latents) == (32, 32)
     v = stack_of(tmp_path, decode=lambda z: z[:, :3], alphas_cumprod=[0.9, 0.1], prediction_type="v_prediction")
     assert v.schedule.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    "given", [{"scaling_factor": 0.5}, SimpleNamespace(scaling_factor=0.5)], ids=["mapping", "object"]
+)
+def test_a_config_of_any_form(given):
+    """That of an autoencoder of one's own, which need not be diffusers' class."""
+    vae = torch.nn.Conv2d(4, 3, 1)
+    vae.config, vae.decode = given, lambda z, return_dict=False: (z[:, :3],)
+    latents = torch.randn(1, 4, 4, 4)
+    assert says_scale(vae)
+    assert torch.equal(LatentDecoder(vae)(latents), latents[:, :3] / 0.5)
+    assert LatentDecoder(vae).image_size(latents) == (4, 4)
 
 
 def test_a_decode_function_without_gradient_is_a_dead_loss(tmp_path):

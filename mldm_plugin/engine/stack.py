@@ -275,7 +275,7 @@ def _build_decoder(
 ) -> Decoder | None:
     if vae is None or not terms:
         return None
-    if preset.vae != "model" and (isinstance(vae, OwnDecode) or vae.config.get("scaling_factor") is None):
+    if preset.vae != "model" and (isinstance(vae, OwnDecode) or getattr(vae.config, "scaling_factor", None) is None):
         raise PresetError(
             f"vae: {preset.vae} stands in for a VAE with a scaling_factor, this has none: use vae: model."
         )
