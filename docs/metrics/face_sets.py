@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measures import RUNS, metrics_of, rows_of, write
+from measures import RUNS, metrics_of, named, rows_of, write
 from photographs import face_square
 from planted import blurred
 from torch import Tensor
@@ -37,7 +37,7 @@ def sets() -> None:
         notes = Notes(RUNS / "sets" / kind.replace(" ", "-"))
         makers = [((f"{p} {panel}", 0), partial(_picture, p, panel, change)) for p in PEOPLE for panel in panels]
         measure(makers, metrics, notes, title=kind)
-        rows[kind] = {n: rows_of(notes.known, n, [key[0] for key, _ in makers]) for n in METRICS}
+        rows[kind] = {n: rows_of(named(notes.known), n, [key[0] for key, _ in makers]) for n in METRICS}
         assert all(len(rows[kind][n]) == len(makers) for n in METRICS), "a face was not found"
     first, last = slice(0, 35), slice(35, 70)
     every = slice(None)

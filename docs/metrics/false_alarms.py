@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measures import RUNS, metrics_of, rows_of, values_of, write
+from measures import RUNS, metrics_of, named, rows_of, values_of, write
 from photographs import face_square
 from scipy import stats
 
@@ -59,7 +59,7 @@ def samples(cases: Sequence[Case], metrics: Metrics) -> Values:
     notes = Notes(RUNS / "alarms" / "samples")
     own = [((case.key, 0), partial(_read, folder / picture_name(case, 0), case)) for case in cases]
     measure(own, metrics, notes, title="samples, measured")
-    return notes.known
+    return named(notes.known)
 
 
 def _read(path: Any, case: Case) -> Picture:
@@ -80,7 +80,7 @@ def alarms() -> None:
     measure([((p.case.key, 0), partial(lambda p: p, p)) for p in photographs], metrics, real)
     found = samples(cases, metrics)
     keys = [case.key for case in cases]
-    rates = {name: rate(metrics, name, found, real.known, keys) for name in metrics.ready}
+    rates = {name: rate(metrics, name, found, named(real.known), keys) for name in metrics.ready}
     write("alarms", {"cases": len(cases), "trials": TRIALS, "others": len(photographs), "metrics": rates})
 
 

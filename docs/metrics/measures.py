@@ -66,6 +66,11 @@ def metrics_of(
 # Comparing
 
 
+def named(notes: Values) -> Values:
+    """Notes by the names of metrics, without the digests of what measured."""
+    return {key: {label.partition("@")[0]: value for label, value in of.items()} for key, of in notes.items()}
+
+
 def rows_of(notes: Values, name: str, cases: Sequence[str]) -> torch.Tensor:
     """The features (n, d) of some cases."""
     rows = [notes[case, 0][name] for case in cases if (case, 0) in notes and len(notes[case, 0][name])]

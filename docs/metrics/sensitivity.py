@@ -28,7 +28,7 @@ from copies import copies
 from cost import cost
 from face_sets import sets
 from false_alarms import alarms
-from measures import RUNS, compared, metrics_of, own, write
+from measures import RUNS, compared, metrics_of, named, own, write
 from photographs import OTHERS, PEOPLE, POSTURES, body_panel, body_scene, face_keys, face_scene, face_square
 from PIL import Image
 from planted import BODIES, FACES, Degradation, Scene, as_image
@@ -90,12 +90,12 @@ def look(part: str, photographs: Sequence[Planted], degradations: dict[str, Degr
 def references(part: str, pictures: Sequence[Picture], metrics: Metrics) -> Values:
     notes = Notes(claim(RUNS / part / "references", {}))
     measure([((p.case.key, 0), lambda p=p: p) for p in pictures], metrics, notes, title=f"{part}, others")  # type: ignore[misc]
-    return notes.known
+    return named(notes.known)
 
 
 def table(part: str, metrics: Metrics, degradations: dict[str, Any], cases: Sequence[str], real: Values) -> Any:
     """What goes into sensitivity.json. `degradations`: name → (title, strengths, notes of each)."""
-    plain = read_notes(RUNS / part / "plain")
+    plain = named(read_notes(RUNS / part / "plain"))
     rows = {}
     for name, (title, strengths, notes) in degradations.items():
         found = [compared(metrics, one, plain, real, cases) for one in notes]
@@ -109,7 +109,7 @@ def table(part: str, metrics: Metrics, degradations: dict[str, Any], cases: Sequ
 
 def measured(part: str, degradations: dict[str, Degradation]) -> dict[str, Any]:
     folders = {name: [RUNS / part / f"{name}-{k}" for k in range(3)] for name in degradations}
-    return {n: (d.title, d.strengths, [read_notes(f) for f in folders[n]]) for n, d in degradations.items()}
+    return {n: (d.title, d.strengths, [named(read_notes(f)) for f in folders[n]]) for n, d in degradations.items()}
 
 
 # Commands
@@ -124,7 +124,7 @@ def faces() -> None:
     real = references("faces", others, metrics)
     look("faces", shown, FACES, metrics)
     rows = measured("faces", FACES)
-    plain, last = read_notes(RUNS / "faces" / "plain"), PEOPLE[-1]
+    plain, last = named(read_notes(RUNS / "faces" / "plain")), PEOPLE[-1]
     # Likeness was asked of each picture's own person, so of an exchanged picture it is not known.
     plain = {key: {n: v for n, v in of.items() if not n.startswith("identity")} for key, of in plain.items()}
     notes = [
