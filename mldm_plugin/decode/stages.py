@@ -47,7 +47,7 @@ def stages(vae: Any) -> list[nn.Module]:
     Raises:
         LossError: it has no such parts.
     """
-    decoder = getattr(getattr(vae, "vae", vae), "decoder", None)  # of a film's autoencoder, see `Still`, its own
+    decoder: Any = getattr(getattr(vae, "vae", vae), "decoder", None)  # of a film's autoencoder, see `Still`, its own
     if hasattr(decoder, "up_blocks"):
         middle = getattr(decoder, "mid_block", None)
         return [*([] if middle is None else [middle]), *decoder.up_blocks]
