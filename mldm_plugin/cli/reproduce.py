@@ -10,7 +10,7 @@ import click
 from mldm_plugin.errors import MldmError
 
 NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness")
-STEPS, STEPS_OF_LORA = 150, 100  # of the mini scale
+STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
 
 
 @click.command()

@@ -20,7 +20,7 @@ from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.reproduce.scales import Person, run_name
 from mldm_plugin.stopping import stopping_in_order
 
-STEPS = 100
+STEPS = 120
 SHOWN = "P009"  # nothing was chosen on this person
 WEIGHTS = ("alexnet", "dlib_resnet", "vgg16", "mtcnn")  # of the losses, of LPIPS as a judge, of the finder of faces
 JUDGE = "faceres"  # of faces; no loss offers it
