@@ -92,6 +92,27 @@ def test_additive_takes_a_loss_of_any_form_from_the_first_step_on(tmp_path, capf
     assert records[0]["ldm/t0-99"] == pytest.approx(script.step(OPEN)[0].item())  # that it is, was said
 
 
+def test_additive_says_where_the_output_is_not_what_the_target_is_of(tmp_path, capfd):
+    """An output of ε whose x₀ is compared with the clean latents; v without a target, by a scheduler that says ε."""
+    for name in ("x0", "v", "right"):
+        (tmp_path / name).mkdir()
+        script = Script(tmp_path / name, "combine: additive\n" + LOSSES)
+        for timesteps in (OPEN, (400, 100), CLOSED):
+            step, variables = make_step(timesteps), script.variables(timesteps, F.huber_loss)
+            alpha = ddpm().alphas_cumprod[step.timesteps].view(-1, 1, 1, 1)
+            if name == "x0":
+                x0 = (step.noisy_latents - (1 - alpha).sqrt() * step.model_pred) / alpha.sqrt()
+                variables |= variables_of(step, target=step.latents) | {"loss": F.huber_loss(x0, step.latents)}
+            if name == "v":
+                v = ddpm().get_velocity(step.latents, step.noise, step.timesteps)
+                pred = (v + step.model_pred.detach() - step.target).requires_grad_()
+                variables |= {"model_pred": pred, "target": None, "loss": F.huber_loss(pred, v)}
+            script.attachment.loss(variables["loss"], variables)
+        told = capfd.readouterr().err
+        assert told.count("of the gradient of the script's loss pushes the output away") == (name != "right"), told
+        assert told.count("adds to it as it is") == 1
+
+
 def test_additive_still_reads_the_weights_of_images(tmp_path, capfd):
     script = Script(tmp_path, "combine: additive\n" + LOSSES, curve_steps=1)
     own, _ = script.step(OPEN, lambda p, t: 0.5 * F.mse_loss(p, t))

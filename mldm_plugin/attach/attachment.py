@@ -114,6 +114,7 @@ class Attachment:
         self._backwards: bool | None = None  # not known yet
         self._recognised = False
         self._whole = False  # the script's loss has another form, and additive keeps it as it is
+        self._told_astray = False
         if self._in_use:
             ledger.install()
 
@@ -226,14 +227,26 @@ class Attachment:
         """The step with the parts of the script's loss; without them where it has none and `additive` needs none."""
         if stack.needs_each:
             parts.check(weighted=stack.plain.weighting is not None)
-        elif not parts.fits:
+        elif self._whole or not parts.fits:
+            if not self._whole:
+                announce(
+                    f"  the script's loss is not each image's squared error times a factor{parts.hint}: combine: "
+                    "additive adds to it as it is; ldm/ in curves by range of t is the squared error."
+                )
             self._whole = True
-            announce(
-                f"  the script's loss is not each image's squared error times a factor{parts.hint}: combine: additive "
-                "adds to it as it is; ldm/ in curves by range of t is the squared error."
-            )
+            self._tell_astray(parts)
             return replace(step, base_weights=None, other_loss=None)
         return step
+
+    def _tell_astray(self, parts: HostLoss) -> None:
+        """A loss of another form does not show that the output is what the target is a target of."""
+        if not self._told_astray and parts.astray:
+            self._told_astray = True
+            announce(
+                f"  warning: {parts.against.item():.0%} of the gradient of the script's loss pushes the output away "
+                "from the target. If it is no reward, the output that was found is another quantity than the target, "
+                "and x̂0 is wrong: look at the first panel, or use the library form (docs/attach.md)."
+            )
 
     @staticmethod
     def _tell_scale(step: DiffusionStep) -> None:
@@ -257,7 +270,7 @@ class Attachment:
             # kohya's pictures are all known beforehand, see kohya_masks
             if not self._kohya and stack.needs & PLACED:
                 self._coverage.add(annotation)
-        apart = stack.needs_each or (bool(stack.terms) and not self._whole)
+        apart = stack.needs_each or (bool(stack.terms) and (not self._whole or stack.start_up is not None))
         step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
         if self._backwards is None:
             self._backwards = runs_backwards(step, stack.schedule)

@@ -1,7 +1,7 @@
 """A training step read out of the local variables of somebody's loop.
 
 The names are in `names`. A wrong guess cannot pass: the start-up checks compare the noisy latents, the target and the
-loss with what follows from the others.
+loss with what follows from the others. Where the loss has a form of its own, a wrong output is warned of.
 """
 
 from __future__ import annotations

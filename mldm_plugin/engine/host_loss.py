@@ -20,6 +20,7 @@ from mldm_plugin.errors import CheckError
 # How far the gradient may be from a weighted squared error's, relative to it: bfloat16 rounds to 4e-3; a Huber loss, an
 # absolute error or a mask differ by 0.1 and more. Chosen.
 _DEVIATION = 0.02
+_ASTRAY = 0.05  # of its gradient; rounding turns the sign of next to nothing. Chosen.
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,26 @@ class HostLoss:
         weights: (N,) w_i, detached.
         rest: scalar, with the gradient it has to other things than these outputs.
         deviation: scalar, how far its gradient is from that of a weighted squared error, relative to it.
+        against: scalar, the share of its gradient that pushes outputs away from their targets.
         hint: what in the host is known to make its loss something else, for the error.
     """
 
     weights: Tensor
     rest: Tensor
     deviation: Tensor
+    against: Tensor
     hint: str = ""
 
     @property
     def fits(self) -> bool:
         """Whether the loss is of this form at all. Waits for the device, so it is asked where the form matters."""
         return self.deviation.item() <= _DEVIATION
+
+    @property
+    def astray(self) -> bool:
+        """Whether it is not of this output and target: a loss of each element, Huber's or a masked one, pulls each to
+        its target, whatever its form. Waits for the device."""
+        return self.against.item() > _ASTRAY
 
     def check(self, *, weighted: bool = False) -> None:
         """Stop where the plain loss of each image has to be known and is not.
@@ -136,4 +145,6 @@ def take_apart(loss: Tensor, gradient: Tensor, pred: Tensor, target: Tensor, hin
     deviations = (slope - weights[:, None] * difference.detach()).norm(dim=1) / slope.norm(dim=1)
     weights = weights.nan_to_num(0.0, 0.0, 0.0)
     rest = loss - (weights * difference.square().mean(dim=1)).mean()
-    return HostLoss(weights, rest, deviations.nan_to_num(0.0, 0.0, 0.0).max(), hint)
+    pull = (slope * difference.detach()).nan_to_num(0.0, 0.0, 0.0)
+    against = pull.clamp_max(0).abs().sum() / pull.abs().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return HostLoss(weights, rest, deviations.nan_to_num(0.0, 0.0, 0.0).max(), against, hint)
