@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,19 @@ def test_loaders_that_do_not_batch_are_left_alone(monkeypatch):
     assert not isinstance(data.DataLoader(batches, None).collate_fn, Collate)
     assert isinstance(data.DataLoader(batches, batch_size=1).collate_fn, Collate)
     assert isinstance(data.DataLoader(batches).collate_fn, Collate)
+
+
+def test_a_scripts_own_hook_on_optimizers_still_runs(monkeypatch):
+    """Registered after ours: torch goes through all of them in a step, and must not lose its place."""
+    module = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(module, "_global_optimizer_pre_hooks", OrderedDict())
+    seen = []
+    by_frame._stop_unseen(SimpleNamespace(steps=1))
+    module.register_optimizer_step_pre_hook(lambda *_: seen.append(1))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    optimizer.step()
+    optimizer.step()
+    assert len(seen) == 2
 
 
 def test_the_autoencoder_of_sana():

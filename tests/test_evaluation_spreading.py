@@ -6,7 +6,9 @@ import time
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from mldm_plugin.cli import main
 from mldm_plugin.evaluation import spreading
 from mldm_plugin.evaluation.spreading import spread
 
@@ -46,8 +48,23 @@ def test_what_all_say_is_said_once(capfd):
 
 def test_one_that_is_killed_is_not_the_reason_if_another_failed(capfd):
     assert spread(program("if rank: sys.exit('why')\nos.kill(os.getpid(), 9)"), 2) == 1
-    assert capfd.readouterr().err == "why\n"
-    assert spread(program("os.kill(os.getpid(), 9)"), 2) == 9
+    killed = "mldm: process 0 was ended by signal 9, as where memory runs out\n"
+    assert capfd.readouterr().err == killed + "why\n"
+    assert spread(program("if not rank: os.kill(os.getpid(), 9)"), 2) == 9
+    assert capfd.readouterr().err == killed
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "reason"),
+    [("sys.exit('mldm: the reason')", 1, "mldm: the reason"), ("os.kill(os.getpid(), 9)", 9, "ended by signal 9")],
+    ids=["says why", "killed"],
+)
+def test_the_reason_is_not_that_of_one_that_was_asked_to_end(fails, status, reason, capfd, monkeypatch):
+    """`mldm` answers SIGTERM with a word and a status of its own."""
+    monkeypatch.setattr(spreading, "PATIENCE", 2)
+    words = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit('Aborted!'))\nif rank: {fails}\ntime.sleep(60)"
+    assert spread(program("import signal\n" + words), 2) == status
+    assert reason in capfd.readouterr().err
 
 
 def test_a_stop_reaches_all_of_them(tmp_path):
@@ -67,3 +84,16 @@ def test_a_stop_reaches_all_of_them(tmp_path):
     assert process.wait(30) != 0
     process.stderr.close()
     assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("world", "spreads"), [(None, True), ("1", True), ("2", False)])
+def test_processes_are_started_but_by_one_of_them(world, spreads, tmp_path, monkeypatch):
+    """A WORLD_SIZE of 1 is one process: clusters set it everywhere."""
+    asked = []
+    monkeypatch.setattr(spreading, "spread", lambda words, processes: asked.append(processes) or 3)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    given = ["evaluate", "--processes", "2", "--checkpoints", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert (CliRunner().invoke(main, given).exit_code == 3) == spreads
+    assert asked == ([2] if spreads else [])

@@ -60,6 +60,5 @@ def _stop_unseen(attachment: Attachment) -> None:
                 "accelerator.backward, by which --mldm-by-frame finds a loop: the preset's losses would do nothing. "
                 "The loop calls loss.backward(), or is that of another trainer; use the library form (docs/attach.md)."
             )
-        hook.remove()
 
-    hook = register_optimizer_step_pre_hook(before_step)
+    register_optimizer_step_pre_hook(before_step)  # for good: torch is going through its hooks while this one runs

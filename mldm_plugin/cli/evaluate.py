@@ -110,7 +110,7 @@ def evaluate(
 
     Stopped, the same command goes on where it was. Over several GPUs: accelerate launch -m mldm_plugin.cli evaluate …
     """
-    if processes > 1 and "WORLD_SIZE" not in os.environ:  # else this is one of them
+    if processes > 1 and os.environ.get("WORLD_SIZE", "1") == "1":  # else this is one of them
         from mldm_plugin.evaluation.spreading import spread
 
         if status := spread([sys.executable, "-m", "mldm_plugin.cli", *sys.argv[1:]], processes):

@@ -43,8 +43,9 @@ def spread(words: Sequence[str], processes: int) -> int:
                     until = min(until, time.monotonic() + PATIENCE)
                 time.sleep(LOOK)
         finally:
+            ended = [one.poll() for one in started]  # before the others are asked to end, which is no reason
             _end(started)
-        return _status(started, said)
+        return _status(ended, said)
 
 
 def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -61,13 +62,16 @@ def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
             one.wait()
 
 
-def _status(started: Sequence[subprocess.Popen[bytes]], said: Sequence[IO[bytes] | None]) -> int:
+def _status(ended: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> int:
     """Of the first that failed by itself, else of the first that was killed; what it said is shown."""
-    failed = sorted((one.returncode < 0, k) for k, one in enumerate(started) if one.returncode)
+    failed = sorted((status < 0, k) for k, status in enumerate(ended) if status)
+    for killed, k in failed:
+        if killed:
+            sys.stderr.write(f"mldm: process {k} was ended by signal {-(ended[k] or 0)}, as where memory runs out\n")
     if not failed:
         return 0
     first = failed[0][1]
     if (out := said[first]) is not None:
         out.seek(0)
         sys.stderr.write(out.read().decode(errors="replace"))
-    return abs(started[first].returncode)
+    return abs(ended[first] or 0)
