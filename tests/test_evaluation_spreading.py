@@ -34,11 +34,11 @@ print(f"{rank} of {dist.get_world_size()}: {x.item()}")
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_is_heard_once_and_ends_the_others(failing, capfd, monkeypatch):
     monkeypatch.setattr(spreading, "PATIENCE", 0.2)
-    start = time.monotonic()
+    start, before = time.monotonic(), set(psutil.Process().children())
     assert spread(program(f"if rank == {failing}: sys.exit('mldm: this is wrong')\ntime.sleep(60)"), 2) == 1
     assert time.monotonic() - start < 20
     assert capfd.readouterr().err == "mldm: this is wrong\n"
-    assert not psutil.Process().children()
+    assert not set(psutil.Process().children()) - before
 
 
 def test_what_all_say_is_said_once(capfd):
