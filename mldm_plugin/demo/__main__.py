@@ -21,7 +21,7 @@ from mldm_plugin.reproduce.scales import Person, run_name
 from mldm_plugin.stopping import stopping_in_order
 
 STEPS = 120
-SHOWN = "P009"  # nothing was chosen on this person
+SHOWN = "P009"  # the settings were chosen on P008; docs/demo.md says what P009 was shown with
 WEIGHTS = ("alexnet", "dlib_resnet", "vgg16", "mtcnn")  # of the losses, of LPIPS as a judge, of the finder of faces
 JUDGE = "faceres"  # of faces; no loss offers it
 # What the table shows of the report: a name, and the column's title.
