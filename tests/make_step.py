@@ -151,3 +151,24 @@ def loss_and_gradient(stack, step):
     """The loss of a step, and its gradient at the network's output."""
     report = stack(replace(step, base_loss=None))
     return report.loss.detach(), torch.autograd.grad(report.loss, step.model_pred)[0]
+
+
+def pictures(n, seed, size=32):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def face_step(boxes, pred=None, target=None, size=32):
+    """What a loss on faces is given: two sets of pictures and boxes, [[x0, y0, x1, y1], …] of each image."""
+    n = len(boxes)
+    z = torch.zeros(n, 4, 4, 4)
+    return DiffusionStep(
+        latents=z,
+        noise=z,
+        noisy_latents=z,
+        timesteps=torch.zeros(n, dtype=torch.long),
+        model_pred=z,
+        target=z,
+        face_boxes=[torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes],
+        pred_images=pictures(n, 1, size).requires_grad_() if pred is None else pred,
+        target_images=pictures(n, 2, size) if target is None else target,
+    )

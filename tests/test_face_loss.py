@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_step import face_step, pictures
 from torch import nn
 from weights_entries import unreachable
 
@@ -47,26 +48,6 @@ def tiny_loss(**options):
     return Face(network="tiny", weights="random", **options)
 
 
-def pictures(n, seed, size=32):
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def step_of(boxes, pred=None, target=None, size=32):
-    n = len(boxes)
-    z = torch.zeros(n, 4, 4, 4)
-    return DiffusionStep(
-        latents=z,
-        noise=z,
-        noisy_latents=z,
-        timesteps=torch.zeros(n, dtype=torch.long),
-        model_pred=z,
-        target=z,
-        face_boxes=[torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes],
-        pred_images=pictures(n, 1, size).requires_grad_() if pred is None else pred,
-        target_images=pictures(n, 2, size) if target is None else target,
-    )
-
-
 ONE = [[8, 8, 20, 22]]
 BOXES = [[[8, 8, 20, 22], [2, 3, 9, 9]], ONE, [[0, 4, 30, 30], [10, 10, 14, 14], [20, 0, 31, 12]]]
 
@@ -94,7 +75,7 @@ def test_gradcheck_of_the_whole_loss(form):
     target = pictures(2, 2, size=9).double()
     loss = tiny_loss(form=form)
     boxes = [[[1, 1, 5, 7], [4, 4, 8, 8]], [[0, 0, 4, 3]]]
-    assert torch.autograd.gradcheck(lambda p: loss(step_of(boxes, p, target)), pred, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda p: loss(face_step(boxes, p, target)), pred, fast_mode=True)
 
 
 def test_stages_and_weights_of_another_number_are_refused():
@@ -123,7 +104,7 @@ def test_registers_as_face():
 @pytest.mark.parametrize("network", ["vggface2_resnet50", "vggface2_inception"])
 @pytest.mark.parametrize("form", FORMS)
 def test_smoke(network, form):
-    step = step_of([ONE, ONE])
+    step = face_step([ONE, ONE])
     value = Face(form=form, network=network, weights="random")(step)
     assert value.shape == (2,)
     assert ((value > 0.001) & (value < 10)).all()
@@ -136,7 +117,7 @@ def test_alphas_are_the_released_ones_and_can_be_changed():
     loss = Face(weights="random")
     assert loss.layer_weights == (0.1, 0.0025, 0.025, 0.05, 0.005)
     only_last = tiny_loss(layer_weights=(0, 0, 0, 0, 2.0))
-    step = step_of([ONE])
+    step = face_step([ONE])
     crops = [crop_faces(p, step.face_boxes, FaceCrop(8, 1.3)) for p in (step.pred_images, step.target_images)]
     pred, target = (only_last.features(c)[-1] for c in crops)
     torch.testing.assert_close(only_last(step)[0], 2 * (pred - target).abs().mean())
@@ -175,7 +156,7 @@ def test_a_step_without_pictures_is_refused():
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_pictures_give_0(form):
     same = pictures(2, 3)
-    step = step_of([ONE, ONE], same.clone().requires_grad_(), same)
+    step = face_step([ONE, ONE], same.clone().requires_grad_(), same)
     value = tiny_loss(form=form)(step)
     assert value.tolist() == [0, 0]
     value.sum().backward()
@@ -184,7 +165,7 @@ def test_equal_pictures_give_0(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_parity_with_a_loop_over_images_faces_and_stages(form):
-    loss, step = tiny_loss(form=form), step_of(BOXES)
+    loss, step = tiny_loss(form=form), face_step(BOXES)
     network = loss.features.frozen.network
     expected = []
     for pred, target, boxes in zip(step.pred_images, step.target_images, step.face_boxes, strict=True):
@@ -202,7 +183,7 @@ def test_parity_with_a_loop_over_images_faces_and_stages(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_equals_its_images(form):
-    loss, step = tiny_loss(form=form), step_of(BOXES)
+    loss, step = tiny_loss(form=form), face_step(BOXES)
     (batch_gradient,) = torch.autograd.grad(loss(step).sum(), step.pred_images)
     for i in range(3):
         single = step.select([i])
@@ -213,7 +194,7 @@ def test_a_batch_equals_its_images(form):
 
 def test_a_batch_equals_its_images_in_the_published_network():
     loss = Face(weights="random")
-    step = step_of([BOXES[0], ONE])
+    step = face_step([BOXES[0], ONE])
     batch = loss(step).detach()
     singles = torch.cat([loss(step.select([i])) for i in range(2)]).detach()
     torch.testing.assert_close(batch, singles, rtol=1e-5, atol=1e-5)
@@ -221,11 +202,11 @@ def test_a_batch_equals_its_images_in_the_published_network():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_outside_the_extended_box_has_effect_or_gradient(form):
-    loss, step = tiny_loss(form=form), step_of([[[12, 12, 20, 20]]])
+    loss, step = tiny_loss(form=form), face_step([[[12, 12, 20, 20]]])
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[9:23, 9:23] = True  # 16 ± 5.2, and the pixel that bilinear reading takes beside it
     changed = torch.where(inside, step.pred_images.detach(), 5.0).requires_grad_()
-    value = loss(step_of([[[12, 12, 20, 20]]], changed, step.target_images))
+    value = loss(face_step([[[12, 12, 20, 20]]], changed, step.target_images))
     torch.testing.assert_close(value, loss(step))
     value.sum().backward()
     assert not changed.grad[..., ~inside].any()
@@ -238,9 +219,9 @@ def test_defect_8_images_without_a_face(form):
     loss = tiny_loss(form=form)
     padded = [[0, 0, 0, 0], *ONE, [0, 0, 0, 0]]
     boxes = [clip_boxes(torch.tensor(b, dtype=torch.float32), 32, 32).tolist() for b in (padded, [[0] * 4])]
-    step = step_of([*boxes, []])
+    step = face_step([*boxes, []])
     value = loss(step)
-    torch.testing.assert_close(value[0], loss(step_of([ONE, ONE, ONE]))[0])
+    torch.testing.assert_close(value[0], loss(face_step([ONE, ONE, ONE]))[0])
     assert value[1:].tolist() == [0, 0]
     value.sum().backward()
     assert torch.isfinite(step.pred_images.grad).all()
@@ -250,7 +231,7 @@ def test_defect_8_images_without_a_face(form):
 def test_a_batch_without_any_face_is_0_with_a_gradient_and_calls_no_network():
     loss = tiny_loss()
     loss.features.frozen.network.forward = None
-    step = step_of([[], []], pred=torch.full((2, 3, 32, 32), torch.inf, requires_grad=True))
+    step = face_step([[], []], pred=torch.full((2, 3, 32, 32), torch.inf, requires_grad=True))
     value = loss(step)
     assert value.tolist() == [0, 0]
     value.sum().backward()
@@ -261,7 +242,7 @@ def test_a_batch_without_any_face_is_0_with_a_gradient_and_calls_no_network():
 
 
 def test_defect_4_forehead_and_chin_of_a_tall_box_count():
-    step = step_of([[[12, 2, 20, 30]]])
+    step = face_step([[[12, 2, 20, 30]]])
     tiny_loss()(step).sum().backward()
     gradient = step.pred_images.grad[0].abs().sum(0)
     assert (gradient[2:30, 12:20] > 0).all()
@@ -271,9 +252,9 @@ def test_defect_4_forehead_and_chin_of_a_tall_box_count():
 def test_defect_5_many_faces_are_compared_in_pairs(faces):
     """`faces[:6]` of the list real + generated paired real faces with each other."""
     boxes = [[3.0 * i, 4, 3.0 * i + 3, 8] for i in range(faces)]
-    step = step_of([boxes])
+    step = face_step([boxes])
     loss = tiny_loss(form="features")
-    singles = [tiny_loss()(step_of([[b]], step.pred_images, step.target_images)) for b in boxes]
+    singles = [tiny_loss()(face_step([[b]], step.pred_images, step.target_images)) for b in boxes]
     torch.testing.assert_close(loss(step)[0], torch.stack(singles).sum())
     loss(step).sum().backward()
     middles = step.pred_images.grad[0].abs().sum(0)[6, [3 * i + 1 for i in range(faces)]]
@@ -281,15 +262,15 @@ def test_defect_5_many_faces_are_compared_in_pairs(faces):
 
 
 def test_defect_5_a_cap_takes_the_largest_pairs_of_each_image():
-    step = step_of(BOXES)
+    step = face_step(BOXES)
     capped = tiny_loss(max_faces=2)(step)
     kept = [BOXES[0], BOXES[1], [BOXES[2][0], BOXES[2][2]]]
-    torch.testing.assert_close(capped, tiny_loss()(step_of(kept, step.pred_images, step.target_images)))
+    torch.testing.assert_close(capped, tiny_loss()(face_step(kept, step.pred_images, step.target_images)))
 
 
 def test_defect_6_a_crowd_weighs_no_more_than_a_portrait():
     pred, target = pictures(1, 1).expand(2, -1, -1, -1), pictures(1, 2).expand(2, -1, -1, -1)
-    step = step_of([ONE, ONE * 5], pred, target)
+    step = face_step([ONE, ONE * 5], pred, target)
     one, five = tiny_loss()(step)
     torch.testing.assert_close(one, five)
     one, five = tiny_loss(form="features")(step)  # as eq. 1 has it
@@ -298,7 +279,7 @@ def test_defect_6_a_crowd_weighs_no_more_than_a_portrait():
 
 def test_defect_6_the_target_has_no_graph_and_each_branch_is_one_call():
     target = pictures(3, 2).requires_grad_()
-    loss, step = tiny_loss(), step_of(BOXES, target=target)
+    loss, step = tiny_loss(), face_step(BOXES, target=target)
     calls, features = [], loss.features.frozen.network.forward
 
     def spy(faces):
@@ -317,7 +298,7 @@ def test_many_faces_take_the_memory_of_eight(form):
 
     def peak(faces):
         corners = torch.arange(faces)[:, None] % 20 + torch.tensor([0.0, 0.0, 12.0, 10.0])
-        step = step_of([corners.tolist()])
+        step = face_step([corners.tolist()])
         with TensorMemory() as memory:
             value = loss(step)
         return memory.peak, value, torch.autograd.grad(value.sum(), step.pred_images)[0]
@@ -335,7 +316,7 @@ def test_many_faces_take_the_memory_of_eight(form):
 
 def test_defect_9_a_face_partly_outside_counts():
     boxes = clip_boxes(torch.tensor([[-10.0, 4, 8, 20], [25, 25, 50, 60]]), 32, 32).tolist()
-    step = step_of([boxes])
+    step = face_step([boxes])
     value = tiny_loss(form="features")(step)
     value.sum().backward()
     assert (step.pred_images.grad[0, :, 4:20, :8] != 0).all()
@@ -344,7 +325,7 @@ def test_defect_9_a_face_partly_outside_counts():
 
 def test_defect_11_saturated_pixels_keep_their_gradient():
     """Clamping to [-1, 1] would silence them."""
-    step = step_of([ONE], pred=(pictures(1, 1) + 3).requires_grad_())
+    step = face_step([ONE], pred=(pictures(1, 1) + 3).requires_grad_())
     tiny_loss()(step).sum().backward()
     assert (step.pred_images > 1).all()
     assert (step.pred_images.grad[0, :, 8:22, 8:20] != 0).all()
@@ -355,13 +336,13 @@ def test_defect_2_the_loss_changes_nothing_of_its_network():
     network = loss.features.frozen.network
     before = {k: v.clone() for k, v in network.state_dict().items()}
     network.train()
-    loss(step_of([ONE])).sum().backward()
+    loss(face_step([ONE])).sum().backward()
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 
 
 def test_defect_3_the_network_is_given_bgr_of_its_size():
-    loss, step = Face(weights="random"), step_of([ONE])
+    loss, step = Face(weights="random"), face_step([ONE])
     inputs = []
     loss.features.frozen.network.conv1.register_forward_hook(lambda m, args, out: inputs.append(args[0]))
     loss(step)
@@ -371,7 +352,7 @@ def test_defect_3_the_network_is_given_bgr_of_its_size():
 
 
 def test_autocast_changes_nothing():
-    loss, step = tiny_loss(), step_of(BOXES)
+    loss, step = tiny_loss(), face_step(BOXES)
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(step)
     assert value.dtype == torch.float32
@@ -391,7 +372,7 @@ def test_any_boxes_give_finite_values_and_gradients(per_image, form):
         patch.setitem(FACE_NETWORKS, "tiny", known)
         loss = tiny_loss(form=form)
     raw = [torch.tensor([[x, y, x + w, y + h] for x, y, w, h in b]).reshape(-1, 4) for b in per_image]
-    step = step_of([clip_boxes(b, 32, 32).tolist() for b in raw])
+    step = face_step([clip_boxes(b, 32, 32).tolist() for b in raw])
     value = loss(step)
     assert value.shape == (len(raw),)
     for boxes, v in zip(step.face_boxes, value.tolist(), strict=True):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_step import make_stack, make_step
+from make_step import face_step, make_stack, make_step, pictures
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from mldm_plugin.engine.step import DiffusionStep, clip_boxes
+from mldm_plugin.engine.step import clip_boxes
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import DataError, LossError
 from mldm_plugin.hooks.identity import Identity, identity_distance
@@ -46,26 +46,6 @@ def tiny_loss(known=None, **options):
     if known is not None:
         loss.bank, loss.logs = known, ("copying",)
     return loss
-
-
-def pictures(n, seed, size=32):
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def step_of(boxes, pred=None, target=None, size=32):
-    n = len(boxes)
-    z = torch.zeros(n, 4, 4, 4)
-    return DiffusionStep(
-        latents=z,
-        noise=z,
-        noisy_latents=z,
-        timesteps=torch.zeros(n, dtype=torch.long),
-        model_pred=z,
-        target=z,
-        face_boxes=[torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes],
-        pred_images=pictures(n, 1, size).requires_grad_() if pred is None else pred,
-        target_images=pictures(n, 2, size) if target is None else target,
-    )
 
 
 def unit(*angles):
@@ -107,7 +87,7 @@ def test_gradcheck_of_the_whole_loss(bank):
     loss = tiny_loss(IdentityBank(people) if bank else None)
     if bank:
         loss.bank.least[:] = -1  # everybody is somebody
-    value = (lambda p: loss(step_of(boxes, p, target))[0]) if bank else lambda p: loss(step_of(boxes, p, target))
+    value = (lambda p: loss(face_step(boxes, p, target))[0]) if bank else lambda p: loss(face_step(boxes, p, target))
     assert torch.autograd.gradcheck(value, pred, fast_mode=True)
 
 
@@ -191,7 +171,7 @@ def test_bad_banks_are_one_error_that_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("network", ["dlib_resnet", "vggface2_inception"])
 def test_smoke(network):
-    step = step_of([[LEFT], [RIGHT]])
+    step = face_step([[LEFT], [RIGHT]])
     value = Identity(network=network, weights="random")(step)
     assert value.shape == (2,)
     assert ((value > 0) & (value < 2)).all()
@@ -202,11 +182,11 @@ def test_smoke(network):
 
 def test_a_step_without_pictures_is_refused():
     with pytest.raises(DataError, match="pred_images"):
-        tiny_loss()(replace(step_of([[LEFT]]), pred_images=None))
+        tiny_loss()(replace(face_step([[LEFT]]), pred_images=None))
 
 
 def test_parity_with_a_loop_over_faces():
-    loss, step = tiny_loss(contrast=0.5, temperature=0.2), step_of([[LEFT, RIGHT], [LEFT]])
+    loss, step = tiny_loss(contrast=0.5, temperature=0.2), face_step([[LEFT, RIGHT], [LEFT]])
     expected = []
     for i, boxes in enumerate(step.face_boxes):
         pred = [loss._embedded(step.pred_images[i : i + 1], [b[None]])[0] for b in boxes]
@@ -221,7 +201,7 @@ def test_parity_with_a_loop_over_faces():
 
 def test_equal_pictures_are_0_but_for_how_alike_their_people_are():
     same = pictures(2, 3)
-    step = step_of([[LEFT], [LEFT, RIGHT]], same.clone().requires_grad_(), same)
+    step = face_step([[LEFT], [LEFT, RIGHT]], same.clone().requires_grad_(), same)
     value = tiny_loss()(step)
     assert value[0].item() == pytest.approx(0, abs=1e-6)
     assert 0 < value[1].item() <= math.log(2) + 1e-6
@@ -232,19 +212,19 @@ def test_equal_pictures_are_0_but_for_how_alike_their_people_are():
 
 def test_no_face_is_0_with_finite_gradient():
     for bank in (None, IdentityBank({"a": F.normalize(torch.eye(6)[:2]), "b": F.normalize(torch.eye(6)[2:4])})):
-        step = step_of([[], [LEFT]])
+        step = face_step([[], [LEFT]])
         found = tiny_loss(bank)(step)
         value = found if bank is None else found[0]
         assert value[0] == 0
         (gradient,) = torch.autograd.grad(value.sum(), step.pred_images)
         assert torch.isfinite(gradient).all()
         assert gradient[0].abs().max() == 0
-        nobody = tiny_loss(bank)(step_of([[], []]))
+        nobody = tiny_loss(bank)(face_step([[], []]))
         assert (nobody if bank is None else nobody[0]).tolist() == [0, 0]
 
 
 def test_nothing_outside_the_squares_has_effect_or_gradient():
-    step = step_of([[[8, 8, 16, 16]]])
+    step = face_step([[[8, 8, 16, 16]]])
     (gradient,) = torch.autograd.grad(tiny_loss()(step).sum(), step.pred_images)
     seen = torch.zeros(32, 32, dtype=torch.bool)
     seen[6:18, 6:18] = True  # 1.3 times the box, and what its border pixels are interpolated from
@@ -258,7 +238,7 @@ def test_a_batch_equals_its_images_with_and_without_a_bank():
     for bank in (None, IdentityBank(people)):
         if bank is not None:
             bank.least[:] = -1
-        loss, step = tiny_loss(bank), step_of(boxes)
+        loss, step = tiny_loss(bank), face_step(boxes)
         tell = (lambda s, loss=loss: (loss(s), None)) if bank is None else lambda s, loss=loss: loss(s)
         together, logs = tell(step)
         alone = [tell(step.select([i])) for i in range(3)]
@@ -280,7 +260,7 @@ def test_a_known_face_is_pulled_to_the_references_and_away_from_all_others_by_ha
     """Anna (at 12°, predicted at 40°) and a stranger (200°, predicted 180°) in one picture; Ben is in the bank."""
     bank = IdentityBank(BANK)
     loss = planar(tiny_loss(bank, bank_share=0.25, temperature=0.5, contrast=2.0), [unit(12, 200), unit(40, 180)])
-    value, logs = loss(step_of([[LEFT, RIGHT]]))
+    value, logs = loss(face_step([[LEFT, RIGHT]]))
     cos = lambda *degrees: sum(math.cos(math.radians(d)) for d in degrees) / len(degrees)  # noqa: E731
     anna = 0.75 * cos(28) + 0.25 * cos(40, 30, 10)
     against = [cos(160), cos(50, 60)]  # the stranger's true face, Ben
@@ -303,18 +283,18 @@ def test_a_known_face_is_pulled_to_the_references_and_away_from_all_others_by_ha
 )
 def test_copying_is_what_no_real_picture_reaches(true, predicted, excess):
     loss = planar(tiny_loss(IdentityBank(BANK)), [unit(true), unit(predicted)])
-    assert loss(step_of([[LEFT]]))[1]["copying"].item() == pytest.approx(excess, abs=1e-6)
+    assert loss(face_step([[LEFT]]))[1]["copying"].item() == pytest.approx(excess, abs=1e-6)
 
 
 def test_a_stranger_copies_nobody_and_is_kept_away_from_nobody_of_the_bank():
     loss = planar(tiny_loss(IdentityBank(BANK)), [unit(200), unit(0)])
-    value, logs = loss(step_of([[LEFT]]))
+    value, logs = loss(face_step([[LEFT]]))
     assert value.item() == pytest.approx(1 - math.cos(math.radians(200)))
     assert logs["copying"].item() == 0
 
 
 def test_at_most_so_many_faces_the_largest_in_both_pictures():
-    both, one = step_of([[LEFT, RIGHT]]), step_of([[RIGHT]])
+    both, one = face_step([[LEFT, RIGHT]]), face_step([[RIGHT]])
     torch.testing.assert_close(tiny_loss(max_faces=1)(both), tiny_loss()(one))
 
 
@@ -328,7 +308,7 @@ def test_any_boxes_give_finite_values_and_gradients(per_image):
         patch.setitem(FACE_NETWORKS, "tiny", FaceNetwork(Tiny, FaceCrop(8, 1.3), lambda x: x, (1.0, 1.0), ()))
         loss = tiny_loss()
     raw = [torch.tensor([[x, y, x + w, y + h] for x, y, w, h in b]).reshape(-1, 4) for b in per_image]
-    step = step_of([clip_boxes(b, 32, 32).tolist() for b in raw])
+    step = face_step([clip_boxes(b, 32, 32).tolist() for b in raw])
     value = loss(step)
     value.sum().backward()
     assert torch.isfinite(value).all()
