@@ -110,7 +110,7 @@ RECIPES = {
                 ),
             ),
             seeds=5,
-            prompts=8,
+            prompts=9,
         ),
         Recipe(
             "evidence",

@@ -197,7 +197,7 @@ class Person(OnPeopleMini):
     sampler_steps: int = 20
 
     def data(self) -> list[Command]:
-        """Ten photographs to learn, eight to compare with."""
+        """Ten photographs to learn, nine to compare with."""
         words = (
             sys.executable,
             "-m",
