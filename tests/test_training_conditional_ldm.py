@@ -15,6 +15,8 @@ from mldm_plugin.conditions.celeba import ATTRIBUTES
 from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
 from mldm_plugin.data.batch import collate
 from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.checkpoints import models_of_run
+from mldm_plugin.evaluation.models import load_pipeline, parse_models
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditional_ldm import ConditionalTrainer, load_autoencoder, unet_config
 
@@ -209,7 +211,7 @@ def test_a_mirrored_picture_has_its_mask_mirrored_and_its_sides_renamed(tiny_pip
 
 def test_the_moving_average_is_handed_on(train, tmp_path):
     """θ' ← d θ' + (1 − d) θ by diffusers' EMAModel, whose decay grows: after one step it is all of the weights."""
-    flags = (*BOTH, "--max_train_steps", 4, "--checkpointing_steps", 4)
+    flags = (*BOTH, "--max_train_steps", 4, "--checkpointing_steps", 2)
     assert train(tmp_path / "ema", *flags, "--use_ema", "--ema_decay", 0.9) == 0
     assert train(tmp_path / "plain", *flags) == 0
     averaged, last = weights(tmp_path / "ema"), weights(tmp_path / "plain")
@@ -218,6 +220,33 @@ def test_the_moving_average_is_handed_on(train, tmp_path):
     assert not all(torch.equal(averaged[name], last[name]) for name in last)
     stored = load_file(tmp_path / "ema" / "checkpoint-4" / "model" / "ema.safetensors")
     assert all(torch.equal(averaged[name], value) for name, value in stored.items())
+    for run, early in (("ema", "ema.safetensors"), ("plain", None)):
+        listed = models_of_run(tmp_path / run)
+        assert [text.partition("=")[0] for text in listed] == ["final", "step-2", "step-4"]
+        final, second, last = (
+            load_pipeline(model.runs[0], torch.device("cpu"), torch.float32) for model in parse_models(listed, None)
+        )
+        at_2 = weights(tmp_path / run / "checkpoint-2" / "model")
+        at_2 |= load_file(tmp_path / run / "checkpoint-2" / "model" / early) if early else {}
+        for name, value in tensors(second).items():
+            assert torch.equal(value, at_2[name]), name
+            assert torch.equal(tensors(last)[name], tensors(final)[name]), name
+        assert not all(torch.equal(value, tensors(final)[name]) for name, value in tensors(second).items())
+
+
+def tensors(pipeline):
+    return {
+        f"{part}.{name}": value
+        for part in ("unet", "conditions")
+        for name, value in getattr(pipeline, part).state_dict().items()
+    }
+
+
+def test_a_step_of_a_run_that_is_not_finished_is_refused(train, tmp_path):
+    assert train(tmp_path, *BOTH, "--max_train_steps", 2, "--checkpointing_steps", 2) == 0
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(MldmError, match="checkpoint-2/model lies in no finished run"):
+        parse_models([f"a={tmp_path / 'checkpoint-2' / 'model'}"], None)
 
 
 @pytest.mark.parametrize("ema", [(), ("--use_ema",)], ids=["plain", "ema"])

@@ -9,22 +9,35 @@ import click
 
 from mldm_plugin.errors import MldmError
 
-NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness")
+FACES = tuple(f"faces-table{number}" for number in range(1, 6))
+NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness", *FACES)
 STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
 @click.option("--scale", type=click.Choice(["mini", "paper"]), default="mini", show_default=True, help="How large.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: runs/NAME).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder (default: runs/NAME; runs/faces for all tables of faces).",
+)
 @click.option("--seeds", type=click.IntRange(1), help="Trainings of each arm (default: 1; evidence 5).")
-@click.option("--steps", type=click.IntRange(2), help=f"Of each training (default: mini {STEPS}; paper the presets').")
+@click.option(
+    "--steps", type=click.IntRange(2), help=f"Of each training (default: mini {STEPS}; paper and faces the presets')."
+)
 @click.option("--prompts", type=click.IntRange(0), help="Pictures that each training draws.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings at a time (default: a core each; with a GPU 1).")
 @click.option("--tuning", is_flag=True, help="mini: judge on the drawings kept for choosing settings.")
 @click.option("--person", default="P009", show_default=True, help="likeness: P008, P009 or P010.")
 @click.option("--coco", type=click.Path(path_type=Path), default=Path("coco"), help="paper: folder of COCO 2017.")
-@click.option("--model", help="paper: Stable Diffusion 1.5, a folder or Hub name.")
+@click.option(
+    "--celeba",
+    type=click.Path(path_type=Path),
+    default=Path("CelebAMask-HQ"),
+    help="paper, faces: folder CelebAMask-HQ as it is handed out.",
+)
+@click.option("--model", help="paper: Stable Diffusion 1.5, for faces LDM's autoencoder; a folder or Hub name.")
 @click.option("--dry-run", is_flag=True, help="Print every command, run none.")
 def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> None:
     """Reproduce a table or figure: make the data, train every arm, draw from the same noise, judge, write a report.
@@ -32,7 +45,8 @@ def reproduce(name: str, out: Path | None, dry_run: bool, **options: Any) -> Non
     mini: people-mini on drawn people, two CPU cores or a GPU. paper: Stable Diffusion 1.5 on COCO at 512 px, for a GPU.
     Stopped, the same command goes on where it was.
     """
-    reproduction = _reproduction(name, out or Path("runs") / name, **options)
+    folder = out or Path("runs") / ("faces" if name in FACES else name)
+    reproduction = (_of_faces if name in FACES else _reproduction)(name, folder, **options)
     if dry_run:
         click.echo(reproduction.plan())
         return
@@ -57,6 +71,7 @@ def _reproduction(
     person: str,
     coco: Path,
     model: str | None,
+    celeba: Path,
 ) -> Any:
     from mldm_plugin.reproduce.commands import processes_here
     from mldm_plugin.reproduce.figure3 import Figure3
@@ -76,3 +91,17 @@ def _reproduction(
     recipe = RECIPES[name]
     asked = chosen.prompts_of(recipe) if prompts is None else prompts
     return Reproduction(recipe, chosen, seeds or recipe.seeds, asked, jobs or processes_here())
+
+
+def _of_faces(name: str, out: Path, scale: str, seeds: int | None, steps: int | None, **options: Any) -> Any:
+    from mldm_plugin.reproduce.commands import processes_here
+    from mldm_plugin.reproduce.faces import LDM_CELEBAHQ, FacesMini, FacesPaper
+    from mldm_plugin.reproduce.recipes import RECIPES
+    from mldm_plugin.reproduce.run import Reproduction
+
+    recipe = RECIPES[name]
+    chosen: FacesMini | FacesPaper = FacesMini(out, steps)
+    if scale == "paper":
+        chosen = FacesPaper(out, options["celeba"], options["model"] or LDM_CELEBAHQ, steps)
+    prompts = chosen.prompts_of(recipe) if options["prompts"] is None else options["prompts"]
+    return Reproduction(recipe, chosen, seeds or recipe.seeds, prompts, options["jobs"] or processes_here())

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mldm_plugin.conditions.conditions import Conditions
 from mldm_plugin.errors import DataError
 
 ATTRIBUTES, MASK = "attributes", "semantic_mask"  # conditions that have an argument of their own
+TRAINED = ("unet", "conditions")  # parts that are trained, in a folder each of a pipeline and of a checkpoint
+EMA_WEIGHTS = "ema.safetensors"  # beside them in a checkpoint: their moving average
 
 
 class ConditionalLDMPipeline(DiffusionPipeline):
@@ -118,6 +122,27 @@ class ConditionalLDMPipeline(DiffusionPipeline):
             return latents
         pictures = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return self.image_processor.postprocess(pictures, output_type=output_type)
+
+
+def put_step(pipeline: ConditionalLDMPipeline, folder: Path) -> None:
+    """Put what was trained up to a step into the pipeline of its run.
+
+    Args:
+        pipeline: of the finished run.
+        folder: `checkpoint-N/model` of `train_conditional_ldm.py`; its moving average is taken where there is one.
+
+    Raises:
+        KeyError, RuntimeError: weights of another network.
+    """
+    parts = {name: getattr(pipeline, name) for name in TRAINED}
+    for name, part in parts.items():
+        part.load_state_dict(type(part).from_pretrained(folder / name).state_dict())
+    if (folder / EMA_WEIGHTS).is_file():
+        weights = {
+            f"{name}.{inner}": weight for name, part in parts.items() for inner, weight in part.named_parameters()
+        }
+        for name, averaged in load_file(folder / EMA_WEIGHTS).items():
+            weights[name].data.copy_(averaged)
 
 
 def _given(attributes: Any, mask: Any) -> dict[str, Sequence[Any]]:

@@ -8,28 +8,29 @@ from typing import Any
 
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.best import TITLES, best_of
-from mldm_plugin.evaluation.models import is_adapter
+from mldm_plugin.evaluation.models import is_trained
 
 FINAL = "final"
-PLACES = ("", "controlnet", "unet")  # where trainers put what they train inside a checkpoint
+PLACES = ("", "controlnet", "unet", "model")  # where trainers put what they train inside a checkpoint
 
 
 def models_of_run(run: Path) -> list[str]:
     """`NAME=WHAT` of the final weights of a run of ours or of diffusers' scripts, then of each checkpoint.
 
     Raises:
-        MldmError: no LoRA and no ControlNet in any of them.
+        MldmError: no LoRA, no ControlNet and no conditional model in any of them.
     """
     steps = {int(p.name.removeprefix("checkpoint-")): p for p in run.glob("checkpoint-*") if _is_checkpoint(p)}
-    found = {FINAL: run} if is_adapter(run) else {}
+    found = {FINAL: run} if is_trained(run) else {}
     for step, checkpoint in sorted(steps.items()):
-        inside = next((checkpoint / place for place in PLACES if is_adapter(checkpoint / place)), None)
+        inside = next((checkpoint / place for place in PLACES if is_trained(checkpoint / place)), None)
         if inside is not None:
             found[f"step-{step}"] = inside
     if not found:
         raise MldmError(
-            f"{run} has no checkpoint-N with a LoRA (pytorch_lora_weights.safetensors) or a ControlNet "
-            "(controlnet/config.json), and no final weights: give the folder of a run, its --output_dir."
+            f"{run} has no checkpoint-N with a LoRA (pytorch_lora_weights.safetensors), a ControlNet "
+            "(controlnet/config.json) or a conditional model (model/unet/config.json), and no final weights: give the "
+            "folder of a run, its --output_dir."
         )
     return [f"{name}={path}" for name, path in found.items()]
 

@@ -28,6 +28,7 @@ A_MODEL = (
     "A model is a pipeline (a folder with model_index.json, or a name on the Hub), a LoRA (a folder with "
     f"{LORA}, or a .safetensors file), a ControlNet (a folder with its config.json), or a folder of pictures."
 )
+STEP_OF = "a step of a run of train_conditional_ldm.py is drawn with the autoencoder of the finished run"
 CONDITIONAL = "ConditionalLDMPipeline"  # what model_index.json says of a model of train_conditional_ldm.py
 RESERVED = "photographs"  # what the report calls those of --data
 SAMPLERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}  # others by diffusers' own names
@@ -120,6 +121,8 @@ def _run(what: str, base: str | None) -> Run:
         return Run(what, "lora", _base_of(path, base, what))
     if _class_of(path) == "ControlNetModel":
         return Run(what, "controlnet", _base_of(path, base, what))
+    if _has_parts(path):
+        return Run(what, "conditional", _finished_run(path))
     if any(file.suffix.lower() in PICTURES for file in path.iterdir()):
         return Run(what, "pictures")
     raise MldmError(f"{what} is a folder with none of what was looked for. {A_MODEL}{_meant(path)}")
@@ -143,9 +146,26 @@ def pictures_in(run: Run) -> list[Path]:
     return sorted(file for file in files if file.suffix.lower() in PICTURES and not file.name.startswith("."))
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a LoRA or a ControlNet."""
-    return (folder / LORA).is_file() or _class_of(folder) == "ControlNetModel"
+def is_trained(folder: Path) -> bool:
+    """Whether a folder holds a LoRA, a ControlNet, or a model that draws from conditions, alone or as a pipeline."""
+    return (folder / LORA).is_file() or _class_of(folder) == "ControlNetModel" or _has_parts(folder)
+
+
+def _has_parts(folder: Path) -> bool:
+    """Whether a U-Net and encoders of conditions lie here, as a checkpoint and a pipeline of them keep both."""
+    return all((folder / part / "config.json").is_file() for part in ("unet", "conditions"))
+
+
+def _finished_run(folder: Path) -> str:
+    """The pipeline that RUN/checkpoint-N/model became a part of.
+
+    Raises:
+        MldmError: there is none.
+    """
+    for place in folder.absolute().parents[:2]:
+        if _class_of(place, "model_index.json") == CONDITIONAL:
+            return str(place)
+    raise MldmError(f"{folder} lies in no finished run (model_index.json): {STEP_OF}.")
 
 
 def _class_of(folder: Path, file: str = "config.json") -> str | None:
@@ -196,7 +216,7 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
     from diffusers.utils import logging as speaking
 
-    from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
+    from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline, put_step
 
     speaking.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
     speaking.disable_progress_bar()
@@ -209,6 +229,8 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         if run.kind == "controlnet":
             controlnet = ControlNetModel.from_pretrained(run.what, **precision)
             pipeline = AutoPipelineForText2Image.from_pipe(pipeline, controlnet=controlnet)
+        elif run.kind == "conditional" and run.base is not None:
+            put_step(pipeline, Path(run.what))
         elif run.kind == "lora":
             path = Path(run.what)
             where = (path.parent, path.name) if path.is_file() else (path, None)

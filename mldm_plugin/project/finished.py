@@ -12,7 +12,7 @@ from mldm_plugin.prepare.folder import pictures_in
 from mldm_plugin.project.run_file import GIVEN
 from mldm_plugin.project.scale import OwnPhotos
 from mldm_plugin.records.files import write_text
-from mldm_plugin.reproduce.commands import WEIGHTS
+from mldm_plugin.reproduce.commands import FINAL
 
 DONE = ".done"  # in the folder: a digest of all that the page was made of
 PHOTOS = ".photos.json"  # in the folder: names, sizes and times of the photographs that masks were made for
@@ -71,7 +71,7 @@ def _photographs(scale: OwnPhotos) -> dict[str, Any]:
 def _digest(scale: OwnPhotos) -> str:
     """Names, sizes and times of files, not what they hold: that takes a moment however large they are."""
     prompts = scale.out / scale.run.prompts
-    weights = sorted(file for name in WEIGHTS for file in (scale.out / "runs").glob(f"*/{name}"))
+    weights = sorted(file for name in FINAL for file in (scale.out / "runs").glob(f"*/{name}"))
     told = {
         "run": scale.run.model_dump(),
         "prompts": prompts.read_text(encoding="utf-8") if prompts.is_file() else None,

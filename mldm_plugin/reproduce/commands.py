@@ -26,7 +26,8 @@ SETTINGS = {**WAITING, "TOKENIZERS_PARALLELISM": "false"}
 LAUNCHER = "accelerate.commands.launch"
 PATIENCE = 60.0  # seconds that a program has for its end in order; chosen: a checkpoint on a slow disk
 IN_A_LOG = {"TQDM_MININTERVAL": "30"}  # seconds between two states of a bar
-WEIGHTS = ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors")
+# What a finished run has: a LoRA, a ControlNet, or a pipeline.
+FINAL = ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors", "model_index.json")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Training:
     Args:
         name: in tables and of its log.
         folder: of the run.
-        trainer: `controlnet` or `text_to_image_lora`, or the file of somebody else's script, to which we attach.
+        trainer: `controlnet`, `text_to_image_lora`, `conditional_ldm`, or the file of somebody else's script, to which
+            we attach.
         steps: its length, None where the preset's epochs say it.
         flags: all others, in order.
         python: the interpreter that runs it, where the script has an environment of its own; empty for this one.
@@ -107,7 +109,7 @@ class Training:
     @property
     def is_done(self) -> bool:
         """Whether the final weights are there."""
-        return any((self.folder / name).is_file() for name in WEIGHTS)
+        return any((self.folder / name).is_file() for name in FINAL)
 
     @property
     def steps_done(self) -> int:

@@ -37,6 +37,9 @@ class Recipe:
         seeds: of training, how many by default.
         prompts: how many pictures each run draws at the mini scale.
         metrics: of pictures, at the mini scale; all that can be had where none is named.
+        family: comparisons that share data and trainings in one folder; its own name where it shares with none.
+        stages: of a training at which it is judged, the last at its end.
+        repetitions: pictures of each prompt.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Recipe:
     seeds: int = 1
     prompts: int = 100
     metrics: tuple[str, ...] = ()
+    family: str = ""
+    stages: int = 1
+    repetitions: int = 1
 
 
 def _weights(lpips: float, face: float) -> tuple[str, ...]:
@@ -56,6 +62,26 @@ PLAIN = Arm("plain", "the plain loss", "baseline")
 BASE = Arm("base", "the model before training")
 RELEASED = Arm("released", "the released code's objective: losses without gradient", "mldm-released-objective")
 P2 = Arm("p2", "P2 weighting", "p2")
+
+PAPER_OF_FACES = "Conditioning Diffusion Models via Attributes and Semantic Masks"
+FACES = "faces"  # their family
+OF_SETS = ("fd_vgg16", "kd_vgg16", "fid", "kid")
+OF_ATTRIBUTES, OF_MASKS = ("attribute_accuracy",), ("mask_accuracy", "mask_miou")
+DIVERSITY = ("condition_diversity",)
+FACES_P2 = Arm("p2", "no condition, P2 weighting", "faces-unconditional")
+FACES_PLAIN = Arm("plain", "no condition, the plain loss", "faces-unconditional", ("base={weighting: none}",))
+FROM_ATTRIBUTES = Arm("attributes", "forty attributes, one token", "faces-attributes")
+FROM_MASK = Arm("mask", "a mask of eighteen parts, 64 tokens", "faces-mask")
+FROM_POOLED = Arm("mask_pooled", "the same mask, one token", "faces-mask-pooled")
+FROM_BOTH = Arm("multi", "attributes and mask, 65 tokens", "faces-multi")
+
+
+def _of_faces(
+    number: int, what: str, arms: tuple[Arm, ...], metrics: tuple[str, ...], prompts: int, **options: int
+) -> Recipe:
+    name, what = f"faces-table{number}", f"{PAPER_OF_FACES}, Table {number}: {what}"
+    return Recipe(name, what, arms, prompts=prompts, metrics=(*OF_SETS, *metrics), family=FACES, **options)
+
 
 RECIPES = {
     recipe.name: recipe
@@ -137,6 +163,34 @@ RECIPES = {
             seeds=5,
             prompts=40,
             metrics=("attributes", "kd_faceres", "kd_alexnet_person", "face_found", "pose_found"),
+        ),
+        _of_faces(
+            1, "P2 weighting and the plain loss, as training goes on", (FACES_PLAIN, FACES_P2), (), 200, stages=3
+        ),
+        _of_faces(2, "without a condition", (FACES_PLAIN, FACES_P2), ("face_found",), 500),
+        _of_faces(
+            3,
+            "from attributes",
+            (FACES_P2, FROM_ATTRIBUTES),
+            (*OF_ATTRIBUTES, *DIVERSITY),
+            30,
+            repetitions=10,
+        ),
+        _of_faces(
+            4,
+            "from masks, whose places are kept or averaged",
+            (FROM_MASK, FROM_POOLED),
+            (*OF_MASKS, *DIVERSITY),
+            30,
+            repetitions=10,
+        ),
+        _of_faces(
+            5,
+            "from attributes, masks, and both",
+            (FROM_BOTH, FROM_ATTRIBUTES, FROM_MASK, FROM_POOLED),
+            (*OF_ATTRIBUTES, *OF_MASKS, *DIVERSITY),
+            30,
+            repetitions=10,
         ),
     )
 }

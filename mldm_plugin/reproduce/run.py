@@ -61,7 +61,7 @@ class Reproduction:
         Raises:
             MldmError: the folder holds something else, is being filled by another process, or a command fails.
         """
-        claim(self.scale, self.recipe.name)
+        claim(self.scale, self.recipe.family or self.recipe.name)
         try:
             with FileLock(self.out / ".lock", timeout=0):
                 return self._run()

@@ -96,7 +96,7 @@ class OnPeopleMini(OwnFolder):
 
     def cost(self, arm: Arm) -> str:
         """Of a training of this arm."""
-        return _in_words(self.steps, self.batch)
+        return in_words(self.steps, self.batch)
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ class Paper(OwnFolder):
         settings = load_preset(str(arm.preset), arm.sets).training["train_controlnet"]
         batch, epochs = settings["train_batch_size"], settings["num_train_epochs"]
         if self.steps is not None:
-            return _in_words(self.steps, batch)
-        return f"{_in_words(epochs * TRAINED // batch, batch)}, {epochs} epochs of {HOURS} hours on an RTX 3090 or more"
+            return in_words(self.steps, batch)
+        return f"{in_words(epochs * TRAINED // batch, batch)}, {epochs} epochs of {HOURS} hours on an RTX 3090 or more"
 
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
         """As the paper samples."""
@@ -300,7 +300,7 @@ class Paper(OwnFolder):
         return Command(tuple(words), out / "report.html")
 
 
-def _in_words(steps: int, batch: int) -> str:
+def in_words(steps: int, batch: int) -> str:
     return f"{steps} steps of {batch} picture{'s' if batch > 1 else ''}"
 
 

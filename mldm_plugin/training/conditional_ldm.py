@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from mldm_plugin.conditions.conditions import Conditions
-from mldm_plugin.conditions.pipeline import ATTRIBUTES, MASK, ConditionalLDMPipeline
+from mldm_plugin.conditions.pipeline import ATTRIBUTES, EMA_WEIGHTS, MASK, ConditionalLDMPipeline
 from mldm_plugin.data.load import open_held_out
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.engine.step import DiffusionStep
@@ -35,7 +35,7 @@ from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
 
 AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-EMA_WEIGHTS, EMA_STATE = "ema.safetensors", "ema.json"
+EMA_STATE = "ema.json"
 
 
 class ConditionedUNet(nn.Module):
