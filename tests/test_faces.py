@@ -1,5 +1,7 @@
 """The networks of faces: an autoencoder, the judges, and what the judges are judged by."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mldm_plugin.conditions.judges import (
     SMALL,
     AttributeJudge,
     PartsJudge,
+    at_side,
     attribute_accuracy,
     attributes_seen,
     iou_by_label,
@@ -19,11 +22,13 @@ from mldm_plugin.conditions.judges import (
     overlaps,
     parts_seen,
     read_judge,
+    write_judge,
 )
 from mldm_plugin.errors import DataError
 from mldm_plugin.faces import autoencoder
 from mldm_plugin.faces.__main__ import main
 from mldm_plugin.faces.judges import train_judge
+from mldm_plugin.faces.parsed import write_parsed
 from mldm_plugin.faces.pictures import Faces, read_faces
 from mldm_plugin.prepare.synthetic.dataset import write_synthetic
 from mldm_plugin.prepare.synthetic.portrait import draw_portrait
@@ -87,6 +92,25 @@ def test_judges_are_trained_and_read_again(folder, tmp_path):
     for folder, kind in ((tmp_path, PartsJudge), (tmp_path / "nowhere", AttributeJudge)):
         with pytest.raises(DataError, match="train it: python -m mldm_plugin.faces judges FACES --out"):
             read_judge(kind, folder)
+
+
+def test_parsed_masks_take_the_place_of_the_true_ones(folder, tmp_path):
+    """What the parser sees, at the mask's size, beside the same picture and attributes; nothing of the true mask."""
+    torch.manual_seed(0)
+    (tmp_path / "judges").mkdir()
+    judge = PartsJudge((8, 8, 8, 8)).eval()
+    write_judge(judge, tmp_path / "judges", 32)
+    told = run("masks", folder, "--judges", tmp_path / "judges", "--out", tmp_path / "parsed")
+    true, parsed = (read_faces(top, "validation", 64) for top in (folder, tmp_path / "parsed"))
+    assert torch.equal(parsed.pixels, true.pixels)
+    assert torch.equal(parsed.attributes, true.attributes)
+    seen = parts_seen(judge, at_side(true.floats(torch.arange(2)), 32))
+    assert torch.equal(parsed.parts, seen.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert f"mIoU {mean_iou(overlaps(parsed.parts, true.parts)):.3f}" in told
+    rows = [json.loads(line) for line in (tmp_path / "parsed/validation/metadata.jsonl").read_text().splitlines()]
+    assert all({name for name in row if name.endswith("file_name")} == {"file_name", "parts_file_name"} for row in rows)
+    with pytest.raises(DataError, match="has no pictures"):
+        write_parsed(tmp_path, tmp_path / "judges", tmp_path / "again")
 
 
 def test_a_judge_learns_what_can_be_seen(tmp_path):

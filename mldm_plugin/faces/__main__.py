@@ -15,7 +15,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group()
 def main() -> None:
-    """Faces from attributes and semantic masks: an autoencoder, and two judges, of a training set of faces."""
+    """Faces from attributes and semantic masks: an autoencoder, two judges, and what these see in faces."""
 
 
 @main.command()
@@ -57,6 +57,19 @@ def judges(data: Path, out: Path, steps: int, side: int, large: bool) -> None:
         told.append(say(judge, held_out))
         click.echo(told[-1])
     write_text(out / "judges.txt", "\n".join(told) + "\n")
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.option("--judges", "trained", type=FOLDER, required=True, help="Folder of `judges`.")
+@click.option(
+    "--out", type=FOLDER, required=True, help="Gets validation/, to be compared on by `mldm evaluate --data`."
+)
+def masks(data: Path, trained: Path, out: Path) -> None:
+    """Write the faces of DATA/validation with masks that the parser makes of them, in place of the true ones."""
+    from mldm_plugin.faces.parsed import write_parsed
+
+    click.echo(f"{out}: masks of mIoU {write_parsed(data, trained, out):.3f} with the true ones")
 
 
 def _attributes_in_words(judge: Any, faces: Any) -> str:
