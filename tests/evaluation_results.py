@@ -71,6 +71,7 @@ def make_results(out, models=("base", "plain", "mldm"), cases=5, size=(40, 30), 
         "photographs": 8,
         "metrics": [metric(name, kind, models, values) for name, kind in kinds.items()],
         "warnings": [],
+        "notes": [],
         "missing": {},
         "curves": [
             {

@@ -434,6 +434,17 @@ def test_odd_results_are_shown(make, shown, tmp_path):
 
 
 @browser
+def test_too_little_is_a_note_and_no_warning(shown, tmp_path):
+    results = make_results(tmp_path)
+    results["notes"] = [["Too few photographs to show any difference.", "Of 2 the smallest p-value is 0.5."]]
+    dom = shown(results)
+    assert 'aria-label="Warnings"' not in dom
+    assert re.search(r'<details class="alert mild"><summary class="alert-title">Too few photographs', dom)
+    results["warnings"] = [["The photographs may not be held out from training.", "No split."]]
+    assert 'aria-label="Warnings"' in shown(results)
+
+
+@browser
 def test_long_names_do_not_lie_over_their_values_on_a_telephone(shown, tmp_path):
     results = make_results(tmp_path, models=("plain", "plain_for_the_same_time_as_masked_ldm"))
     then = """

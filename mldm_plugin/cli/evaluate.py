@@ -146,7 +146,7 @@ def _tell(results: dict[str, Any]) -> None:
     click.echo("\n" + as_text(results))
     for name, why in results["failed"].items():
         click.echo(f"failed: {name}: {why}")
-    for strong, why in results["warnings"]:
+    for strong, why in [*results["warnings"], *results["notes"]]:
         click.echo(f"mind: {strong} {why}")
     for why in dict.fromkeys(results["missing"].values()):
         names_of = ", ".join(name for name, reason in results["missing"].items() if reason == why)

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 UNITS = {"picture": ("prompts", "Draw"), "one_step": ("photographs", "Look in one step at")}
 
 
-def warnings_of(evaluation: Evaluation, metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
-    """Each a sentence to be printed strong, and what explains it."""
+def warnings_of(evaluation: Evaluation, measured: Sequence[Measured]) -> list[tuple[str, str]]:
+    """What makes figures mean something else than they seem to: sentences to be printed strong, with reasons."""
     found = []
     photographs = evaluation.photographs
     if photographs is not None and photographs.split not in HELD_OUT:
         reason = "The data set has no split 'validation' or 'test'; a model trained on these looks better than it is."
         found.append(("The photographs may not be held out from training.", reason))
-    found += _other_cases(measured) + _hints(evaluation) + _conditions(evaluation)
-    if any(one.differences for one in measured):
-        found += _too_few(measured)
-    return found + _small_sets(metrics, measured)
+    return found + _other_cases(measured) + _hints(evaluation) + _conditions(evaluation)
+
+
+def notes_of(metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Where there is too little to say much; nothing that is said is wrong. Sentences and reasons as above."""
+    few = _too_few(measured) if any(one.differences for one in measured) else []
+    return few + _small_sets(metrics, measured)
 
 
 def _small_sets(metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:

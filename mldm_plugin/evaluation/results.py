@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mldm_plugin.evaluation import statistics
-from mldm_plugin.evaluation.cautions import warnings_of
+from mldm_plugin.evaluation.cautions import notes_of, warnings_of
 from mldm_plugin.evaluation.judges import networks_of_losses, proof_of
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
@@ -75,7 +75,8 @@ def write_results(evaluation: Evaluation, metrics: Metrics, command: str) -> dic
         "metrics": _rows(measured, evaluation.models),
         "parts": by_part(evaluation, metrics),
         "missing": metrics.missing,
-        "warnings": warnings_of(evaluation, metrics, measured),
+        "warnings": warnings_of(evaluation, measured),
+        "notes": notes_of(metrics, measured),
         "curves": _curves(evaluation),
         "pictures": _pictures(evaluation),
         "faces": boxes_of(evaluation, "faces"),

@@ -81,7 +81,12 @@ function alerts() {
   for (const [name, reason] of Object.entries(R.failed)) found.push([`The model ${name} failed`, ` and is left out: ${reason}`]);
   return [found.length ? h('div', { class: 'alert', role: 'note', 'aria-label': 'Warnings' },
     h('p', { class: 'alert-title' }, h('span', { 'aria-hidden': 'true' }, '⚠ '), found.length > 1 ? `${found.length} warnings` : 'Warning'),
-    h('ul', null, found.map(([strong, text]) => h('li', null, h('b', null, strong), text)))) : null, notMeasured()];
+    h('ul', null, found.map(([strong, text]) => h('li', null, h('b', null, strong), text)))) : null, ...R.notes.map(note), notMeasured()];
+}
+
+/** Folded: where there is too little to say much. */
+function note([strong, reason]) {
+  return h('details', { class: 'alert mild' }, h('summary', { class: 'alert-title' }, strong), h('p', null, reason));
 }
 
 /** Folded: which metrics are missing, those of one reason together. */
