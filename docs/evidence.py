@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mldm_plugin.records.files import write_bytes, write_text
-from mldm_plugin.reproduce.study import corrected
+from mldm_plugin.reproduce.study import CLAIMS, corrected
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "evidence.json"
@@ -35,6 +35,7 @@ NAMES = {
     "copying": "likeness to the nearest training picture",
 }
 ALONE = ("gpu",)  # studies whose claims are corrected among themselves, as their protocol says
+TOGETHER = {"evidence": "evidence", "P009": "likeness", "P010": "likeness"}  # the others: whose claims each has
 CURVES = ("one_step_face", "one_step_lpips_person", "one_step_error")
 DRAWN = {  # arms in the figure of each study
     "evidence": ("t100", "t400", "additive", "masked_mse", "p2", "released"),
@@ -58,8 +59,8 @@ def collect(runs: dict[str, Path]) -> dict[str, Any]:
         results = json.loads((run / "report" / "metrics.json").read_text(encoding="utf-8"))
         study["pictures"], study["versions"] = len(results["cases"]), results["versions"]
         found[name] = study
-    together = [claim for name in found if name not in ("gradients", *ALONE) for claim in found[name]["claims"]]
-    corrected(together)  # for the number of all claims
+    together = [claim for name in TOGETHER.keys() & found.keys() for claim in found[name]["claims"]]
+    corrected(together, sum(len(CLAIMS[kind]) for name, kind in TOGETHER.items() if name not in found))
     return found
 
 

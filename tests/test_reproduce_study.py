@@ -15,7 +15,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
 from mldm_plugin.reproduce.recipes import RECIPES
-from mldm_plugin.reproduce.study import CLAIMS, Claim, Study, is_refuted, texture, verdict
+from mldm_plugin.reproduce.study import CLAIMS, Claim, Study, corrected, is_refuted, texture, verdict
 
 SEEDS, CASES = 3, 24
 SHIFTS = {"plain": 0.0, "better": -0.5, "same": 0.0}
@@ -90,6 +90,17 @@ def test_what_is_there_is_shown_and_what_is_not_is_not(report):
     assert set(found["arms"]) == set(SHIFTS)
     assert len(found["arms"]["plain"]["metrics"]["kd_face"]["seeds"]) == SEEDS
     assert np.array(found["arms"]["plain"]["curves"]["one_step_error"]).shape == (SEEDS, len(TIMESTEPS))
+
+
+def test_claims_of_studies_that_are_not_done_count_as_if_they_showed_nothing():
+    """Smallest p times the number of all claims, and a smaller level for what could be seen."""
+    bare = {"p": 0.004, "error": 1.0, "freedom": 4, "value": -1.0, "low": -2.0, "high": -0.5}
+    bare |= {"predicted": "smaller", "refuted_by": None}
+    alone, among = (corrected([dict(bare), {**bare, "p": 0.03}], pending=n) for n in (0, 11))
+    assert [one["p_holm"] for one in alone] == pytest.approx([0.008, 0.03])
+    assert [one["p_holm"] for one in among] == pytest.approx([13 * 0.004, 12 * 0.03])
+    assert [one["verdict"] for one in (*alone, *among)] == ["shown", "shown", "not shown", "not shown"]
+    assert among[0]["detectable"] == pytest.approx(stats.t.ppf(1 - 0.025 / 13, 4) + stats.t.ppf(0.8, 4))
 
 
 def test_seeds_are_paired(report):

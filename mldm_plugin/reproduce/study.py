@@ -224,14 +224,17 @@ class Study:
         return value
 
 
-def corrected(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def corrected(claims: list[dict[str, Any]], pending: int = 0) -> list[dict[str, Any]]:
     """Claims with p-values corrected for their number, verdicts, and what each could have shown.
+
+    So many `pending` claims, of studies that are not done, count as if nothing had been shown in them.
 
     `detectable` is the difference that four of five such studies would show with this standard error: (t₁₋ₐ + t₀.₈) ·
     error, a = .025 / number of claims, with the fewest degrees of freedom that the interval may have.
     """
-    p_values = statistics.holm([one["p"] if one["p"] is not None else math.nan for one in claims])
-    level = 1 - (1 - statistics.LEVEL) / 2 / max(len(claims), 1)
+    given = [one["p"] if one["p"] is not None else math.nan for one in claims]
+    p_values = statistics.holm([*given, *[1.0] * pending])[: len(claims)]
+    level = 1 - (1 - statistics.LEVEL) / 2 / max(len(claims) + pending, 1)
     for one, p in zip(claims, p_values, strict=True):
         reach = float(stats.t.ppf(level, one["freedom"]) + stats.t.ppf(statistics.POWER, one["freedom"]))
         one |= {"p_holm": p, "detectable": None if one["error"] is None else reach * one["error"]}
