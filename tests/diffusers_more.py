@@ -5,6 +5,8 @@ As `diffusers_scripts`, with one variant each. docs/attach_runs.yaml records the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from diffusers_scripts import CONTROLNET, DREAMBOOTH, LORA, SHORT, Script, Variant
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -15,7 +17,11 @@ EDIT = "--original_image_column conditioning_image --edited_image_column image -
 TOKEN = "--placeholder_token sks --initializer_token person"
 HUBER = "research_projects/scheduled_huber_loss_training"
 RATE = "--learning_rate 1e-3"
-KLEIN = "--text_encoder_out_layers 1 --max_sequence_length 32"  # one of the two layers that a tiny text encoder has
+LONGER = "--max_sequence_length 32"
+# Sana's script repeats the prompt for a batch and not the prompt's mask, HiDream's repeats it in each step again.
+ONE = "--train_batch_size 1"
+PAIRS = f"{COLUMNS} --cond_image_column conditioning_image"
+LLAMA = " ".join(f"--pretrained_{part}_name_or_path PIPELINE/{part}" for part in ("text_encoder_4", "tokenizer_4"))
 
 
 def _script(
@@ -35,6 +41,11 @@ def _script(
     )
 
 
+def _of_pairs(script: Script) -> Script:
+    """The same on a data set of pairs, whose masks lie in a folder."""
+    return replace(script, variants={"plain": Variant(tuple(PAIRS.split()), data="dataset")})
+
+
 def _by_path(*scripts: Script) -> dict[str, Script]:
     return {script.path.removesuffix(".py"): script for script in scripts}
 
@@ -44,8 +55,16 @@ MORE = _by_path(
     _script("dreambooth/train_dreambooth_sd3.py", "sd3", "dreambooth", f"{RATE} {SHORT}", TRANSFORMER),
     _script("dreambooth/train_dreambooth_flux.py", "flux", "dreambooth", f"{RATE} {SHORT}", TRANSFORMER),
     _script("dreambooth/train_dreambooth_lora_flux_kontext.py", "flux", "dreambooth", f"{SHORT} --cache_latents", LORA),
-    _script("dreambooth/train_dreambooth_lora_z_image.py", "z_image", "dreambooth", "--max_sequence_length 32", LORA),
-    _script("dreambooth/train_dreambooth_lora_flux2_klein.py", "flux2_klein", "dreambooth", KLEIN, LORA),
+    _script("dreambooth/train_dreambooth_lora_z_image.py", "z_image", "dreambooth", LONGER, LORA),
+    _script("dreambooth/train_dreambooth_lora_flux2_klein.py", "flux2_klein", "dreambooth", LONGER, LORA),
+    _script("dreambooth/train_dreambooth_lora_flux2.py", "flux2", "dreambooth", LONGER, LORA),
+    _of_pairs(_script("dreambooth/train_dreambooth_lora_flux2_img2img.py", "flux2", "dreambooth", LONGER, LORA)),
+    _of_pairs(
+        _script("dreambooth/train_dreambooth_lora_flux2_klein_img2img.py", "flux2_klein", "dreambooth", LONGER, LORA)
+    ),
+    _script(
+        "dreambooth/train_dreambooth_lora_hidream.py", "hidream", "dreambooth", f"{RATE} {SHORT} {ONE} {LLAMA}", LORA
+    ),
     _script("dreambooth/train_dreambooth_lora_lumina2.py", "lumina2", "dreambooth", f"{RATE} {SHORT}", LORA),
     _script("advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py", "sd", "dreambooth", RATE, LORA),
     _script("advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py", "sdxl", "dreambooth", RATE, LORA),
@@ -78,7 +97,9 @@ MORE = _by_path(
 
 # Whose tiny autoencoder is random, so that pictures need not resemble themselves.
 RANDOM_VAE = _by_path(
-    _script("dreambooth/train_dreambooth_lora_qwen_image.py", "qwen_image", "dreambooth", f"{RATE} {SHORT}", LORA)
+    _script("dreambooth/train_dreambooth_lora_qwen_image.py", "qwen_image", "dreambooth", f"{RATE} {SHORT}", LORA),
+    _script("dreambooth/train_dreambooth_lora_sana.py", "sana", "dreambooth", f"{RATE} {SHORT} {ONE}", LORA),
+    _script("dreambooth/train_dreambooth_lora_krea2.py", "krea2", "dreambooth", f"{RATE} {SHORT}", LORA),
 )
 
 # Scripts that are refused in their first step, by what they are told then.

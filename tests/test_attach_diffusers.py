@@ -34,6 +34,10 @@ UNCHANGED = [
     ("dreambooth/train_dreambooth_lora_flux2_klein", "plain"),
     ("dreambooth/train_dreambooth_lora_lumina2", "plain"),
     ("dreambooth/train_dreambooth_lora_qwen_image", "plain"),
+    ("dreambooth/train_dreambooth_lora_sana", "plain"),
+    ("dreambooth/train_dreambooth_lora_krea2", "plain"),
+    ("dreambooth/train_dreambooth_lora_flux2", "plain"),
+    ("dreambooth/train_dreambooth_lora_hidream", "plain"),
     ("instruct_pix2pix/train_instruct_pix2pix", "plain"),  # refused with weights, for what it does to its pictures
 ]
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of eight model families, with the architecture and the files of the real ones.
+"""Tiny pipelines of twelve model families, with the architecture and the files of the real ones.
 
 Weights are random and seeded, except that the VAE is set by hand to keep the mean colour of each 8×8 block: its
 latents have mean 0 and a standard deviation near 1 after the trainer's shift and scale, and `decode(encode(x))`
@@ -7,6 +7,7 @@ looks like `x`, so that a wrong scale, shift or packing shows in the picture. No
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from tiny_flows import build_flux2_klein, build_lumina2, build_qwen_image
+from tiny_newer import build_flux2, build_krea2, build_sana, hidream_parts
 from tiny_z_image import build_z_image
 from torch import Tensor, nn
 
@@ -24,7 +26,20 @@ from mldm_plugin.perceptual.frozen import build_seeded
 from mldm_plugin.records.folders import replaced_folder
 
 WIDTH = 32  # of the text encoders' hidden states
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "z_image", "flux2_klein", "lumina2", "qwen_image")
+FAMILIES = (
+    "sd",
+    "sdxl",
+    "sd3",
+    "flux",
+    "z_image",
+    "flux2_klein",
+    "lumina2",
+    "qwen_image",
+    "sana",
+    "krea2",
+    "flux2",
+    "hidream",
+)
 
 # vae/config.json of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, stable-diffusion-3-medium and FLUX.1-dev.
 VAE_CONFIGS: dict[str, dict[str, Any]] = {
@@ -63,6 +78,14 @@ def build(
         return build_flux2_klein(folder, build_vae("flux2", seed), seed)
     if family == "qwen_image":
         return build_qwen_image(folder, seed)
+    if family == "flux2":
+        return build_flux2(folder, build_vae("flux2", seed), seed)
+    if family == "hidream":
+        return _build_hidream(folder, seed)
+    if family == "sana":
+        return build_sana(folder, seed)
+    if family == "krea2":
+        return build_krea2(folder, seed)
     if family == "lumina2":
         return build_lumina2(folder, build_vae("flux", seed), seed)
     raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
@@ -233,6 +256,22 @@ def _build_flux(folder: Path, seed: int, scheduler: dict[str, Any]) -> Path:
     return _save(diffusers.FluxPipeline, folder, networks, chosen, ("tokenizer", "tokenizer_2"))
 
 
+def _build_hidream(folder: Path, seed: int) -> Path:
+    import diffusers
+
+    parts = hidream_parts(seed)
+    networks = {
+        "vae": build_vae("flux", seed),
+        "transformer": parts.pop("transformer"),
+        "text_encoder": build_seeded(_projected_text_encoder, seed),
+        "text_encoder_2": build_seeded(_projected_text_encoder, seed + 1),
+        "text_encoder_3": build_seeded(partial(_t5_encoder, WIDTH), seed),
+    }
+    chosen = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    whole = partial(diffusers.HiDreamImagePipeline, **parts)
+    return _save(whole, folder, networks, chosen, ("tokenizer", "tokenizer_2", "tokenizer_3"))
+
+
 def _xl_scheduler() -> dict[str, Any]:
     """stable-diffusion-xl-base-1.0, scheduler/scheduler_config.json, as far as it differs from the defaults."""
     kept = ("beta_start", "beta_end", "beta_schedule", "steps_offset")
@@ -382,7 +421,8 @@ def _save(
             is_t5 = name.replace("tokenizer", "text_encoder") in t5
             (_write_t5_tokenizer if is_t5 else write_tokenizer)(made / name)
             loaded[name] = (T5Tokenizer if is_t5 else CLIPTokenizer).from_pretrained(made / name)
-        extra = {"image_encoder": None, "feature_extractor": None} if "unet" not in networks else {}
+        absent = {"image_encoder", "feature_extractor"} if "unet" not in networks else set()
+        extra = dict.fromkeys(absent & inspect.signature(pipeline_class).parameters.keys())
         pipeline = pipeline_class(
             **{n: net.eval() for n, net in networks.items()}, **loaded, **extra, scheduler=scheduler
         )

@@ -21,24 +21,28 @@ TEXT: dict[str, Any] = {
 }
 
 
+DEEP = {**TEXT, "num_hidden_layers": 31}  # FLUX.2 reads three layers of its text encoder, the last of them the 30th
+
+
 def build_flux2_klein(folder: Path, vae: nn.Module, seed: int) -> Path:
-    """Write the pipeline into `folder` and return it; its transformer reads the first layer of the text encoder."""
+    """Write the pipeline into `folder` and return it."""
     import diffusers
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = byte_tokenizer()
-    text_encoder = build_seeded(lambda: Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **TEXT)), seed)
+    text_encoder = build_seeded(lambda: Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **DEEP)), seed)
     diffusers.Flux2KleinPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
-        transformer=build_seeded(partial(_flux2_transformer, vae.bn.num_features), seed).eval(),
+        transformer=build_seeded(partial(flux2_transformer, vae.bn.num_features), seed).eval(),
     ).save_pretrained(folder)
     return folder
 
 
-def _flux2_transformer(channels: int) -> nn.Module:
+def flux2_transformer(channels: int, *, guidance: bool = False) -> nn.Module:
+    """Of FLUX.2; [dev]'s is told the guidance that it was distilled for."""
     from diffusers import Flux2Transformer2DModel
 
     return Flux2Transformer2DModel(
@@ -48,9 +52,9 @@ def _flux2_transformer(channels: int) -> nn.Module:
         num_single_layers=1,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        joint_attention_dim=3 * WIDTH,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        guidance_embeds=guidance,
     )
 
 
