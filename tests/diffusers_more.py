@@ -21,6 +21,10 @@ LONGER = "--max_sequence_length 32"
 # Sana's script repeats the prompt for a batch and not the prompt's mask, HiDream's repeats it in each step again.
 ONE = "--train_batch_size 1"
 PAIRS = f"{COLUMNS} --cond_image_column conditioning_image"
+KANDINSKY = " ".join(
+    f"--pretrained_{part}_model_name_or_path PIPELINE{folder}"
+    for part, folder in (("decoder", ""), ("prior", "/prior"))
+)
 LLAMA = " ".join(f"--pretrained_{part}_name_or_path PIPELINE/{part}" for part in ("text_encoder_4", "tokenizer_4"))
 
 
@@ -119,6 +123,13 @@ REFUSED = {
             "imagefolder",
             EDIT,
             in_channels=8,
+        ),
+        _script(
+            "kandinsky2_2/text_to_image/train_text_to_image_decoder.py",
+            "kandinsky",
+            "imagefolder",
+            KANDINSKY,
+            without="--pretrained_model_name_or_path",
         ),
         _script("textual_inversion/textual_inversion.py", "sd", "concept", TOKEN),
         _script("textual_inversion/textual_inversion_sdxl.py", "sdxl", "concept", TOKEN),

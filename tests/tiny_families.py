@@ -1,4 +1,4 @@
-"""Tiny pipelines of twelve model families, with the architecture and the files of the real ones.
+"""Tiny pipelines of thirteen model families, with the architecture and the files of the real ones.
 
 Weights are random and seeded, except that the VAE is set by hand to keep the mean colour of each 8×8 block: its
 latents have mean 0 and a standard deviation near 1 after the trainer's shift and scale, and `decode(encode(x))`
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from tiny_flows import build_flux2_klein, build_lumina2, build_qwen_image
-from tiny_newer import build_flux2, build_krea2, build_sana, hidream_parts
+from tiny_newer import build_flux2, build_kandinsky, build_krea2, build_sana, hidream_parts
 from tiny_z_image import build_z_image
 from torch import Tensor, nn
 
@@ -80,6 +80,8 @@ def build(
         return build_qwen_image(folder, seed)
     if family == "flux2":
         return build_flux2(folder, build_vae("flux2", seed), seed)
+    if family == "kandinsky":
+        return build_kandinsky(folder, seed)
     if family == "hidream":
         return _build_hidream(folder, seed)
     if family == "sana":

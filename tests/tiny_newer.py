@@ -155,3 +155,44 @@ def _hidream_transformer() -> nn.Module:
         llama_layers=[0, 1],
         force_inference_output=True,
     )
+
+
+def build_kandinsky(folder: Path, seed: int) -> Path:
+    """Write Kandinsky 2.2's decoder into `folder`, with the prior's image encoder in `folder`/prior, and return it."""
+    import diffusers
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vision = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "projection_dim": WIDTH, "image_size": 32}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16}
+    movq = {"block_out_channels": (WIDTH,) * 4, "latent_channels": 4, "norm_num_groups": 8, "norm_type": "spatial"}
+    diffusers.KandinskyV22Pipeline(
+        unet=build_seeded(_kandinsky_unet, seed).eval(),
+        scheduler=diffusers.DDPMScheduler(),
+        movq=build_seeded(lambda: diffusers.VQModel(num_vq_embeddings=12, vq_embed_dim=4, **ends, **movq), seed).eval(),
+    ).save_pretrained(folder)
+    encoder = build_seeded(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)), seed)
+    encoder.save_pretrained(folder / "prior" / "image_encoder")
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor.save_pretrained(folder / "prior" / "image_processor")
+    return folder
+
+
+def _kandinsky_unet() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(WIDTH, 2 * WIDTH),
+        layers_per_block=1,
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+    )
