@@ -14,8 +14,19 @@ from mldm_plugin import load_plugins
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.preset import load_preset
 from mldm_plugin.reproduce.recipes import RECIPES
-from mldm_plugin.reproduce.study import CLAIMS, Claim, Study, corrected, is_refuted, texture, verdict
+from mldm_plugin.reproduce.study import (
+    CLAIMS,
+    JUDGES,
+    OTHER_JUDGES,
+    Claim,
+    Study,
+    corrected,
+    is_refuted,
+    texture,
+    verdict,
+)
 
 SEEDS, CASES = 3, 24
 SHIFTS = {"plain": 0.0, "better": -0.5, "same": 0.0}
@@ -171,6 +182,17 @@ def test_verdicts(low, high, p, predicted, said):
 def test_every_claim_is_about_arms_of_its_recipe(name):
     arms = {arm.name for arm in RECIPES[name].arms}
     assert {arm for claim in CLAIMS[name] for arm in (claim.arm, claim.against)} <= arms
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_no_judge_is_a_network_that_an_arm_was_trained_with(name):
+    judges = OTHER_JUDGES.get(name, JUDGES)
+    for arm in (arm for arm in RECIPES[name].arms if arm.preset is not None):
+        losses = load_preset(arm.preset, arm.sets).losses
+        if "masked_lpips" in losses:
+            assert losses["masked_lpips"].options.get("network", "vgg") != judges["lpips"]
+        if "face" in losses:
+            assert losses["face"].options.get("network") != judges["face"]
 
 
 def test_texture_of_noise_and_of_its_blur(tmp_path):

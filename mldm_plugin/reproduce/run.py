@@ -80,11 +80,12 @@ class Reproduction:
         evaluation = self.evaluation()
         self.tell(3, "pictures of each from the same noise, and what the judges say of them")
         evaluation.call()
-        from mldm_plugin.reproduce.study import CLAIMS, Study  # with torch and scipy, which nothing above waits for
+        from mldm_plugin.reproduce import study as judged  # with torch and scipy, which nothing above waits for
 
-        if self.recipe.name in CLAIMS:
+        if (name := self.recipe.name) in judged.CLAIMS:
             plugins = load_plugins(["mldm_plugin.people_mini.metrics"])
-            study = Study(evaluation.made.parent, plugins, CLAIMS[self.recipe.name])
+            judges = judged.OTHER_JUDGES.get(name, judged.JUDGES)
+            study = judged.Study(evaluation.made.parent, plugins, judged.CLAIMS[name], judges)
             wanted = {arm.name: self.seeds if arm.preset else 1 for arm in self.recipe.arms}
             if study.runs != wanted:  # a run that failed is not left out in silence
                 raise MldmError(f"{evaluation.made} holds the runs {study.runs}, expected {wanted}; see why there.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Direction = Literal["smaller", "larger", "equal"]
 FILE = "study.json"
 JUDGES = {"face": "faceres", "lpips": "alex"}  # docs/evidence_protocol.md
+OTHER_JUDGES = {"likeness": {"face": "faceres", "lpips": "vgg"}}  # preset demo trains with AlexNet's LPIPS
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,21 @@ class Study:
         report: its folder.
         plugins: with the metrics of sets.
         claims: that are judged.
+        judges: the networks of the one-step measurements.
 
     Raises:
         MldmError: the one-step measurements were judged by other networks than the protocol names.
     """
 
-    def __init__(self, report: Path, plugins: Plugins, claims: Sequence[Claim]) -> None:
+    def __init__(
+        self, report: Path, plugins: Plugins, claims: Sequence[Claim], judges: Mapping[str, str] = JUDGES
+    ) -> None:
         self.report, self.plugins, self.claims = report, plugins, claims
         self.results = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
         self.runs = {model["name"]: len(model["runs"]) for model in self.results["models"]}
         for mark in sorted(report.glob("one_step/*/*/made.json")):
-            if (judges := json.loads(mark.read_text(encoding="utf-8"))["judges"]) != JUDGES:
-                raise MldmError(f"{mark.parent} was judged by {judges}, expected {JUDGES}: fetch their weights.")
+            if (asked := json.loads(mark.read_text(encoding="utf-8"))["judges"]) != judges:
+                raise MldmError(f"{mark.parent} was judged by {asked}, expected {dict(judges)}: fetch their weights.")
         self.repetitions = self.results["sampling"]["repetitions"]
         self.cases = [case["key"] for case in self.results["cases"]]
 
