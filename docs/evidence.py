@@ -2,6 +2,7 @@
 
 python docs/evidence.py collect RUN P009=RUN P010=RUN gpu=RUN    docs/evidence.json, from runs of `mldm reproduce`
 python docs/evidence.py figures                                  docs/images/evidence_*.png
+python docs/evidence.py pictures P009=RUN P010=RUN               docs/images/evidence_P009.jpg and so on
 
 `gpu` is what docs/evidence_gpu.py made. The tables of docs/evidence.md are made of the same file by docs/generate.py.
 """
@@ -162,12 +163,46 @@ def draw_curves(name: str) -> bytes:
     return stream.getvalue()
 
 
+def draw_seeds(report: Path) -> bytes:
+    """Every arm's pictures of the first, the middle and the last prompt, from the same noise, by each training seed."""
+    import io
+
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from PIL import Image
+
+    results = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    cases, arms = results["cases"], {model["name"]: len(model["runs"]) for model in results["models"]}
+    shown = [cases[number] for number in (0, len(cases) // 2, len(cases) - 1)]
+    figure, grid = plt.subplots(1, len(shown), figsize=(13, 2.9), layout="constrained", sharey=True)
+    for axes, case in zip(grid, shown, strict=True):
+        rows = []
+        for arm, seeds in arms.items():
+            files = [report / "pictures" / arm / str(seed) / f"{case['key']}-0.png" for seed in range(seeds)]
+            rows.append(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
+        side = rows[0].shape[0]
+        axes.imshow(np.concatenate(rows))
+        axes.set_title(case["text"], fontsize=9)
+        axes.set_xticks([side * (seed + 0.5) for seed in range(seeds)], range(seeds), fontsize=8)
+        axes.set_yticks([side * (row + 0.5) for row in range(len(arms))], [arm.replace("_", " ") for arm in arms])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.supxlabel("seed of the training", fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="jpg", dpi=150, pil_kwargs={"quality": 88})
+    plt.close(figure)
+    return stream.getvalue()
+
+
 def main(words: Sequence[str]) -> None:
     """One of the parts."""
+    named = [word.partition("=") for word in words[1:]]
+    runs = {name if path else "evidence": Path(path or name) for name, _, path in named}
     if words[:1] == ["collect"]:
-        named = [word.partition("=") for word in words[1:]]
-        runs = {name if path else "evidence": Path(path or name) for name, _, path in named}
         write_text(FILE, json.dumps(collect(runs), indent=1) + "\n")
+    elif words[:1] == ["pictures"]:
+        for name, run in runs.items():
+            write_bytes(DOCS / "images" / f"evidence_{name}.jpg", draw_seeds(run / "report"))
     elif words[:1] == ["figures"]:
         for name in DRAWN.keys() & figures().keys():
             write_bytes(DOCS / "images" / f"evidence_{name}.png", draw_curves(name))
