@@ -178,6 +178,18 @@ def test_the_command_ends_with_1_where_something_is_wrong(copied):
     assert "mend or remove them" in faulty.output
 
 
+def test_masks_of_the_background_end_the_command_with_1(copied):
+    for row in rows_of(copied):
+        with Image.open(copied / row["mask_file_name"]) as opened:
+            background = opened.point(lambda label: int(label == 0))
+        background.save(copied / row["mask_file_name"])
+    refused = CliRunner().invoke(main, ["data", "check", str(copied), "--workers", "0"])
+    assert refused.exit_code == 1
+    assert "masks look inverted: people fill more of the border than of the middle." in refused.output
+    assert "\nSomething is wrong, and " in refused.output
+    assert refused.output.endswith("is not what it should be: see above what is wrong.\n")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"")
     refused = CliRunner().invoke(main, ["data", "check", str(tmp_path)])

@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from mldm_plugin.prepare.inspection import Findings
+from mldm_plugin.prepare.inspection import Findings, placed
 from mldm_plugin.prepare.remarks import Remarks, face_sizes_at, said_of, verdict
 
 
@@ -68,6 +69,37 @@ def test_a_face_is_as_wide_as_in_training():
 )
 def test_people_and_faces_that_are_lost_are_worth_a_look(rows, counts, text):
     assert text in texts(said(rows, **counts), "worth a look")
+
+
+def test_pictures_without_a_mask_among_others_are_named():
+    remarks = said([row("a"), row("b"), Findings("c", size=(512, 512))])
+    (found,) = [remark for remark in remarks if "no mask" in remark.text]
+    assert found.grade == "worth a look"
+    assert found.text == "1 of 3 pictures has no mask: losses on people pass over them."
+    assert found.names == ("c",)
+
+
+def test_a_mask_that_is_everything_is_as_good_as_none():
+    assert "1 of 2 masks is people from edge to edge: as if there were no mask." in texts(
+        said([row(areas=(0.995,), on_border=0.99, in_middle=1.0), row()]), "worth a look"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inverted", "upright", "grade"), [(1, 0, "worth a look"), (4, 4, "wrong"), (4, 5, "worth a look"), (0, 9, None)]
+)
+def test_masks_that_look_inverted_are_wrong_where_they_are_many(inverted, upright, grade):
+    rows = [row(on_border=0.8, in_middle=0.1)] * inverted + [row(on_border=0.4, in_middle=0.3)] * upright
+    assert [remark.grade for remark in said(rows) if "inverted" in remark.text] == ([grade] if grade else [])
+
+
+def test_border_and_middle_by_hand():
+    """Of 16 x 32 the border is 1 and 2 pixels wide, 16·32 − 14·28 = 120 pixels; the middle is 8 x 16."""
+    people = torch.zeros(16, 32, dtype=torch.bool)
+    people[0], people[4:8, 8:24] = True, True
+    assert placed(people) == pytest.approx((32 / 120, 64 / 128))
+    assert placed(~people) == pytest.approx((88 / 120, 64 / 128))
+    assert placed(torch.ones(1, 1, dtype=torch.bool)) == (1.0, 1.0)
 
 
 def test_faults_come_first():

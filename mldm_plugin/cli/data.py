@@ -182,7 +182,7 @@ def synthetic(out: Path, workers: int | None, **options: Any) -> None:
 def check(folder: Path, report: Path | None, resolution: int, workers: int | None) -> None:
     """Look a training set over: counts, faults by column, and a page with masks, boxes and keypoints drawn in.
 
-    Ends with 1 if a trainer would refuse a row.
+    Ends with 1 if something is wrong: a trainer would refuse a row, or masks look inverted.
     """
     from mldm_plugin.errors import DataError
     from mldm_plugin.prepare.check import check as look_over
@@ -195,8 +195,10 @@ def check(folder: Path, report: Path | None, resolution: int, workers: int | Non
     for line in lines(found):
         click.echo(line)
     click.echo(f"look at {report / 'index.html'} or {report / 'contact_sheet.png'}")
+    if faulty := found.counts["rows with faults"]:
+        raise DataError(f"{faulty} row(s) of {folder} have faults: mend or remove them.")
     if not found.sound:
-        raise DataError(f"{found.counts['rows with faults']} row(s) of {folder} have faults: mend or remove them.")
+        raise DataError(f"the training set {folder} is not what it should be: see above what is wrong.")
 
 
 @data.command()

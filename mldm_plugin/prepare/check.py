@@ -71,6 +71,7 @@ class Report:
     remarks: Remarks = field(init=False)
     digests: dict[bytes, str] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
     spreads: list[Spread] = field(
         default_factory=lambda: [
             Spread("part of the picture that is people", [0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
@@ -123,6 +124,7 @@ class Report:
                 faces.add(size)
         if found.size is not None:
             sides.add(min(found.size))
+            self.sizes.add(found.size)
 
     def look_for_strays(self) -> None:
         """Note pictures that lie in the folder of an imagefolder and that no row names."""
@@ -153,17 +155,17 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        return not self.faults
+        return not any(remark.grade == "wrong" for remark in self.said())
 
 
-def check(folder: Path, report: Path, workers: int, resolution: int = RESOLUTION) -> Report:
-    """Look at every row, write `index.html` and `contact_sheet.png` into `report`.
+def look_over(folder: Path, workers: int, resolution: int = RESOLUTION) -> Report:
+    """Look at every row of a training set.
 
     Args:
         resolution: pixels of the shorter side in training.
 
     Raises:
-        DataError: `folder` is no training set, or the report cannot be written.
+        DataError: `folder` is no training set.
     """
     work = parts(folder)
     total = sum(part.count for part in work)
@@ -184,6 +186,16 @@ def check(folder: Path, report: Path, workers: int, resolution: int = RESOLUTION
                     found.add(one)
                 due = next(order, None)
     found.look_for_strays()
+    return found
+
+
+def check(folder: Path, report: Path, workers: int, resolution: int = RESOLUTION) -> Report:
+    """`look_over`, and write `index.html` and `contact_sheet.png` into `report`.
+
+    Raises:
+        DataError: `folder` is no training set, or the report cannot be written.
+    """
+    found = look_over(folder, workers, resolution)
     try:
         report.mkdir(parents=True, exist_ok=True)
         write_bytes(report / "contact_sheet.png", _png(contact_sheet(found.shown)))
@@ -255,13 +267,22 @@ def _ordered(told: dict[Any, list[str]], counts: Counter[Any]) -> list[tuple[Any
 def lines(found: Report) -> Iterable[str]:
     """The report for a terminal."""
     yield ", ".join(f"{count} {what}" for what, count in found.counts.items() if count)
-    for (column, reason), count, names in _ordered(found.faults, found.of_kind):
-        yield f"fault in {column}: {reason}: {count} row(s): {', '.join(names[:3])}"
+    yield from faults(found)
     said = found.said()
     for remark in said:
-        if remark.grade != "wrong":
-            yield f"{remark.grade}: {remark.text} {', '.join(remark.names[:3])}".rstrip()
+        yield told(remark)
     yield verdict(said)
+
+
+def faults(found: Report) -> Iterable[str]:
+    """A line for each kind of fault."""
+    for (column, reason), count, names in _ordered(found.faults, found.of_kind):
+        yield f"fault in {column}: {reason}: {count} row(s): {', '.join(names[:3])}"
+
+
+def told(remark: Remark) -> str:
+    """A remark for a terminal, with three of its rows."""
+    return f"{remark.grade}: {remark.text} {', '.join(remark.names[:3])}".rstrip()
 
 
 def _lines_of(path: Path) -> int:

@@ -45,6 +45,7 @@ class Findings:
         person_area: part of the picture that is people, in [0, 1]; None without a mask.
         people: labels that have pixels and are no crowd; None without a mask.
         people_areas: the part of the picture of each of them, in [0, 1].
+        on_border, in_middle: the part of the picture's border and of its middle that is people; None without a mask.
         hidden: people whom the row counts and the mask does not show.
         crowds: labels with pixels that are crowds.
         face_sizes: square roots of the areas of the face boxes, pixels; None where the row has no such column.
@@ -61,6 +62,8 @@ class Findings:
     person_area: float | None = None
     people: int | None = None
     people_areas: list[float] = field(default_factory=list)
+    on_border: float | None = None
+    in_middle: float | None = None
     hidden: int = 0
     crowds: int = 0
     face_sizes: list[float] | None = None
@@ -151,12 +154,27 @@ def _mask(row: Row, picture: Image.Image | None, found: Findings) -> Tensor | No
         return None
     labels = torch.from_numpy(np.array(opened, dtype=np.uint8))[None]
     found.person_area = float((labels > 0).float().mean())
+    found.on_border, found.in_middle = placed(labels[0] > 0)
     crowds = crowds_of(row.columns)
     pixels = dict(zip(*(values.tolist() for values in labels.unique(return_counts=True)), strict=True))
     found.people_areas = [n / labels.numel() for k, n in pixels.items() if k > 0 and k not in crowds]
     found.people = len(found.people_areas)
     found.crowds = sum(k in crowds for k in pixels)
     return labels
+
+
+def placed(people: Tensor) -> tuple[float, float]:
+    """The share of people on the border, a sixteenth of each side wide, and in the middle, half of each side.
+
+    Args:
+        people: (H, W) bool.
+    """
+    height, width = people.shape
+    y, x = max(height // 16, 1), max(width // 16, 1)
+    border = torch.ones_like(people)
+    border[y : height - y, x : width - x] = False
+    middle = people[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return float(people[border].float().mean()), float(middle.float().mean())
 
 
 def _hint(row: Row, found: Findings) -> None:

@@ -13,6 +13,9 @@ RESOLUTION = 512  # pixels that the presets train at: the --resolution of Stable
 # Pixels of a face. Chosen: four of the latent's, of which the decoder makes no features that could be compared.
 SMALL_FACE = 32  # at the training's resolution
 SMALL_PERSON = 0.005  # part of a picture; chosen: a person of 36 x 36 pixels in 512 x 512
+MOST = 0.99  # of a picture; chosen: more is a mask that leaves nothing out
+# Masks that look inverted, from which on they all are taken to be: chosen, so that no odd picture or two suffice.
+ENOUGH = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Remarks:
         self._boxed = False
         self._small, self._small_faces, self._small_people = Tally(), Tally(), Tally()
         self._hidden, self._nobody, self._crowds, self._faceless = Tally(), Tally(), Tally(), Tally()
+        self._maskless, self._inverted, self._everywhere = Tally(), Tally(), Tally()
 
     def add(self, found: Findings) -> None:
         """Count one row in."""
@@ -63,6 +67,10 @@ class Remarks:
             self._small_people.add(found.name, sum(area < SMALL_PERSON for area in found.people_areas))
             self._hidden.add(found.name, found.hidden)
             self._crowds.add(found.name, found.crowds)
+            self._inverted.add(found.name, int(looks_inverted(found)))
+            self._everywhere.add(found.name, int((found.person_area or 0) > MOST))
+        elif found.size is not None:
+            self._maskless.add(found.name)
         if found.face_sizes is not None:
             self._boxed = True
             self._faces += len(found.face_sizes)
@@ -78,15 +86,17 @@ class Remarks:
             rejected: pictures that could not be used when the set was made.
             thrown_out: pictures that a review took out.
         """
-        said = [*self._wrong(faulty, rows), *self._of_pictures(rejected, thrown_out), *self._of_people()]
-        said += self._of_faces()
+        said = [*self._wrong(faulty, rows), *self._of_pictures(rejected, thrown_out), *self._of_masks()]
+        said += [*self._of_people(), *self._of_faces()]
         order = ("wrong", "worth a look", "fine")
         return sorted(said, key=lambda remark: order.index(remark.grade))
 
     @staticmethod
     def _wrong(faulty: int, rows: int) -> Iterator[Remark]:
         if faulty:
-            yield Remark("wrong", f"{_of(faulty, rows, 'row has', 'rows have')} faults: a trainer would stop at them.")
+            yield Remark(
+                "wrong", f"{part_of(faulty, rows, 'row has', 'rows have')} faults: a trainer would stop at them."
+            )
         elif rows:
             yield Remark("fine", "Every row can be read, and its columns fit each other.")
         else:
@@ -94,7 +104,7 @@ class Remarks:
 
     def _of_pictures(self, rejected: int, thrown_out: int) -> Iterator[Remark]:
         if self._small.count:
-            few = _of(self._small.count, self._pictures, "picture is", "pictures are")
+            few = part_of(self._small.count, self._pictures, "picture is", "pictures are")
             text = f"{few} smaller than the {self._resolution} px of training: enlarged, they teach blur."
             yield Remark("worth a look", text, tuple(self._small.names))
         elif self._pictures:
@@ -105,14 +115,31 @@ class Remarks:
         if thrown_out:
             yield Remark("fine", f"{thrown_out} {_s(thrown_out, 'picture')} thrown out in a review.")
 
-    def _of_people(self) -> Iterator[Remark]:
+    def _of_masks(self) -> Iterator[Remark]:
         if not self._masked:
             if self._pictures:
                 yield Remark("worth a look", "No picture has a mask: losses on people have nothing to look at.")
             return
+        if self._maskless.count:
+            few = part_of(self._maskless.count, self._masked + self._maskless.count, "picture has", "pictures have")
+            text = f"{few} no mask: losses on people pass over them."
+            yield Remark("worth a look", text, tuple(self._maskless.names))
+        if self._inverted.count:
+            few = part_of(self._inverted.count, self._masked, "mask looks", "masks look")
+            text = f"{few} inverted: people fill more of the border than of the middle."
+            surely = self._inverted.count >= max(ENOUGH, self._masked / 2)
+            yield Remark("wrong" if surely else "worth a look", text, tuple(self._inverted.names))
+        if self._everywhere.count:
+            few = part_of(self._everywhere.count, self._masked, "mask is", "masks are")
+            text = f"{few} people from edge to edge: as if there were no mask."
+            yield Remark("worth a look", text, tuple(self._everywhere.names))
+
+    def _of_people(self) -> Iterator[Remark]:
+        if not self._masked:
+            return
         said = []
         if self._nobody.count:
-            few = _of(self._nobody.count, self._masked, "mask shows", "masks show")
+            few = part_of(self._nobody.count, self._masked, "mask shows", "masks show")
             said.append(Remark("worth a look", f"{few} nobody.", tuple(self._nobody.names)))
         people = f"{self._people} {'person' if self._people == 1 else 'people'}"
         if self._hidden.count:
@@ -120,7 +147,7 @@ class Remarks:
             text = f"Besides the {people} in the masks, {more} no pixel: hidden by others, or lost."
             said.append(Remark("worth a look", text, tuple(self._hidden.names)))
         if self._small_people.count:
-            few = _of(self._small_people.count, self._people, "person is", "people are")
+            few = part_of(self._small_people.count, self._people, "person is", "people are")
             text = f"{few} less than {SMALL_PERSON:.1%} of the picture."
             said.append(Remark("worth a look", text, tuple(self._small_people.names)))
         of_all = f"{people} in {self._masked} {_s(self._masked, 'picture')} with a mask, nobody lost."
@@ -135,15 +162,22 @@ class Remarks:
                 yield Remark("worth a look", "No row has face boxes: the face loss has nothing to look at.")
             return
         if self._faceless.count and self._masked:
-            few = _of(self._faceless.count, self._people, "person has", "people have")
+            few = part_of(self._faceless.count, self._people, "person has", "people have")
             text = f"{few} no face box: turned away, or not found."
             yield Remark("worth a look", text, tuple(self._faceless.names))
         if self._small_faces.count:
-            few = _of(self._small_faces.count, self._faces, "face is", "faces are")
+            few = part_of(self._small_faces.count, self._faces, "face is", "faces are")
             text = f"{few} less than {SMALL_FACE} px wide at {self._resolution} px: too small for the face loss."
             yield Remark("worth a look", text, tuple(self._small_faces.names))
         elif self._faces:
             yield Remark("fine", f"Every face has {SMALL_FACE} px or more at {self._resolution} px.")
+
+
+def looks_inverted(found: Findings) -> bool:
+    """Whether a mask's people are most of the border and less of the middle, as the background is."""
+    if found.on_border is None or found.in_middle is None:
+        return False
+    return found.on_border > max(found.in_middle, 0.5)
 
 
 def face_sizes_at(found: Findings, resolution: int) -> list[float]:
@@ -162,7 +196,7 @@ def verdict(remarks: list[Remark]) -> str:
     return f"Nothing is wrong, and {looks}." if look else "Nothing is wrong."
 
 
-def _of(count: int, whole: int, one: str, many: str) -> str:
+def part_of(count: int, whole: int, one: str, many: str) -> str:
     """`3 of 12 pictures are`; `All 12 pictures are`; `The picture is`."""
     noun, _, verb = many.rpartition(" ")
     if count == whole == 1:
