@@ -1,6 +1,6 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo, project → reproduce, faces → people_mini → training, attach, bench → evaluation → prepare →
+cli → demo, project → reproduce, faces → people_mini → training, attach, bench, doctor → evaluation → prepare →
 records, planning → data → engine → decode, preset, conditions → perceptual, plugins → errors
 hooks → the public names of mldm_plugin, errors, perceptual and the names of conditions, never each other
 """
@@ -28,7 +28,7 @@ LAYERS = (
     {"records", "planning"},
     {"prepare"},
     {"evaluation"},
-    {"training", "attach", "bench"},
+    {"training", "attach", "bench", "doctor"},
     {"people_mini"},
     {"reproduce", "faces"},
     {"demo", "project"},

@@ -112,23 +112,23 @@ def _run(what: str, base: str | None) -> Run:
     if not path.is_dir():
         if path.exists() or path.is_absolute() or what.startswith(".") or what.count("/") > 1:
             raise MldmError(
-                f"{what} is {'no .safetensors file' if path.exists() else 'not here'}. {A_MODEL}{_meant(path)}"
+                f"{what} is {'no .safetensors file' if path.exists() else 'not here'}. {A_MODEL}{meant(path)}"
             )
         return Run(what, "pipeline")  # a name on the Hub
     if (path / "model_index.json").is_file():
-        return Run(what, "conditional" if _class_of(path, "model_index.json") == CONDITIONAL else "pipeline")
+        return Run(what, "conditional" if class_of(path, "model_index.json") == CONDITIONAL else "pipeline")
     if (path / LORA).is_file():
         return Run(what, "lora", _base_of(path, base, what))
-    if _class_of(path) == "ControlNetModel":
+    if class_of(path) == "ControlNetModel":
         return Run(what, "controlnet", _base_of(path, base, what))
     if _has_parts(path):
         return Run(what, "conditional", _finished_run(path))
     if any(file.suffix.lower() in PICTURES for file in path.iterdir()):
         return Run(what, "pictures")
-    raise MldmError(f"{what} is a folder with none of what was looked for. {A_MODEL}{_meant(path)}")
+    raise MldmError(f"{what} is a folder with none of what was looked for. {A_MODEL}{meant(path)}")
 
 
-def _meant(path: Path) -> str:
+def meant(path: Path) -> str:
     """Runs in a folder of runs, or a name beside it that is like it."""
     runs = sorted({file.parent for pattern in (LORA, f"*/{LORA}", f"runs/*/{LORA}") for file in path.glob(pattern)})
     if runs:
@@ -148,7 +148,7 @@ def pictures_in(run: Run) -> list[Path]:
 
 def is_trained(folder: Path) -> bool:
     """Whether a folder holds a LoRA, a ControlNet, or a model that draws from conditions, alone or as a pipeline."""
-    return (folder / LORA).is_file() or _class_of(folder) == "ControlNetModel" or _has_parts(folder)
+    return (folder / LORA).is_file() or class_of(folder) == "ControlNetModel" or _has_parts(folder)
 
 
 def _has_parts(folder: Path) -> bool:
@@ -163,12 +163,12 @@ def _finished_run(folder: Path) -> str:
         MldmError: there is none.
     """
     for place in folder.absolute().parents[:2]:
-        if _class_of(place, "model_index.json") == CONDITIONAL:
+        if class_of(place, "model_index.json") == CONDITIONAL:
             return str(place)
     raise MldmError(f"{folder} lies in no finished run (model_index.json): {STEP_OF}.")
 
 
-def _class_of(folder: Path, file: str = "config.json") -> str | None:
+def class_of(folder: Path, file: str = "config.json") -> str | None:
     """What a configuration says that it is of; custom pipelines say their module, too."""
     try:
         named = json.loads((folder / file).read_text(encoding="utf-8")).get("_class_name")

@@ -1,0 +1,155 @@
+"""What a run's records say of its losses: how many pictures each was applied to, and whether it could do anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mldm_plugin.doctor.run import Run
+from mldm_plugin.evaluation.models import PROOF
+from mldm_plugin.prepare.remarks import Remark
+from mldm_plugin.records.metrics import FILE_NAME as METRICS
+
+PRESET = "preset.yaml"
+_LEVELS = 1000  # of Stable Diffusion's schedule, in which T is written
+# Of a loss that was applied to no picture, how many its T alone would have let through for that to be no accident.
+# Chosen: by chance less than one run in 10^13 of ours, in which timesteps are uniform.
+CERTAIN = 30
+_PROOF = re.compile(r"\s+(?P<loss>\S+)\s+\S+\s+(?:\d+|all)\s+\S+\s+(?P<gradient>\S+)\s\s")
+
+
+@dataclass(frozen=True)
+class Log:
+    """What metrics.jsonl and the files beside it hold.
+
+    Args:
+        steps: its lines.
+        images: that the run saw, as far as its flags tell; None where they are not known.
+        losses: `losses:` of its preset, by name; None without a preset.
+        gradients: of the start-up proof, by loss.
+    """
+
+    steps: Sequence[Mapping[str, Any]]
+    images: int | None
+    losses: Mapping[str, Mapping[str, Any]] | None
+    gradients: Mapping[str, float]
+
+    def sum(self, key: str) -> int:
+        return int(sum(step.get(key) or 0 for step in self.steps))
+
+    def values(self, key: str) -> list[Any]:
+        return [step[key] for step in self.steps if key in step]
+
+
+def read_log(run: Run) -> Log | None:
+    """The records of a run; None where there are none. Lines that cannot be read are passed over: the last one of a
+    run that was killed is cut."""
+    if run.records is None:
+        return None
+    steps = []
+    for line in (run.records / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            steps.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    flags = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+    known = [n for flag in flags if isinstance(n := run.arguments.get(flag), int)]
+    images = len(steps) * math.prod(known) if len(known) == len(flags) else None
+    return Log(steps, images, _losses(run.records / PRESET), _gradients(run.records / PROOF))
+
+
+def _losses(preset: Path) -> Mapping[str, Mapping[str, Any]] | None:
+    """Read without the plugins that it was written with, which need not be there."""
+    try:
+        losses = yaml.safe_load(preset.read_text(encoding="utf-8")).get("losses") or {}
+        return {name: dict(settings or {}) for name, settings in losses.items()}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _gradients(proof: Path) -> dict[str, float]:
+    try:
+        rows = map(_PROOF.match, proof.read_text(encoding="utf-8").splitlines())
+        return {row["loss"]: float(row["gradient"]) for row in rows if row}
+    except (OSError, ValueError):
+        return {}
+
+
+def remarks(log: Log) -> Iterator[Remark]:
+    """All there is to say."""
+    if not log.steps:
+        yield Remark("wrong", "metrics.jsonl has no line: the run made no step.")
+        return
+    whole = len(log.steps)
+    rates = log.values("lr")
+    if rates and not any(rates):
+        yield Remark("wrong", f"The learning rate was 0 in all of the {whole} steps: nothing was trained.")
+    if lost := sum(value is None for value in log.values("loss")):
+        text = f"The loss was NaN or infinite in {lost} of {whole} steps."
+        yield Remark("wrong" if lost == whole else "worth a look", text)
+    terms = [key.removesuffix("/gated") for key in log.steps[0] if key.endswith("/gated") and key.count("/") == 1]
+    if not terms:
+        with_weight = [name for name, settings in (log.losses or {}).items() if settings.get("weight")]
+        why = f" ({', '.join(with_weight)} of the preset left no trace)" if with_weight else ""
+        text = f"The run trained with the plain loss alone{why}: no mask, face or hand was looked at."
+        yield Remark("worth a look", text)
+    for term in terms:
+        yield _of_term(term, log)
+
+
+def _of_term(term: str, log: Log) -> Remark:
+    settings = (log.losses or {}).get(term, {})
+    gated = log.sum(f"{term}/gated")
+    left_out = log.sum(f"{term}/nonfinite") + log.sum(f"{term}/nonfinite_gradient")
+    if not gated:
+        return _never(term, log, settings)
+    if settings.get("detach"):
+        return Remark("worth a look", f"{term} is detached by the preset: it was logged and trained nothing.")
+    if log.gradients.get(term) == 0:
+        return Remark("wrong", f"{term} had no gradient at the start ({PROOF}): it trained nothing.")
+    if left_out >= gated:
+        return Remark("wrong", f"{term} or its gradient was NaN or infinite each time: it trained nothing.")
+    if not any(log.values(term)):
+        return Remark("worth a look", f"{term} was 0 whenever it was applied: there was nothing to learn from it.")
+    text = f"{term} was applied to {_of_images(gated, log)}"
+    if left_out:
+        return Remark("worth a look", f"{text}; {left_out} of them were left out, for NaN or infinity.")
+    return Remark("fine", f"{text}{_expected(settings)}.")
+
+
+def _never(term: str, log: Log, settings: Mapping[str, Any]) -> Remark:
+    share, images = _let_through(settings), log.images or len(log.steps)
+    text = f"{term} was applied to no picture in {len(log.steps)} steps"
+    if share is None or share * images < CERTAIN:
+        few = "" if share is None else f": its T lets through {share:.0%} of all timesteps, so that may be chance"
+        return Remark("worth a look", f"{text}{few}.")
+    return Remark(
+        "wrong", f"{text}: no picture had what it looks at (a mask, a face, a hand), or the gate never opened."
+    )
+
+
+def _of_images(gated: int, log: Log) -> str:
+    steps = f"in {len(log.steps)} steps"
+    if not log.images:
+        return f"{gated} {'picture' if gated == 1 else 'pictures'} {steps}"
+    return f"{gated} of about {log.images} pictures ({gated / log.images:.0%}) {steps}"
+
+
+def _expected(settings: Mapping[str, Any]) -> str:
+    share = _let_through(settings)
+    return "" if share is None or share >= 1 else f"; its T = {settings['max_timestep']} lets through about {share:.0%}"
+
+
+def _let_through(settings: Mapping[str, Any]) -> float | None:
+    """The part of uniform timesteps up to T; None where the preset does not say."""
+    if "max_timestep" not in settings:
+        return None
+    limit = settings["max_timestep"]
+    return 1.0 if limit is None else min((int(limit) + 1) / _LEVELS, 1.0)

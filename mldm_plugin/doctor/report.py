@@ -1,0 +1,70 @@
+"""The answer as a whole: a verdict, what is wrong, worth a look and fine, and the layers by how far they moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mldm_plugin.doctor import losses, weights
+from mldm_plugin.doctor.data import look_at_data
+from mldm_plugin.doctor.layers import Changes
+from mldm_plugin.doctor.run import Run
+from mldm_plugin.prepare.check import Report, faults, told
+from mldm_plugin.prepare.remarks import Remark, verdict
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that was found.
+
+    Args:
+        said: the gravest first.
+        changes: of the weights; None where there are none.
+        data: the training set; None where it is not here.
+    """
+
+    said: list[Remark]
+    changes: Changes | None
+    data: Report | None
+
+    @property
+    def wrong(self) -> bool:
+        return any(remark.grade == "wrong" for remark in self.said)
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal."""
+        done = "" if self.changes is None else f"{weights.verdict_on(self.changes)} "
+        yield done + verdict(self.said)
+        yield from map(told, self.said)
+        if self.data is not None:
+            yield from faults(self.data)
+        if self.changes is not None:
+            yield from weights.table(self.changes)
+
+
+def examine(run: Run) -> Answer:
+    """Look at weights, records and training set.
+
+    Raises:
+        MldmError: a file that cannot be read, or is not what it should be.
+    """
+    changes, log = weights.read_changes(run), losses.read_log(run)
+    said = list(weights.remarks(changes, run.base)) if changes is not None else [_unfinished()]
+    said += losses.remarks(log) if log is not None else [_no_records()]
+    data, of_data = look_at_data(run)
+    order = ("wrong", "worth a look", "fine")
+    return Answer(sorted([*said, *of_data], key=lambda remark: order.index(remark.grade)), changes, data)
+
+
+def _unfinished() -> Remark:
+    return Remark(
+        "worth a look",
+        "There are no weights of a LoRA or a ControlNet: no checkpoint was reached, or it is another kind.",
+    )
+
+
+def _no_records() -> Remark:
+    return Remark(
+        "worth a look",
+        "What its losses saw is not known: no metrics.jsonl of our trainers or attached runs is beside it.",
+    )
