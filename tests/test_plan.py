@@ -19,6 +19,7 @@ from mldm_plugin.planning.families import FAMILIES, Family, read_family
 from mldm_plugin.planning.meta import building, compute_like_cuda_autocast
 from mldm_plugin.planning.step import StepMemory, TrainedNetworks
 from mldm_plugin.planning.tensor_memory import TensorMemory
+from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
 from mldm_plugin.training.command_line import TRAINERS, parse, resolve
 
@@ -214,11 +215,22 @@ def planned(monkeypatch, *flags):
 def test_the_table(vram, monkeypatch):
     result = planned(monkeypatch, "--vram", vram, "--batch", "1", "--batch", "2")
     lines = result.stdout.splitlines()
-    assert len(lines) == 2 + 8 + 4 + (3 if vram == "17" else 0)  # head, settings, what is assumed, places, command
+    assert len(lines) == 2 + 8 + 5 + (3 if vram == "17" else 0)  # head, settings, what is assumed, places, command
     expected = [f"{FOOTPRINT.peak(budget.Setting(b, False, True, 'whole')).gb:.1f}" for b in (1, 2)]
     shown = next(line for line in lines if line.split()[:3] == ["whole", "no", "yes"]).split()[3:]
     assert [cell.rstrip("*") for cell in shown] == expected
     assert [cell.endswith("*") for cell in shown] == [float(gb) > float(vram) for gb in expected]
+
+
+def test_losses_that_are_not_counted_are_named(monkeypatch):
+    output = planned(monkeypatch, "--vram", "17", "--batch", "1").stdout
+    (line,) = [
+        line for line in output.splitlines() if line.startswith("Counted are the losses masked_lpips and face; ")
+    ]
+    named = line.partition("add them: ")[2]
+    assert named.endswith(", those of your own.")
+    assert {*named.split(", ")[:-1], "masked_lpips", "face"} == set(load_plugins().losses.entries)
+    assert "latent_perceptual" in named
 
 
 def test_the_command_can_be_copied(monkeypatch):

@@ -28,6 +28,7 @@ TASKS = {
 NOTE = """
 One GPU; with several, add one more copy of the trained weights for their gradients' buckets. A
 picture is taken to hold one face; each further one of a picture, up to eight, keeps 50 MB more in bfloat16.
+Counted are the losses {counted}; not counted, where you add them: {others}.
 """
 
 
@@ -90,11 +91,20 @@ def plan(vram: float, batches: tuple[int, ...], as_json: bool, **run: Any) -> No
         rows = [peak.as_row() | {"fits": peak.gb <= vram} for peak in peaks]
         click.echo(json.dumps({"vram_gb": vram, "settings": rows, "command": line}, indent=1))
     else:
-        click.echo("\n".join(_table(peaks, vram)) + "\n" + NOTE)
+        click.echo("\n".join(_table(peaks, vram)) + "\n" + _note())
     if line is None:
         raise _too_large(peaks, vram, run)
     if not as_json:
         click.echo(f"{task.places}\n\n{line}")
+
+
+def _note() -> str:
+    """What the table holds, and which losses it does not."""
+    from mldm_plugin.planning.pixels import COUNTED
+    from mldm_plugin.plugins import load_plugins
+
+    others = [name for name in load_plugins().losses.entries if name not in COUNTED]
+    return NOTE.format(counted=" and ".join(COUNTED), others=", ".join([*others, "those of your own"]))
 
 
 def _too_large(peaks: list[Peak], vram: float, run: dict[str, Any]) -> MldmError:

@@ -22,10 +22,11 @@ from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
 
 CPU = torch.device("cpu")
+COUNTED = ("masked_lpips", "face")  # losses, both of the paper: those of the presets that `mldm plan` recommends
 
 
 class PictureMemory:
-    """Bytes that the losses on pictures take, with both losses of the paper.
+    """Bytes that the losses on pictures take, with those of `COUNTED`.
 
     Args:
         family: whose VAE decodes.
@@ -91,7 +92,7 @@ def _losses(dtype: torch.dtype) -> tuple[list[Any], int]:
     """The losses, their networks in `dtype`, and the bytes of their weights."""
     known = load_plugins().losses
     with TensorMemory() as memory:
-        lpips, face = (known[name](weights="random") for name in ("masked_lpips", "face"))
+        lpips, face = (known[name](weights="random") for name in COUNTED)
         weights = memory.live * dtype.itemsize // 4
     with torch.no_grad(), computing_in(dtype):  # networks are brought to a precision when they are first used
         lpips.network.features(torch.zeros(1, 3, 32, 32))
