@@ -13,6 +13,7 @@ from mldm_plugin.bench.compare import (
     difference,
     exact,
 )
+from mldm_plugin.bench.count import count
 from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, shrink_faces, start_up, timesteps_of
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
@@ -152,6 +153,7 @@ def test_start_up_ends_and_tells_what_the_plugin_decodes_in(plugins):
         ("baseline", (), "no losses"),
         ("mldm-p2", (), "weighs the plain one"),
         ("mldm", ["losses.face.max_timestep=null"], "lets every image through"),
+        ("mldm", ["losses={masked_mse: {weight: 0.3, max_timestep: null}}"], "no losses behind a gate"),
     ],
 )
 def test_presets_that_cannot_be_measured(plugins, name, overrides, message):
@@ -165,6 +167,17 @@ def test_the_decoders_features_are_the_same_when_everything_is_decoded(host, plu
     for target in ("image", "decoded"):
         found = compare_ways(host, random_preset("mldm", (losses, f"target={target}"), plugins), plugins, 32)
         assert all(d.value <= TOLERANCE for d in found)
+
+
+@pytest.mark.parametrize("limit", ["null", 1000, 100])
+def test_a_loss_on_latents_alone_needs_no_gate(host, plugins, limit):
+    """`masked_mse` at every timestep beside a loss on pictures: above T, too, it is there in all ways."""
+    losses = f"losses={{masked_mse: {{weight: 0.3, max_timestep: {limit}}}, masked_lpips: {{weight: 0.2}}}}"
+    preset = random_preset("mldm", (losses,), plugins)
+    found = compare_ways(host, preset, plugins, 32)
+    assert len(found) == 5
+    assert all(d.value <= TOLERANCE and d.gradient <= RELU_TOLERANCE for d in found)
+    assert count(SMALL, 32, preset, plugins).losses["masked_mse"] == 0
 
 
 def test_a_face_network_that_takes_no_small_faces_is_measured_as_it_is(plugins):

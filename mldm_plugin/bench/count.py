@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin.bench.candidates import CACHED, EVERYTHING, OURS, PLAIN, WHOLE_BATCH
 from mldm_plugin.bench.compare import exact
-from mldm_plugin.bench.host import Host, decoded_step, draw_people, shrink_faces
+from mldm_plugin.bench.host import Host, decoded_step, decodes_nothing, draw_people, shrink_faces
 from mldm_plugin.bench.measure import Candidate, gated_numbers
 from mldm_plugin.bench.others import decode
 from mldm_plugin.bench.sizes import Size
@@ -80,8 +80,10 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
     for name, settings in preset.losses.items():
         if settings.weight > 0:
             loss = plugins.losses[name](**settings.options)
-            # On features of the decoder a loss computes next to nothing: the clean latents are decoded for it.
-            losses[name] = again if "pred_features" in loss.needs else _count_loss(loss, size, resolution)
+            if decodes_nothing(loss):
+                losses[name] = 0.0
+            else:  # on features of the decoder a loss computes next to nothing: the clean latents are decoded for it
+                losses[name] = again if "pred_features" in loss.needs else _count_loss(loss, size, resolution)
     return Counts(encode, network, decoded, losses)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mldm_plugin.bench.sizes import Size
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import DECODED
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.perceptual.dlib_resnet import DlibResNet
 from mldm_plugin.plugins import Plugins
@@ -171,12 +172,26 @@ def random_preset(name: str, overrides: Sequence[str], plugins: Plugins) -> Pres
     preset = load_preset(name, overrides, plugins=plugins)
     random = [f"losses.{loss}.weights=random" for loss, s in preset.losses.items() if "weights" in s.options]
     preset = load_preset(preset, ["checks.picture=warn", *random], plugins=plugins)
-    limits = [s.max_timestep for s in preset.losses.values() if s.weight > 0]
+    limits = [
+        s.max_timestep
+        for loss, s in preset.losses.items()
+        if s.weight > 0 and not (s.max_timestep is None and decodes_nothing(plugins.losses[loss]))
+    ]
     if not limits or preset.base.weighting != "none":
-        raise PresetError(f"preset {name} has no losses or weighs the plain one: choose one like mldm to measure.")
+        raise PresetError(
+            f"preset {name} has no losses behind a gate, or weighs the plain one: choose one like mldm to measure."
+        )
     if any(limit is None or limit >= 990 for limit in limits):
-        raise PresetError(f"preset {name} lets every image through its gate: give each loss a max_timestep below 990.")
+        raise PresetError(
+            f"preset {name} lets every image through its gate: give each loss on pictures a max_timestep below 990."
+        )
     return preset
+
+
+def decodes_nothing(loss: Any) -> bool:
+    """Whether a loss, or what makes it, says that it looks at latents alone, so that it costs next to nothing."""
+    needs = getattr(loss, "needs", None)
+    return needs is not None and DECODED.isdisjoint(needs)
 
 
 def attach(host: Host, preset: Preset, plugins: Plugins) -> LossStack:
@@ -198,7 +213,7 @@ def shrink_faces(loss: Any, size: Size) -> None:
 
 
 def timesteps_of(stack: LossStack, n: int, gated: int, device: torch.device) -> Tensor:
-    """(n,) of which the first `gated` are inside every term's gate and the others outside."""
+    """(n,) of which the first `gated` are inside every term's gate and the others outside all that there are."""
     limits = [t.max_timestep for t in stack.terms if t.max_timestep is not None]
     inside, outside = min(limits) // 2, (max(limits) + 999) // 2
     return torch.tensor([inside] * gated + [outside] * (n - gated), device=device)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mldm_plugin.bench.measure import TIMESTEPS
 from mldm_plugin.decode.stages import decoded
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.term import Term
 from mldm_plugin.perceptual.lpips_network import lpips_model
 
 
@@ -39,14 +41,17 @@ class DecodeEverything:
     noise_scheduler: Any
 
     def __call__(self, step: DiffusionStep) -> Tensor:
+        with self.stack.pictures.in_its_precision(step):
+            return self.mixed(self.decode_all(step), self.stack.terms)
+
+    def mixed(self, step: DiffusionStep, terms: Sequence[Term]) -> Tensor:
+        """The plain loss and `terms`, the losses of every image computed and then masked by its gate."""
         error = (step.model_pred.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         total = error
-        with self.stack.pictures.in_its_precision(step):
-            decoded = self.decode_all(step)
-            for term in self.stack.terms:
-                limit: Any = term.max_timestep
-                mask = (step.timesteps <= limit) * term.weight
-                total = total + mask * (term.evaluate(decoded)[0] - (error if self.stack.combine == "convex" else 0))
+        for term in terms:
+            inside = step.timesteps <= (TIMESTEPS if term.max_timestep is None else term.max_timestep)
+            mask = inside * term.weight
+            total = total + mask * (term.evaluate(step)[0] - (error if self.stack.combine == "convex" else 0))
         return total.mean()
 
     def decode_all(self, step: DiffusionStep) -> DiffusionStep:
@@ -72,12 +77,16 @@ class WholeBatchGate(DecodeEverything):
     """One timestep for the whole batch: decode all of it at or below T, nothing above.
 
     Source: the released code of "Improving Latent Diffusion with Perceptual Mask-Aware Loss" (mldm/mldm.py), which
-    draws one t a batch; it decoded without gradient, here there is one.
+    draws one t a batch; it decoded without gradient, here there is one. A loss without a gate, which looks at latents
+    alone, is computed above T, too.
     """
 
     def __call__(self, step: DiffusionStep) -> Tensor:
-        limits: Any = [term.max_timestep for term in self.stack.terms]
-        return super().__call__(step) if int(step.timesteps[0]) <= max(limits) else plain_loss(step)
+        limits = [term.max_timestep for term in self.stack.terms if term.max_timestep is not None]
+        if int(step.timesteps[0]) <= max(limits):
+            return super().__call__(step)
+        always = [term for term in self.stack.terms if term.max_timestep is None]
+        return self.mixed(step, always) if always else plain_loss(step)
 
 
 def plain_loss(step: DiffusionStep) -> Tensor:
