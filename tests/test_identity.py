@@ -149,6 +149,26 @@ def test_a_bank_is_read_from_a_folder_of_mldm_data_the_largest_face_of_each(tmp_
     assert loss.logs == ("copying",)
 
 
+def test_photographs_in_no_persons_folder_are_nobodys(tmp_path):
+    for name in ("images/1.png", "1.png"):
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "face_boxes": [[0, 0, 4, 4]]}) + "\n")
+        with pytest.raises(
+            DataError, match=rf"{name} of the identity bank .* lies in no person.s folder.*expected images/anna"
+        ):
+            tiny_loss(bank=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "boxes", [[[0, 0, 4, 4], [1, 2]], [[0, 0, 4]], [0, 0, 4, 4], [["a", 0, 4, 4]], [[0, 0, 4, None]], {"a": 1}]
+)
+def test_boxes_of_a_bank_that_are_none_are_told(tmp_path, boxes):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "images/anna/1.png", "face_boxes": boxes}) + "\n")
+    with pytest.raises(
+        DataError, match=r"face_boxes of .*1\.png of the identity bank are .*expected a list of \[x0, y0"
+    ):
+        tiny_loss(bank=str(tmp_path))
+
+
 def test_bad_banks_are_one_error_that_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"cannot be read.*mldm data folder PHOTOS --out BANK"):
         tiny_loss(bank=str(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +15,11 @@ from mldm_plugin.errors import DataError
 from mldm_plugin.perceptual.face_crops import largest
 
 Photograph = tuple[Tensor, Tensor]  # (3, H, W) in [-1, 1], and the face's box (1, 4)
+_PICTURES = PurePosixPath("images")  # where `mldm data` puts them, in the folders that it found them in
+_MAKE_IT = (
+    "put each person's photographs into a folder of their name, and make a bank of these: mldm data folder PHOTOS "
+    "--out BANK --faces mtcnn"
+)
 
 
 class IdentityBank:
@@ -101,28 +106,48 @@ def load_bank(folder: str | Path, embed: Callable[[Photograph], Tensor]) -> Iden
         embed: a photograph's face → its unit embedding (D,).
 
     Raises:
-        DataError: no such folder, a file that cannot be read, or too few photographs of somebody.
+        DataError: no such folder, a file that cannot be read, photographs in no person's folder, boxes that are none,
+            or too few photographs of somebody.
     """
     people: dict[str, list[Tensor]] = {}
     for path, boxes in _rows(Path(folder)):
         of_person = people.setdefault(path.parent.name, [])
-        if boxes:
-            box = largest(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), 1)
-            of_person.append(embed((_picture(path), box)))
+        if len(boxes):
+            of_person.append(embed((_picture(path), largest(boxes, 1))))
     return IdentityBank({name: torch.stack(known) if known else torch.zeros(0, 1) for name, known in people.items()})
 
 
-def _rows(folder: Path) -> list[tuple[Path, Sequence[Sequence[float]]]]:
+def _rows(folder: Path) -> list[tuple[Path, Tensor]]:
+    """Each photograph and its face boxes, (K, 4)."""
     file = folder / "metadata.jsonl"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(folder / PurePosixPath(row["file_name"]), row.get("face_boxes") or []) for row in rows]
+        named = [(PurePosixPath(row["file_name"]), row.get("face_boxes") or []) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"the identity bank {folder} cannot be read ({type(error).__name__}: {error}): put each person's "
-            "photographs into a folder of their name, and make a bank of these: mldm data folder PHOTOS --out BANK "
-            "--faces mtcnn"
+            f"the identity bank {folder} cannot be read ({type(error).__name__}: {error}): {_MAKE_IT}"
         ) from error
+    if flat := [name for name, _ in named if name.parent in (PurePosixPath(), _PICTURES)]:
+        raise DataError(
+            f"{flat[0]} of the identity bank {folder} lies in no person's folder, so whose face it is is not known; "
+            f"expected {_PICTURES}/anna/{flat[0].name}: {_MAKE_IT}"
+        )
+    return [(folder / name, _boxes(boxes, folder / name)) for name, boxes in named]
+
+
+def _boxes(given: object, path: Path) -> Tensor:
+    try:
+        boxes = torch.tensor(given, dtype=torch.float32)
+        if boxes.numel() == 0:
+            return torch.zeros(0, 4)
+        if boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.isfinite().all():
+            return boxes
+    except (ValueError, TypeError, RuntimeError, OverflowError):  # ragged, or no numbers
+        pass
+    raise DataError(
+        f"face_boxes of {path} of the identity bank are {str(given)[:80]}, expected a list of [x0, y0, x1, y1] in "
+        "pixels: mend its line of metadata.jsonl."
+    )
 
 
 def _picture(path: Path) -> Tensor:
