@@ -116,6 +116,12 @@ class MaskedMSE:
         error = (step.model_pred.float() - step.target.float()).square().mean(1, keepdim=True)
         return masked_error(error, cover if self.part == "inside" else 1 - cover, self.normalise)
 
+    def has(self, step: DiffusionStep) -> Sequence[bool]:
+        """Whether each image has some of it: keypoints may show no arm, or one whose hand is cut off."""
+        if self.of != "hands":
+            return [True] * len(step)
+        return self._mask(step).flatten(1).any(1).tolist()
+
     def _mask(self, step: DiffusionStep) -> Tensor:
         """(n, 1, H, W) bool, in pixels of the pictures."""
         if self.of == "people":

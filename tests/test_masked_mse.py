@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from make_step import make_stack, make_step
 
 from mldm_plugin.engine.term import Term
-from mldm_plugin.errors import DataError
+from mldm_plugin.errors import DataError, LossError
 from mldm_plugin.hooks.masked_mse import MaskedMSE, hand_boxes, in_boxes, masked_error
 
 
@@ -166,3 +166,38 @@ def test_everything_but_the_face_is_learnt_and_the_face_is_not():
 def test_a_frame_of_unknown_size_is_refused():
     with pytest.raises(DataError, match="masked_mse of faces needs pixel_values or person_mask"):
         MaskedMSE(of="faces")(replace(with_people(), pixel_values=None, person_mask=None))
+
+
+@pytest.mark.parametrize("part", ["inside", "outside"])
+def test_an_image_without_an_arm_is_left_to_the_plain_loss(part):
+    """Three images with keypoints: an arm, a nose alone, and an arm whose hand lies beyond the picture."""
+    given = make_step((50, 50, 50))
+    people = torch.zeros(3, 1, 17, 3)
+    people[0, 0, 7], people[0, 0, 9] = torch.tensor([8.0, 8, 2]), torch.tensor([8.0, 18, 2])
+    people[1, 0, 0] = torch.tensor([16.0, 4, 2])
+    people[2, 0, 7], people[2, 0, 9] = torch.tensor([20.0, 1, 2]), torch.tensor([31.0, 1, 2])
+    people[2, 0, [7, 9], 0] += torch.tensor([0.0, 24])
+    given = replace(given, keypoints=list(people), base_loss=None)
+    stack = make_stack(Term("masked_mse", MaskedMSE(of="hands", part=part), 0.5, None), decoder=None)
+    report = stack(given)
+    assert report.terms["masked_mse"].rows == [0]
+    error = (given.model_pred - given.target).square().mean((1, 2, 3))
+    own = MaskedMSE(of="hands", part=part)(given.select([0]))[0]
+    torch.testing.assert_close(report.loss, (0.5 * own + 0.5 * error[0] + error[1] + error[2]) / 3)
+
+
+def test_a_loss_may_say_which_images_have_what_it_looks_at():
+    class EverySecond:
+        needs = frozenset()
+
+        def has(self, step):
+            return torch.arange(len(step)) % 2 == 1
+
+        def __call__(self, step):
+            return step.model_pred.square().mean((1, 2, 3))
+
+    stack = make_stack(Term("own", EverySecond(), 0.5, None), decoder=None)
+    assert stack(make_step((50, 20, 900, 10))).terms["own"].rows == [1, 3]
+    EverySecond.has = lambda self, step: [True]
+    with pytest.raises(LossError, match="gave 1 values for 4 images"):
+        stack(make_step((50, 20, 900, 10)))

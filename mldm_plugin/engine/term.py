@@ -28,6 +28,9 @@ MAX_NONFINITE_IN_A_ROW = 10  # gated steps, then the run ends
 class Loss(Protocol):
     """What a plugin registers: options in the constructor, one value per image when called.
 
+    One whose images must have more than the fields that it needs has a method `has(step)`: of each image, whether it
+    does. Those that do not are left out before it is called, as if the field were empty.
+
     A loss with an attribute `logs`, names of what it measures beside its value, gives a pair: the values, and for each
     of those names as many numbers.
     """
@@ -82,10 +85,23 @@ class Term:
         if "keypoints" in self.needs:
             labelled = [bool((k.cpu().numpy()[..., 2] > 0).any()) for k in step.keypoints or ()]
             there = [a and b for a, b in zip(there, labelled, strict=True)]
+        if hasattr(self.loss, "has"):
+            there = [a and b for a, b in zip(there, self._own(step), strict=True)]
         has = torch.tensor(there).to(device, non_blocking=True)
         if "person_mask" in self.needs:
             has = has & (step.person_mask > 0).flatten(1).any(dim=1).to(device, non_blocking=True)
         return has
+
+    def _own(self, step: DiffusionStep) -> list[bool]:
+        """What the loss itself says of each image.
+
+        Raises:
+            LossError: it does not say it of each.
+        """
+        own = list(map(bool, getattr(self.loss, "has")(step)))  # noqa: B009 - no part of the protocol
+        if len(own) != len(step):
+            raise LossError(f"loss {self.name!r} has a `has` that gave {len(own)} values for {len(step)} images.")
+        return own
 
     def evaluate(self, step: DiffusionStep) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each image, (n,) float32, and what it logs beside, by name, the same without gradient.
