@@ -114,3 +114,28 @@ def test_what_cannot_be_had_or_does_not_fit_is_said(folder, tmp_path):
             latents_mean=[0.0] * 4,
             latents_std=[1.0] * 4,
         )
+
+
+def test_a_vae_whose_config_says_too_little_is_refused_and_a_mapping_is_read(folder):
+    def stack_with(config):
+        vae = tiny_vae()
+        if config is None:
+            bare = torch.nn.Module()
+            bare.decode = vae.decode
+        else:
+            bare = vae
+            bare.__dict__["_internal_dict"] = config
+        return LossStack.from_preset(
+            "mldm",
+            vae=bare,
+            noise_scheduler=ddpm(),
+            plugins=["mldm"],
+            overrides=[f"vae={folder}", "losses.masked_lpips.weights=random", "losses.face.weight=0"],
+        )
+
+    with pytest.raises(PresetError, match="stands in for a VAE with a scaling_factor, this has none: use vae: model"):
+        stack_with(None)
+    with pytest.raises(PresetError, match="whose config has scaling_factor, latent_channels and block_out_channels"):
+        stack_with({"scaling_factor": 0.5})
+    whole = {"scaling_factor": 0.5, "latent_channels": 4, "block_out_channels": (8, 8, 8)}
+    assert isinstance(stack_with(whole).decoder, TinyDecoder)

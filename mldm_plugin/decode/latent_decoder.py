@@ -56,7 +56,7 @@ class LatentDecoder:
         self.scaling_factor, self._patch = scale.factor, scale.patch
         self._shift, self._scale = _per_channel(scale.mean), _per_channel(scale.std) / scale.factor
         config: Any = vae.config
-        blocks = _said(config, "block_out_channels") or _said(config, "encoder_block_out_channels")  # AutoencoderDC
+        blocks = said(config, "block_out_channels") or said(config, "encoder_block_out_channels")  # AutoencoderDC
         self._downscale = scale.patch * 2 ** (len(blocks) - 1) if blocks else None
         self.checkpointing = checkpointing
         self.vae = _without(vae, "encoder")
@@ -163,11 +163,11 @@ def says_scale(vae: Any) -> bool:
     """Whether an autoencoder is one of diffusers that says how its latents are scaled."""
     config = getattr(vae, "config", None)
     return isinstance(getattr(vae, "bn", None), nn.BatchNorm2d) or any(
-        _said(config, name) is not None for name in ("scaling_factor", "latents_mean")
+        said(config, name) is not None for name in ("scaling_factor", "latents_mean")
     )
 
 
-def _said(config: Any, name: str) -> Any:
+def said(config: Any, name: str) -> Any:
     """An entry of a config, which hosts have as a mapping or as an object."""
     entry = getattr(config, name, None)
     return config.get(name) if entry is None and hasattr(config, "get") else entry
@@ -193,16 +193,16 @@ def scale_of(
             f"the {type(vae).__name__} is no autoencoder of diffusers (it has no config), so how it is called and how "
             "its latents are scaled is not known: pass decode, a function, in the place of vae (docs/attach.md)."
         )
-    factor = _said(config, "scaling_factor") if factor is None else factor
+    factor = said(config, "scaling_factor") if factor is None else factor
     if factor is not None or mean is not None:
-        shift = _said(config, "shift_factor") or 0.0
+        shift = said(config, "shift_factor") or 0.0
         return Scale(1.0 if factor is None else factor, shift if mean is None else mean, 1.0 if std is None else std)
     bn = getattr(vae, "bn", None)
     if isinstance(bn, nn.BatchNorm2d) and bn.running_mean is not None and bn.running_var is not None:
-        patch = math.isqrt(bn.num_features // _said(config, "latent_channels"))
+        patch = math.isqrt(bn.num_features // said(config, "latent_channels"))
         return Scale(1.0, bn.running_mean, (bn.running_var + bn.eps).sqrt(), patch)
-    if (mean := _said(config, "latents_mean")) is not None:
-        return Scale(1.0, mean, _said(config, "latents_std"))
+    if (mean := said(config, "latents_mean")) is not None:
+        return Scale(1.0, mean, said(config, "latents_std"))
     raise CheckError(
         f"the {type(vae).__name__} does not say how its latents are scaled, neither by a scaling_factor nor by "
         "latents_mean and latents_std in its config: pass scaling_factor, or decode in the place of vae "

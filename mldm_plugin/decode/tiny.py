@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mldm_plugin.decode.checkpointed import checkpoint_blocks
-from mldm_plugin.decode.latent_decoder import LatentDecoder, Method
+from mldm_plugin.decode.latent_decoder import LatentDecoder, Method, said
 from mldm_plugin.decode.stages import decoded
 from mldm_plugin.errors import PresetError, WeightsError
 from mldm_plugin.perceptual.frozen import Frozen
@@ -63,17 +63,23 @@ def load_tiny(name: str, config: Any) -> nn.Module:
 
     Args:
         name: `taesd` for the one of the VAE's family, else a folder or a name on the Hub.
-        config: of the VAE, with latent_channels, scaling_factor and block_out_channels.
+        config: of the VAE, a mapping or an object, with latent_channels, scaling_factor and block_out_channels.
 
     Raises:
-        PresetError: a VAE of no known family, or latents of another shape.
+        PresetError: a VAE that does not say what it is, of no known family, or latents of another shape.
         WeightsError: it cannot be had.
     """
     try:
         from diffusers import AutoencoderTiny
     except ImportError as error:
         raise PresetError(f"vae: {name} needs diffusers: {pip_install('diffusers')}") from error
-    channels, factor = config.latent_channels, config.scaling_factor
+    channels, factor = said(config, "latent_channels"), said(config, "scaling_factor")
+    levels = said(config, "block_out_channels") or said(config, "encoder_block_out_channels")
+    if channels is None or factor is None or levels is None:
+        raise PresetError(
+            f"vae: {name} stands in for a VAE whose config has scaling_factor, latent_channels and block_out_channels; "
+            "this one lacks some: use vae: model."
+        )
     if name == "taesd":
         if (channels, factor) not in FAMILIES:
             raise PresetError(
@@ -88,11 +94,10 @@ def load_tiny(name: str, config: Any) -> nn.Module:
             f"vae: {name} cannot be loaded ({' '.join(str(error).split())[:200]}): on a machine without a network, "
             f"run `hf download {name} --local-dir FOLDER` elsewhere, and give the folder as vae."
         ) from error
-    blocks = len(getattr(config, "block_out_channels", None) or config.encoder_block_out_channels)
-    if tiny.config.latent_channels != channels or len(tiny.config.decoder_block_out_channels) != blocks:
+    if tiny.config.latent_channels != channels or len(tiny.config.decoder_block_out_channels) != len(levels):
         raise PresetError(
             f"vae: {name} reads latents of {tiny.config.latent_channels} channels at 1/"
             f"{2 ** (len(tiny.config.decoder_block_out_channels) - 1)} of the picture, this model's have {channels} "
-            f"at 1/{2 ** (blocks - 1)}: name the one of the model's family."
+            f"at 1/{2 ** (len(levels) - 1)}: name the one of the model's family."
         )
     return tiny

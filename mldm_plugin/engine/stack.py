@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mldm_plugin.announce import announce
 from mldm_plugin.decode.decoder import Decoder
-from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.latent_decoder import LatentDecoder, said
 from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
 from mldm_plugin.engine.early_backward import evaluate
@@ -275,21 +275,22 @@ def _build_decoder(
 ) -> Decoder | None:
     if vae is None or not terms:
         return None
-    if preset.vae != "model" and (isinstance(vae, OwnDecode) or getattr(vae.config, "scaling_factor", None) is None):
+    if preset.vae == "model":
+        return LatentDecoder(vae, scaling_factor, latents_mean, latents_std, checkpointing=preset.decode_checkpointing)
+    factor = said(getattr(vae, "config", None), "scaling_factor")
+    if isinstance(vae, OwnDecode) or factor is None:
         raise PresetError(
             f"vae: {preset.vae} stands in for a VAE with a scaling_factor, this has none: use vae: model."
         )
-    if preset.vae != "model" and latents_mean is not None:
+    if latents_mean is not None:
         raise PresetError(f"vae: {preset.vae} does not read latents that are normalised by channel: use vae: model.")
-    if preset.vae != "model" and scaling_factor not in (None, vae.config.scaling_factor):
+    if scaling_factor not in (None, factor):
         raise PresetError(
-            f"vae: {preset.vae} reads latents scaled by {vae.config.scaling_factor:g}, this trainer scales them by "
+            f"vae: {preset.vae} reads latents scaled by {factor:g}, this trainer scales them by "
             f"{scaling_factor:g}: use vae: model."
         )
-    exact = LatentDecoder(vae, scaling_factor, latents_mean, latents_std, checkpointing=preset.decode_checkpointing)
-    if preset.vae != "model":
-        return TinyDecoder(exact, load_tiny(preset.vae, vae.config))
-    return exact
+    exact = LatentDecoder(vae, scaling_factor, checkpointing=preset.decode_checkpointing)
+    return TinyDecoder(exact, load_tiny(preset.vae, vae.config))
 
 
 def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:
