@@ -20,7 +20,7 @@ from mldm_plugin.cli import main
 from mldm_plugin.doctor.drawing import chart
 from mldm_plugin.doctor.layers import Changes, Layer
 from mldm_plugin.doctor.lora import product_norm, read_lora
-from mldm_plugin.doctor.losses import Log, remarks
+from mldm_plugin.doctor.losses import Log, images_of, remarks
 from mldm_plugin.doctor.run import find_run
 from mldm_plugin.doctor.tensors import find_base
 from mldm_plugin.doctor.weights import read_changes
@@ -304,6 +304,23 @@ def log_of(steps=100, images=100, settings=None, **numbers):
 )
 def test_what_the_records_say(log, grade, text):
     assert [r.grade for r in remarks(log) if text in r.text] == [grade]
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "accumulated", "processes", "rows", "images"),
+    [
+        (120, 4, 1, 1, 10, 400),  # 4, 4, 2
+        (4, 2, 2, 1, 7, 14),  # (2, 2), (2, 1), twice
+        (3, 2, 4, 1, 7, 21),  # a pass is one step
+        (4, 2, 1, 2, 7, 16),  # 4 and 4 of two processes, one row twice
+        (5, 2, 3, 2, None, 60),
+    ],
+)
+def test_how_many_images_a_run_has_seen(steps, batch, accumulated, processes, rows, images):
+    flags = {"train_batch_size": batch, "gradient_accumulation_steps": accumulated, "num_processes": processes}
+    assert images_of(steps, flags, rows) == images
+    assert images_of(steps, flags | {"max_train_samples": 3}, 1000) == images_of(steps, flags, 3)
+    assert images_of(steps, {}, rows) is None
 
 
 def test_a_loss_without_a_gradient_at_the_start(lora):

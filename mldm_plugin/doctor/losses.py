@@ -48,9 +48,13 @@ class Log:
         return [step[key] for step in self.steps if key in step]
 
 
-def read_log(run: Run) -> Log | None:
+def read_log(run: Run, rows: int | None) -> Log | None:
     """The records of a run; None where there are none. Lines that cannot be read are passed over: the last one of a
-    run that was killed is cut."""
+    run that was killed is cut.
+
+    Args:
+        rows: of the training set, None where it is not here.
+    """
     if run.records is None:
         return None
     steps = []
@@ -59,10 +63,30 @@ def read_log(run: Run) -> Log | None:
             steps.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             continue
-    flags = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
-    known = [n for flag in flags if isinstance(n := run.arguments.get(flag), int)]
-    images = len(steps) * math.prod(known) if len(known) == len(flags) else None
+    images = images_of(len(steps), run.arguments, rows)
     return Log(steps, images, _losses(run.records / PRESET), _gradients(run.records / PROOF))
+
+
+def images_of(steps: int, flags: Mapping[str, Any], rows: int | None) -> int | None:
+    """About how many images a run of ours has seen in so many optimizer steps; None where its flags are not known.
+
+    A pass ends with what is left of its rows: with a smaller batch, and a step of fewer batches.
+
+    >>> one = {"train_batch_size": 4, "gradient_accumulation_steps": 1, "num_processes": 1}
+    >>> images_of(6, one, 10), images_of(6, one, None)  # batches of 4, 4 and 2, twice
+    (20, 24)
+    """
+    names = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+    known = [n for name in names if isinstance(n := flags.get(name), int) and n > 0]
+    if len(known) < len(names):
+        return None
+    batch, accumulated, processes = known
+    if not rows:
+        return steps * batch * accumulated * processes
+    rows = min(rows, flags.get("max_train_samples") or rows)
+    batches = math.ceil(rows / (batch * processes))
+    seen = rows if processes == 1 else batches * batch * processes  # accelerate repeats rows, so that all have the same
+    return round(steps / math.ceil(batches / accumulated) * seen)
 
 
 def _losses(preset: Path) -> Mapping[str, Mapping[str, Any]] | None:

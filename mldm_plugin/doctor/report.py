@@ -48,10 +48,11 @@ def examine(run: Run) -> Answer:
     Raises:
         MldmError: a file that cannot be read, or is not what it should be.
     """
-    changes, log = weights.read_changes(run), losses.read_log(run)
+    changes = weights.read_changes(run)
+    data, of_data = look_at_data(run)
+    log = losses.read_log(run, None if data is None else data.counts["rows"])
     said = list(weights.remarks(changes, run.base)) if changes is not None else [_unfinished()]
     said += losses.remarks(log) if log is not None else [_no_records()]
-    data, of_data = look_at_data(run)
     order = ("wrong", "worth a look", "fine")
     return Answer(sorted([*said, *of_data], key=lambda remark: order.index(remark.grade)), changes, data)
 
