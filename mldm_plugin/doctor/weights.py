@@ -157,10 +157,10 @@ def _rows(layers: Sequence[Layer]) -> Iterator[str]:
 def percent(share: float) -> str:
     """A share in per cent, with two digits that tell.
 
-    >>> percent(0.0123), percent(0.000012)
-    ('1.2%', '0.0012%')
+    >>> percent(0.0123), percent(0.000012), percent(1.0)
+    ('1.2%', '0.0012%', '100%')
     """
-    return f"{100 * share:.2g}%"
+    return f"{100 * share:.2g}%" if share < 0.995 else f"{share:.0%}"
 
 
 def _count(number: int, noun: str) -> str:
