@@ -77,7 +77,8 @@ def _weights(preset: Preset) -> str:
 
 
 def _gates(preset: Preset) -> str:
-    return ", ".join(sorted({str(s.max_timestep) for s in preset.losses.values()})) or "–"
+    limits = {"all" if s.max_timestep is None else str(s.max_timestep) for s in preset.losses.values()}
+    return ", ".join(sorted(limits)) or "–"
 
 
 def options_table(name: str) -> str:

@@ -58,7 +58,7 @@ def test_presets_say_what_the_papers_say(name, plugins):
 
 
 def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
-    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400"} == set(built_in_presets("paper"))
+    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400", "mldm-tuned"} == set(built_in_presets("paper"))
     groups = [set(built_in_presets(group)) for group in ("task", "paper", "faces")]
     assert set(built_in_presets()) == set().union(*groups)
     assert sum(map(len, groups)) == len(built_in_presets())
@@ -74,7 +74,7 @@ def test_a_preset_says_which_licences_it_rests_on(name, plugins):
     networks = [s.options["network"] for s in load_preset(name, plugins=plugins).losses.values()]
     for network in (TRUNKS.get(network, network) for network in networks):
         assert f"{network} {WEIGHT_FILES[network].terms}" in line
-        if name.startswith(("mldm-open", "demo")) or name in built_in_presets("task"):
+        if name.startswith(("mldm-open", "mldm-tuned", "demo")) or name in built_in_presets("task"):
             assert WEIGHT_FILES[network].terms.startswith(("CC0", "BSD-3-Clause"))
     assert networks or line == "no network's but the model's own."
 
@@ -85,6 +85,14 @@ def test_the_open_presets_differ_from_the_papers_in_the_face_network_alone(name,
     assert one["losses"]["face"].pop("network") == "dlib_resnet"
     assert other["losses"]["face"].pop("network") == "vggface2_resnet50"
     assert one == other
+
+
+def test_what_is_called_tuned_is_what_the_study_trained(plugins):
+    """docs/evidence.md tells of trainings with preset demo, whose T is the last timestep of its model."""
+    tuned, trained = (load_preset(name, plugins=plugins) for name in ("mldm-tuned", "demo"))
+    assert {loss.max_timestep for loss in trained.losses.values()} == {999}
+    opened = {name: loss.model_copy(update={"max_timestep": None}) for name, loss in trained.losses.items()}
+    assert tuned == trained.model_copy(update={"losses": opened, "training": {}})
 
 
 def test_a_resolved_preset_names_every_option(plugins):
