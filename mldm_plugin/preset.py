@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mldm_plugin.errors import PluginError, PresetError, nearest
 
@@ -32,6 +32,9 @@ class LossSettings(BaseModel):
         default=100, ge=0, le=999, description="T, in Stable Diffusion's timesteps; null or 1000 is every timestep"
     )
     detach: bool = Field(default=False, description="log the value, give the network no gradient")
+    balance: Literal["gradient"] | None = Field(
+        default=None, description="gradient: weight is how strong the loss's gradient is beside the plain loss's"
+    )
 
     @field_validator("max_timestep", mode="before")
     @classmethod
@@ -91,11 +94,24 @@ class Preset(BaseModel):
         default=False,
         description="compute the decoder's activations again in the backward pass instead of keeping them",
     )
+    audit_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="steps between two readings of the losses' gradients; null is 100 a loss, 0 never",
+    )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
     training: dict[str, dict[str, Any]] = Field(
         default={}, description="the name of a training script, without .py → flags that fill what is left unset"
     )
+
+    @model_validator(mode="after")
+    def _can_balance(self) -> Preset:
+        for name, loss in self.losses.items():
+            if loss.balance is not None and (loss.detach or self.audit_steps == 0):
+                why = "detach: true" if loss.detach else "audit_steps: 0"
+                raise ValueError(f"losses.{name}: {why} leaves no gradient to balance it by; leave one of them out")
+        return self
 
     @field_validator("training", mode="before")
     @classmethod

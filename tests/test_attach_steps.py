@@ -1,6 +1,7 @@
 """Steps of an attached script, after those in which everything is checked: what is still looked at, and how often."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -271,8 +272,39 @@ def test_curves_by_range_of_t_come_every_so_many_steps_and_average_to_the_plain_
     for timesteps in (OPEN, CLOSED, OPEN, (50, 900)):
         script.step(timesteps)
     records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
-    curves = [{k: v for k, v in r.items() if "/t" in k} for r in records]
+    curves = [{k: v for k, v in r.items() if re.fullmatch(r"\w+/t[\d-]+", k)} for r in records]
     assert [sorted(c) for c in curves] == [[], ["ldm/t0-99", "ldm/t700-999", "masked_lpips/t0-99"]] * 2
     mean = (records[0]["ldm"] + records[1]["ldm"]) / 2
     assert (curves[1]["ldm/t0-99"] + curves[1]["ldm/t700-999"]) / 2 == pytest.approx(mean)
     assert curves[1]["masked_lpips/t0-99"] == pytest.approx(records[0]["masked_lpips"])
+
+
+def test_gradients_are_measured_beside_the_scripts_own_loss(tmp_path, capfd):
+    """In additive of any form: a loss that is divided by hand has a gradient that is."""
+    found = []
+    for name, form in (("whole", F.huber_loss), ("divided", lambda p, t: F.huber_loss(p, t) / 4)):
+        (tmp_path / name).mkdir()
+        script = Script(tmp_path / name, "combine: additive\n" + LOSSES)
+        for timesteps in (OPEN, CLOSED, OPEN, OPEN):
+            script.step(timesteps, form)
+        script.attachment.finish()
+        records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+        assert ["masked_lpips/plain/t0-99" in r for r in records] == [True, False, False, True]
+        assert [r.get("masked_lpips/pictures") for r in records] == [2, None, None, 4]
+        assert capfd.readouterr().err.count("Was each loss heard?") == 1
+        found.append(records[0])
+    key = "masked_lpips/plain/t0-99"
+    assert found[1][key] == pytest.approx(found[0][key] / 4)
+
+
+def test_what_balances_a_loss_is_measured_anew_when_a_script_is_resumed_and_that_is_said(tmp_path, capfd):
+    script = Script(tmp_path, LOSSES.replace("weight: 0.2", "weight: 0.2, balance: gradient"))
+    script.more["global_step"] = 70
+    own, given = script.step(OPEN)
+    assert torch.equal(own, given)
+    assert "what balances masked_lpips is not in the script's checkpoints" in capfd.readouterr().err
+    own, given = script.step(OPEN)
+    assert not torch.equal(own, given)  # measured in its first step
+    records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [71, 72]
+    assert records[0]["masked_lpips/balance"] > 0

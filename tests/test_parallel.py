@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from accelerate import Accelerator
 from make_step import FaceLoss, PictureLoss, make_stack, make_step
 from run_trainer import PROCESSES
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from mldm_plugin.engine.balance import Balance
 from mldm_plugin.engine.host_loss import gradient_at, take_apart
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
 
 TIMESTEPS = ((50, 20), (900, 800))  # both images of the first rank are gated, none of the second
@@ -55,6 +59,24 @@ def backward(model: nn.Module, rank: int, *, attached: bool) -> None:
 KINDS = [(kind, attached) for kind in ("DDP", "FSDP2") for attached in (False, True)]
 
 
+def measured(steps: list[DiffusionStep], accelerator: Accelerator | None = None) -> list[dict[str, float]]:
+    """What is read of the losses' gradients after each step."""
+    terms = Term("picture", PictureLoss(), 0.3), Term("face", FaceLoss(), 0.3, balance=Balance())
+    stack = make_stack(*terms, audit_steps=1)
+    stack.start_up = None
+    logs = []
+    for number, step in enumerate(steps, 1):
+        stack(step)
+        logs.append(stack.audit.read(number, accelerator))
+    return logs
+
+
+def steps_of(rank: int) -> list[DiffusionStep]:
+    """Three steps, the first with no gated image on the second rank, all of two images."""
+    drawn = (TIMESTEPS[rank], (20, 950)[:: 1 - 2 * rank], (99, 3))
+    return [make_step(t, seed=10 * i + rank, base_loss=False) for i, t in enumerate(drawn)]
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -70,6 +92,9 @@ def work(rank: int, folder: str) -> None:
         gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
         if rank == 0:
             torch.save(gradients, f"{folder}/{kind}-{attached}.pt")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, though the group is there
+    torch.save(measured(steps_of(rank), Accelerator(cpu=True)), f"{folder}/measured-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -98,3 +123,15 @@ def test_two_ranks_give_the_mean_of_two_single_processes(kind: str, attached: bo
     first = next(plain.parameters()).grad
     assert first is not None
     assert not torch.allclose(alone[0][0], first, rtol=1e-2)  # the losses are part of it
+
+
+def test_two_ranks_measure_what_the_first_would_alone_and_count_what_both_reach(trained: Path) -> None:
+    found = [torch.load(trained / f"measured-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert found[0] == found[1]
+    alone = [measured(steps_of(rank)) for rank in range(2)]
+    assert [[logs["face/pictures"] for logs in of] for of in (*alone, found[0])] == [[2, 1, 2], [0, 1, 2], [2, 2, 4]]
+    for ours, *both in zip(found[0], *alone, strict=True):
+        for name, value in ours.items():
+            counted = name.split("/")[1] in ("pictures", "faces", "hands")
+            assert value == (sum(logs[name] for logs in both) if counted else both[0][name])
+    assert len({logs["face/balance"] for logs in found[0]}) == 3  # by which the second rank trains, too

@@ -208,6 +208,8 @@ class Attachment:
         if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
             announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
+        if self._stack is not None and (table := self._stack.audit.table()):
+            announce(table)
 
     def _announce(self, step: DiffusionStep, stack: LossStack) -> None:
         """What the checks of the first step have shown, and the first comparison of pictures with their sources."""

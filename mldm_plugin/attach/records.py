@@ -35,7 +35,7 @@ class Records:
         self._panel_steps, self._curve_steps = panel_steps, curve_steps
         self._curves: Curves | None = None
         self._meter: StepMeter | None = None
-        self._step = step
+        self._step = self._began = step
         self._drawn = False
 
     @classmethod
@@ -61,6 +61,12 @@ class Records:
             )
         if known is not None:
             MetricsFile(folder).truncate(step)
+        balanced = [name for name, loss in preset.losses.items() if loss.weight and loss.balance is not None]
+        if step and balanced:
+            announce(
+                f"what balances {', '.join(balanced)} is not in the script's checkpoints: it is measured anew, and "
+                "until it is, the loss weighs nothing."
+            )
         return cls(folder, panel_steps, settings.curve_steps, step, decoder)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
@@ -84,6 +90,7 @@ class Records:
             return
         numbers, _ = self._meter.mean(accelerator)
         self._step += 1
+        numbers |= stack.audit.read(self._step - self._began, accelerator)
         if self._curves is not None and self._step % self._curve_steps == 0:
             numbers |= self._curves.mean(accelerator)
         lr_scheduler = scope.get("lr_scheduler")

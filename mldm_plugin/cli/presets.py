@@ -119,7 +119,8 @@ def describe(preset: Preset) -> str:
             terms.append(f"{name} off")
             continue
         reach = "every t" if loss.max_timestep is None else f"t <= {loss.max_timestep}"
-        terms.append(f"{name} {loss.weight:g} at {reach}" + (", detached" if loss.detach else ""))
+        how = ", detached" if loss.detach else ", balanced" if loss.balance else ""
+        terms.append(f"{name} {loss.weight:g} at {reach}{how}")
     mix = f"{preset.combine} mix of the plain loss and " + "; ".join(terms) if terms else "the plain loss alone"
     return mix + ("" if preset.base.weighting == "none" else f", weighted by {preset.base.weighting}")
 

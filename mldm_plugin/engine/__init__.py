@@ -5,6 +5,7 @@ step.py             what the host loop hands over
 schedule.py         noise levels: the clean estimate, the signal-to-noise ratio, the gate
 gates.py            which images each term applies to
 early_backward.py   the terms on those images, with their gradient taken at once
+audit.py            each term's own gradient, now and then; heard.py says what it means, balance.py weighs by it
 pictures.py         what a term looks at: decoded by what, in which precision, how many at a time
 term.py             one loss with its weight and T
 mix.py              eq. 3

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.audit import Audit, Sample
 from mldm_plugin.engine.pictures import Pictures
 from mldm_plugin.engine.report import TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -24,7 +25,12 @@ from mldm_plugin.engine.term import Term
 
 
 def evaluate(
-    terms: Sequence[Term], step: DiffusionStep, rows: dict[str, list[int]], schedule: NoiseSchedule, pictures: Pictures
+    terms: Sequence[Term],
+    step: DiffusionStep,
+    rows: dict[str, list[int]],
+    schedule: NoiseSchedule,
+    pictures: Pictures,
+    audit: Audit | None = None,
 ) -> tuple[dict[str, TermReport], Tensor | None]:
     """Every term on its gated images.
 
@@ -37,9 +43,10 @@ def evaluate(
         rows: by term, those it applies to.
         schedule: for ẑ₀.
         pictures: gives a step its pictures, and says how many to decode together.
+        audit: measures each term's own gradient now and then, of which nothing else here depends.
 
     Returns:
-        what each term gave, by name in the order of the preset, and ∂(Σ_ij w_ij L_ij / N)/∂model_pred, float32
+        what each term gave, by name in the order of the preset, and ∂(Σ_ij w_ij s_j L_ij / N)/∂model_pred, float32
         (N, C, h, w), None where no gradient was asked for.
 
     Raises:
@@ -48,7 +55,10 @@ def evaluate(
     groups = _Groups(terms, step, rows, schedule, pictures)
     if not any(rows.values()):
         return groups.reports(), None
+    sample = groups.sample = audit.begin(step, rows) if audit is not None and groups.trains else None
     groups.run()
+    if audit is not None and sample is not None:
+        audit.end(step, sample)
     reports = groups.reports()
     if all(report.gradients_finite for report in reports.values()):
         return reports, groups.gradient
@@ -73,8 +83,11 @@ class _Part:
         return torch.stack([finite, torch.stack([torch.ones_like(finite), *self.gradient_finite]).all(dim=0)])
 
 
+_Counted = tuple[Term, _Part, list[int], Tensor]  # a term, on which places of a group, and its sum with gradient
+
+
 class _Groups:
-    """One pass over the gated images. `gradient` is that of `evaluate`."""
+    """One pass over the gated images. `gradient` is that of `evaluate`, `sample` what an audit is to be told."""
 
     def __init__(
         self,
@@ -90,6 +103,7 @@ class _Groups:
         trains = any(rows[t.name] and not t.detach for t in terms)
         self.trains = trains and torch.is_grad_enabled() and step.model_pred.requires_grad
         self.gradient = torch.zeros_like(step.model_pred, dtype=torch.float32) if self.trains else None
+        self.sample: Sample | None = None
 
     def run(self) -> None:
         """Every group, those that need pictures first."""
@@ -115,19 +129,31 @@ class _Groups:
             if not places:
                 continue
             part, counted = _evaluated(term, prepared.select(places), [group[i] for i in places])
-            total = total + counted * (term.weight / len(self.step))
+            total = total + counted * (term.strength * term.scale / len(self.step))
             self.parts[term.name].append(part)
-            parts.append((part, places))
+            parts.append((term, part, places, counted))
         del prepared, estimated
         if self.gradient is None or not total.requires_grad:
             return
+        if self.sample is not None:
+            self._measure(self.sample, leaf, group, parts)
         (own,) = torch.autograd.grad(total, leaf, allow_unused=True)
         if own is not None:
             finite = _finite_rows(own)  # the decoder's own backward pass may overflow too
             own = torch.where(_over_rows(finite, own), own, 0)
             self.gradient.index_add_(0, on_device(group, own.device), own)
-            for part, places in parts:
+            for _, part, places, _ in parts:
                 part.gradient_finite.append(finite[on_device(places, finite.device)])
+
+    def _measure(self, sample: Sample, leaf: Tensor, group: list[int], parts: Sequence[_Counted]) -> None:
+        """Each term's own gradient, by a backward pass of its own; what trains follows as if it had not been."""
+        for term, part, places, counted in parts:
+            if counted.requires_grad:
+                (own,) = torch.autograd.grad(counted, leaf, retain_graph=True, allow_unused=True)
+                if own is not None:
+                    gradient = own.index_select(0, on_device(places, own.device))
+                    sample.add(term.name, [group[i] for i in places], gradient, part.flags().all(dim=0))
+            part.gradient_finite.clear()
 
     def _estimate(self, group: list[int]) -> tuple[Tensor, DiffusionStep]:
         """The images `group` with ẑ₀, cut off from the host's graph at the network's output, which is the leaf."""
@@ -153,7 +179,7 @@ class _Groups:
         values = torch.cat([part.values for part in parts]) if parts else self.step.latents.new_zeros(0).float()
         gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
         logs = {name: torch.cat([part.logs[name] for part in parts] or [values]) for name in term.logs}
-        return TermReport(len(self.step), term.weight, rows, values, finite, gradient_finite, logs)
+        return TermReport(len(self.step), term.strength, rows, values, finite, gradient_finite, logs, term.scale)
 
 
 def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part, Tensor]:

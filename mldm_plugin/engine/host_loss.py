@@ -109,14 +109,20 @@ def gradient_at(output: Tensor, loss: Tensor) -> Tensor:
     Raises:
         CheckError: the loss does not depend on it.
     """
-    gradient = _gradient(output, loss, output.numel() / 2)  # half precision underflows without the factor
-    if gradient is not None and torch.float16 in (output.dtype, loss.dtype) and not torch.isfinite(gradient).all():
-        gradient = _gradient(output, loss, 1.0)  # and may overflow with it
+    gradient = own_gradient(output, loss)
     if gradient is None:
         raise CheckError(
             "the script's loss does not depend on the network's output that was found in its variables: this script's "
             "loop is not one that can be followed. Use the library form (docs/attach.md)."
         )
+    return gradient
+
+
+def own_gradient(output: Tensor, loss: Tensor) -> Tensor | None:
+    """As `gradient_at`; None where the loss does not depend on the output."""
+    gradient = _gradient(output, loss, output.numel() / 2)  # half precision underflows without the factor
+    if gradient is not None and torch.float16 in (output.dtype, loss.dtype) and not torch.isfinite(gradient).all():
+        gradient = _gradient(output, loss, 1.0)  # and may overflow with it
     return gradient
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.host_loss import own_gradient
 from mldm_plugin.engine.report import LossReport, TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
@@ -44,6 +45,22 @@ class PlainLoss:
             error = error * (self.weighting(snr) * self.schedule.epsilon_factor(snr)).to(error)
         return error
 
+    def gradient(self, step: DiffusionStep, *, whole: bool) -> Tensor:
+        """∂b_i/∂p_i at the output p_i of each image, (n, C, h, w) float32, detached.
+
+        Args:
+            whole: whether the host's own loss stays in the mix as it is, of whatever form: then it is asked, if it was
+                computed from the `model_pred` of the step itself, and its part of each image is taken n-fold.
+        """
+        if whole and step.base_loss is not None and self.weighting is None:
+            own = own_gradient(step.model_pred, step.base_loss)
+            if own is not None:
+                return own * len(step)
+        leaf = step.model_pred.detach().float().requires_grad_()
+        with torch.enable_grad():
+            (own,) = torch.autograd.grad(self.of_each(replace(step, model_pred=leaf)).sum(), leaf)
+        return own
+
 
 def needs_each(terms: Collection[object], combine: Combine, weighting: object | None) -> bool:
     """Whether the loss of a step is made of b_i, so that the host's loss has to be of that form.
@@ -64,10 +81,10 @@ def mix(
 ) -> LossReport:
     """The loss of a step: the plain loss plus a correction from the gated images alone.
 
-        convex:    Σ_ij w_ij (L_ij − b_i) / N
-        additive:  Σ_ij w_ij L_ij / N
+        convex:    Σ_ij w_ij (s_j L_ij − b_i) / N
+        additive:  Σ_ij w_ij s_j L_ij / N
 
-    A step without a gated image is the plain loss to the bit.
+    s_j is 1 but for a term that is balanced (balance.py). A step without a gated image is the plain loss to the bit.
 
     Args:
         terms, gradient: as `evaluate` gives them (early_backward.py).
@@ -77,10 +94,10 @@ def mix(
     loss = plain_loss = plain(step)
     values, replaced = [], []
     for report in terms.values():
-        if not (used := report.used):
+        if not (used := report.used) or not report.strength:
             continue
         share = report.strength / len(step)
-        values.append(report.values[on_device(used, report.values.device)].sum() * share)
+        values.append(report.values[on_device(used, report.values.device)].sum() * (share * report.scale))
         if combine == "convex":
             replaced.append(plain.of_each(step.select([report.rows[i] for i in used])).sum() * share)
     if values:

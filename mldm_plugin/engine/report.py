@@ -17,12 +17,14 @@ class TermReport:
 
     Args:
         images: N.
-        strength: λ, the term's weight in the preset.
+        strength: w, which the convex mix takes from the plain loss: the term's weight in the preset, λ, or 0 while it
+            waits to be balanced.
         rows: which images it applied to.
         values: (n,) float32 value of each of them, detached.
         value_finite, gradient_finite: whether each value is finite, and its gradient; the gradient of a value that is
             not counts as finite, and so does one that nobody asked for.
         logs: what the loss measured beside its value, name → (n,) float32, detached.
+        scale: s, by which the values are multiplied beside w: 1, or what balances the term.
     """
 
     images: int
@@ -32,6 +34,7 @@ class TermReport:
     value_finite: list[bool]
     gradient_finite: list[bool]
     logs: dict[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
     @property
     def gated(self) -> int:
@@ -61,9 +64,9 @@ class TermReport:
 
     @property
     def weight(self) -> Tensor:
-        """(N,) w_ij that entered the mix: λ where it applied and it and its gradient were finite, else 0."""
+        """(N,) w_ij s_j that entered the mix: λ s where it applied and it and its gradient were finite, else 0."""
         rows = [self.rows[i] for i in self.used]
-        return self._spread(self.values.new_full((len(rows),), self.strength), rows, 0.0)
+        return self._spread(self.values.new_full((len(rows),), self.strength * self.scale), rows, 0.0)
 
     @property
     def gate(self) -> Tensor:

@@ -15,6 +15,8 @@ from mldm_plugin.decode.decoder import Decoder
 from mldm_plugin.decode.latent_decoder import LatentDecoder, said
 from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.decode.tiny import TinyDecoder, load_tiny
+from mldm_plugin.engine.audit import Audit
+from mldm_plugin.engine.balance import Balance
 from mldm_plugin.engine.early_backward import evaluate
 from mldm_plugin.engine.gates import find_gates
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE
@@ -36,11 +38,11 @@ class LossStack:
     Eq. 3 of "Improving Latent Diffusion with Perceptual Mask-Aware Loss", per image i: with w_ij = λ_j where the
     image is inside the gate of term j and has what j needs, else 0,
 
-        convex:    loss = mean_i( Σ_j w_ij L_ij + (1 − Σ_j w_ij) b_i )
-        additive:  loss = mean_i( b_i + Σ_j w_ij L_ij )
+        convex:    loss = mean_i( Σ_j w_ij s_j L_ij + (1 − Σ_j w_ij) b_i )
+        additive:  loss = mean_i( b_i + Σ_j w_ij s_j L_ij )
 
-    Both are computed as the plain loss plus a correction from the gated images alone, so a step without any is
-    the plain loss to the bit and costs nothing.
+    s_j is 1 but for a term that is balanced (balance.py). Both are computed as the plain loss plus a correction from
+    the gated images alone, so a step without any is the plain loss to the bit and costs nothing.
 
     Args:
         terms: in the order of the preset. Those of weight 0 are left out.
@@ -51,10 +53,12 @@ class LossStack:
         base_weighting: factor on the squared error of ε by SNR, or None for the host's own loss.
         picture_check: what to do when decode(clean latents) does not resemble the picture.
         estimate_tolerance: relative error of ẑ₀(target) that is let pass; more for a trainer that perturbs its input.
+        audit_steps: as for `Audit`.
         after_loss: called with each step and report.
         announce: where the start-up table goes; the default is standard error, on the first process only.
 
     Attributes:
+        audit: what is measured of the gradients: `audit.read` in each optimizer step, `audit.table` at the end.
         start_up: the checks and proofs that are still to be done; None after the first steps.
     """
 
@@ -71,6 +75,7 @@ class LossStack:
         decode_batch: int | None = None,
         picture_check: Literal["stop", "warn"] = "stop",
         estimate_tolerance: float = ESTIMATE_TOLERANCE,
+        audit_steps: int | None = None,
         after_loss: Callable[..., Any] | None = None,
         announce: Callable[[str], None] = announce,
     ) -> None:
@@ -78,6 +83,7 @@ class LossStack:
         self.schedule, self.combine = schedule, combine
         self.plain = PlainLoss(schedule, base_weighting)
         self.pictures = Pictures(decoder, target, precision, decode_batch)
+        self.audit = Audit(self.terms, self.plain, combine, audit_steps, announce)
         self._after_loss = after_loss
         self.start_up: StartUp | None = StartUp(
             self.terms,
@@ -145,6 +151,7 @@ class LossStack:
             decode_batch=preset.decode_batch,
             picture_check=preset.checks.picture,
             estimate_tolerance=estimate_tolerance,
+            audit_steps=preset.audit_steps,
             after_loss=hook if hook.get_hookimpls() else None,
             announce=announce,
         )
@@ -166,7 +173,7 @@ class LossStack:
             if self.start_up.done:
                 self.start_up = None
         with self.pictures.in_its_precision(step):
-            terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures)
+            terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures, self.audit)
         report = mix(step, terms, gradient, self.plain, self.combine)
         if self._after_loss is not None:
             self._after_loss(step=self._with_estimate(step), report=report)
@@ -300,6 +307,7 @@ def _build_terms(preset: Preset, plugins: Plugins) -> list[Term]:
         if settings.weight > 0:
             random = [f"{option}: random" for option, value in settings.options.items() if value == "random"]
             loss = plugins.losses[name](**settings.options)
-            remark = ", ".join([*getattr(loss, "networks", ()), *random])
-            terms.append(Term(name, loss, settings.weight, settings.max_timestep, settings.detach, remark=remark))
+            balance = Balance() if settings.balance == "gradient" else None
+            remark = ", ".join([*getattr(loss, "networks", ()), *random, *(["balanced"] if balance else [])])
+            terms.append(Term(name, loss, settings.weight, settings.max_timestep, settings.detach, remark, balance))
     return terms

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.balance import Balance
 from mldm_plugin.engine.report import TermReport
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import LossError, MldmError, NonFiniteLossError, nearest
@@ -42,7 +43,8 @@ class Loss(Protocol):
 
 @dataclass
 class Term:
-    """A loss with its place in the mix: λ, T, and how it has fared. `remark` is shown in the start-up table.
+    """A loss with its place in the mix: λ, T, what balances it, and how it has fared. `remark` is shown in the start-up
+    table.
 
     Raises:
         LossError: the loss does not say what it needs, or needs something unknown.
@@ -54,6 +56,7 @@ class Term:
     max_timestep: int | None = 100
     detach: bool = False
     remark: str = ""
+    balance: Balance | None = None
     nonfinite_in_a_row: int = field(default=0, init=False)
     steps_without_effect: int = field(default=0, init=False)
 
@@ -69,6 +72,16 @@ class Term:
                 raise LossError(f"loss {self.name!r} needs {need!r}, which no step has: {nearest(need, NEEDS)}")
         self.logs: tuple[str, ...] = tuple(getattr(self.loss, "logs", ()))
         self.needs = frozenset(needs) | ({"pred_images"} if "pred_features" in needs else set())
+
+    @property
+    def strength(self) -> float:
+        """w of the images that it applies to: λ, or 0 while it waits to be balanced."""
+        return self.weight if self.scale else 0.0
+
+    @property
+    def scale(self) -> float:
+        """s, by which its values are multiplied beside w: 1, or what balances it, 0 while that is not known."""
+        return 1.0 if self.balance is None else self.balance.factor
 
     def has(self, step: DiffusionStep) -> Tensor:
         """Whether each image has what the loss needs, (N,) bool on the device of the timesteps.

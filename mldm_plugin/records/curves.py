@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.engine.mix import PlainLoss
+from mldm_plugin.engine.ranges import RANGES, in_ranges, range_of
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.step import DiffusionStep, on_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Where ranges of Stable Diffusion's timesteps begin, by SNR on any other schedule. Chosen: the gates of the paper, T =
-# 100 and 400, are among them, and each holds a sixth of the images or less than twice that.
-BEGINNINGS = (0, 100, 200, 400, 700)
-RANGES = tuple(f"t{a}-{b - 1}" for a, b in zip(BEGINNINGS, (*BEGINNINGS[1:], 1000), strict=True))
 
 
 class Curves:
@@ -36,7 +32,7 @@ class Curves:
     @torch.no_grad()
     def add(self, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch. Waits for nothing."""
-        place = self._ranges(step)
+        place = range_of(step, self._plain.schedule)
         rows = [_sums(self._plain.of_each(step), place)]
         for name in self._names[1:]:
             term = report.terms.get(name)
@@ -59,15 +55,8 @@ class Curves:
             if count
         }
 
-    def _ranges(self, step: DiffusionStep) -> Tensor:
-        """The range of each image, (N,) int64."""
-        schedule = self._plain.schedule
-        snr = schedule.snr(step.timesteps, step.sigmas)
-        return sum((~schedule.gate(snr, start - 1)).long() for start in BEGINNINGS[1:]) + torch.zeros_like(snr).long()
-
 
 def _sums(values: Tensor, place: Tensor) -> Tensor:
-    """Sums and numbers of the finite `values` (n,) in each range, (2, R): a product, so in one order on a GPU too."""
+    """Sums and numbers of the finite `values` (n,) in each range, (2, R)."""
     finite = torch.isfinite(values)
-    inside = (place[:, None] == torch.arange(len(RANGES), device=place.device)).float()
-    return torch.stack([torch.where(finite, values.float(), 0.0), finite.float()]) @ inside
+    return in_ranges(torch.stack([torch.where(finite, values.float(), 0.0), finite.float()]), place)

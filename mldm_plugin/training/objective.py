@@ -125,6 +125,23 @@ class Objective:
             examples = find_examples(training_set, person=person, face=face, keypoints=keypoints)
             self.stack.prove(_probe(examples, trainer))
 
+    def measured(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """What was measured of the losses' gradients, if so many optimizer steps are time for it; see `Audit.read`."""
+        return {} if self.stack is None else self.stack.audit.read(step, accelerator)
+
+    def table(self) -> str:
+        """What was measured in the run so far, for people; empty where nothing was."""
+        return "" if self.stack is None else self.stack.audit.table()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs of this process, to go on to the bit."""
+        return {} if self.stack is None else {"audit": self.stack.audit.state()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state that was saved; checkpoints of before there were audits have none."""
+        if self.stack is not None and "audit" in state:
+            self.stack.audit.resume(state["audit"])
+
     def draw(self, step: DiffusionStep, report: LossReport, path: Path) -> None:
         """Save the panel of a finished micro-batch: what the losses saw."""
         if self.stack is not None:

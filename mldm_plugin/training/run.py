@@ -160,6 +160,7 @@ class Run:
         raised = [stop.received is not None, failure is not None, isinstance(failure, NonFiniteLossError)]
         numbers, (stopped, failed, nonfinite) = self.meter.mean(accelerator, raised)
         if not failed:
+            numbers |= self.objective.measured(self.steps_done, accelerator)
             numbers |= self.evaluate(at_end=self.steps_done >= self.steps and not stopped)
         if not failed or nonfinite:
             self.log(numbers, bar)
@@ -169,7 +170,7 @@ class Run:
             if self.trainer.samples_after_step(self.steps_done):
                 self.sample()
         if stopped or nonfinite or (not failed and self.steps_done % flags.checkpointing_steps == 0):
-            self.checkpoints.save(self.steps_done, self.batches.state())
+            self.checkpoints.save(self.steps_done, {**self.batches.state(), **self.objective.state()})
             if self.evaluating is not None and accelerator.is_main_process:
                 self.evaluating.file.write()  # which checkpoints there are has changed
         if failed:
@@ -216,6 +217,8 @@ class Run:
             sampled = self.sample(final=True)
             if self.repository is not None:
                 hub.upload(self.trainer.what, self.flags, self.repository, sampled)
+        if not stopped and (table := self.objective.table()):
+            self.accelerator.print(table)
         if self.evaluating is not None and self.accelerator.is_main_process and not stopped:
             self.accelerator.print(self.evaluating.file.conclusion())
         self.accelerator.end_training()
@@ -248,6 +251,7 @@ class Run:
         self.steps_done = int(checkpoint.name.removeprefix("checkpoint-"))
         if position is not None:
             self.batches.resume(position)
+            self.objective.resume(position)
         else:
             updates = -(-len(self.batches) // self.flags.gradient_accumulation_steps)
             self.batches.epoch = self.steps_done // updates
