@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldm_plugin.bench.candidates import CACHED, EVERYTHING, OURS, PLAIN
+from mldm_plugin.bench.candidates import CACHED, EVERYTHING, MEASURED, OURS, PLAIN
 from mldm_plugin.bench.goals import GOALS, judge
 from mldm_plugin.bench.measure import Candidate, gated_numbers, mean_cost, measure
 
@@ -117,16 +117,18 @@ def test_each_goal_holds_or_does_not():
         timed(OURS, "each image", {0: 1.0, n: 3.0}),  # 1 + 2 · 0.101 = 1.202 at T = 100, 1.802 at T = 400
         timed(OURS + CACHED, "each image", {0: 0.8, n: 2.8}),  # 1.002
         timed(EVERYTHING, "none", {1: 3.0}),  # 2.496
+        timed(MEASURED, "each image", {n: 5.0}),  # 2 longer than ours with all gated, and a part of it with fewer
     ]
     closed = [timed(PLAIN, "none", {0: 0.001}), timed(OURS, "none", {0: 0.005})]
-    goals = judge("step", found, n, timed=True, closed=closed)
-    assert [g.figure for g in goals] == pytest.approx([1.002, 1.202, 1.802, 3 / 1.202, 0.004])
-    assert [g.holds for g in goals] == [False, True, False, True, True]
-    assert [g.counted for g in goals] == pytest.approx([1.0, 1.0, 1.0, 1.0, None])
+    goals = judge("step", found, n, timed=True, closed=closed, every=10)
+    rare = [2 * p / (1 - (1 - p) ** n) / (10 * mean) for p, mean in ((0.101, 1.202), (0.401, 1.802))]
+    assert [g.figure for g in goals] == pytest.approx([1.002, 1.202, 1.802, 3 / 1.202, 0.004, *rare])
+    assert [g.holds for g in goals] == [False, True, False, True, True, False, False]
+    assert [g.counted for g in goals] == pytest.approx([1.0, 1.0, 1.0, 1.0, None, None, None])
 
 
 def test_a_goal_without_figures_is_open():
-    assert [g.holds for g in judge("step", [], 8, timed=True)] == [None] * 5
+    assert [g.holds for g in judge("step", [], 8, timed=True)] == [None] * 7
     ours, all_ = (Candidate(name, "none", peak_bytes={1: size}) for name, size in ((OURS, 1), (EVERYTHING, 4)))
     assert [g.holds for n in (8, 4) for g in judge("pixels", [ours, all_], n, timed=True)] == [True, None]
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mldm_plugin.bench import run as bench_run
 from mldm_plugin.bench import sizes
+from mldm_plugin.bench.candidates import MEASURED, OURS, PLAIN
 from mldm_plugin.bench.count import count
 from mldm_plugin.bench.goals import GOALS
 from mldm_plugin.bench.host import random_preset
@@ -95,6 +96,9 @@ def test_each_gated_image_costs_what_is_counted(finished):
     expected = {(c.name, str(k)): tflop for c in counts.candidates(1) for k, tflop in c.tflop.items()}
     (step,) = record["sections"]
     came = {(c["name"], k): tflop for c in step["candidates"] for k, tflop in c["tflop"].items()}
+    measured = came.pop((MEASURED, "1"))  # the second half of a decode twice more, and the last third of each loss
+    gated = expected[OURS, "1"] - expected[PLAIN, "1"]
+    assert gated / 3 < measured - came[OURS, "1"] < gated
     assert came.keys() == expected.keys()
     for key, tflop in expected.items():
         assert came[key] == pytest.approx(tflop, rel=0.02), key

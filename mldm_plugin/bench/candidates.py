@@ -14,6 +14,7 @@ from mldm_plugin.bench.host import Batch, Host, Loss, decoded_step, shrink_faces
 from mldm_plugin.bench.measure import Candidate, Gate, gated_numbers
 from mldm_plugin.bench.sizes import Size
 from mldm_plugin.engine.stack import LossStack
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.perceptual.masked_distance import masked_squared_norm
 from mldm_plugin.plugins import Plugins
 
@@ -22,6 +23,7 @@ OURS = "with the plugin"
 CACHED = ", latents cached"
 EVERYTHING = "decode everything, then mask"
 WHOLE_BATCH = "whole-batch gate, one t"
+MEASURED = "with the plugin, gradients measured"
 
 SPATIAL, PACKAGE = "masked_lpips spatial", "lpips spatial x mask"
 FEATURES, LITERAL = "masked_lpips features", "upsample, then mask (eq. 2)"
@@ -53,8 +55,18 @@ def step_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> l
                 for k in gated_numbers(len(batch), gate)
             }
             candidates.append(Candidate(name + CACHED * cached, gate, runs))
+    act = partial(host.train, optimizer, batch, loss=partial(_measured, stack), cached=False)
+    gated = [k for k in gated_numbers(len(batch), "each image") if k]
+    runs = {k: partial(act, timesteps=_timesteps(host, stack, batch, k)) for k in gated}
+    candidates.append(Candidate(MEASURED, "each image", runs))
     next(iter(candidates[0].runs.values()))()  # makes the optimizer's state, which is there in every later step
     return candidates
+
+
+def _measured(stack: LossStack, step: DiffusionStep) -> Tensor:
+    """A step as one in `stack.audit.every` is, after a reading: each loss's own gradient is computed, too."""
+    stack.audit.read(0)
+    return stack(step).loss
 
 
 def pixel_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:

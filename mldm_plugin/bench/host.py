@@ -164,13 +164,14 @@ def decoded_step(people: dict[str, Any], pred_images: Tensor) -> DiffusionStep:
 
 
 def random_preset(name: str, overrides: Sequence[str], plugins: Plugins) -> Preset:
-    """A preset with random weights in its losses' networks, which cost what pretrained ones do.
+    """A preset with random weights in its losses' networks, and nothing balanced, which costs the same.
 
     Raises:
         PresetError: as `load_preset`, or a preset that a benchmark cannot gate.
     """
     preset = load_preset(name, overrides, plugins=plugins)
     random = [f"losses.{loss}.weights=random" for loss, s in preset.losses.items() if "weights" in s.options]
+    random += [f"losses.{loss}.balance=null" for loss, s in preset.losses.items() if s.balance]
     preset = load_preset(preset, ["checks.picture=warn", *random], plugins=plugins)
     limits = [
         s.max_timestep
@@ -220,10 +221,12 @@ def timesteps_of(stack: LossStack, n: int, gated: int, device: torch.device) -> 
 
 
 def start_up(host: Host, stack: LossStack, resolution: int) -> torch.dtype:
-    """Get the checks of the first steps over with, which are no part of a step's cost; what the plugin decodes in."""
+    """Get over with the checks of the first steps, and a measured one, which are no part of a step's cost; what the
+    plugin decodes in."""
     batch = host.draw(1, resolution)
     step = host.noisy_step(batch, timesteps_of(stack, 1, 1, host.device), batch.latents, batch.noise)
     with torch.no_grad():
         while stack.start_up is not None:
             stack(with_output(step, batch.noise * 0.9))
+    stack(with_output(step, (batch.noise * 0.9).requires_grad_()))
     return stack.pictures.dtype_for(step)

@@ -122,7 +122,7 @@ class Bench:
                 self._run(closed, CLOSED_ROUNDS, f"closed gate, batch {n}, {dtype}")
                 found = candidates.step_candidates(host, stack, ways, batch)
                 self._run(found, self._rounds, f"step, batch {n}, {dtype}")
-                goals = judge("step", found, n, timed=True, closed=closed)
+                goals = judge("step", found, n, timed=True, closed=closed, every=stack.audit.every)
                 yield Section("step", n, dtype, self._side, True, found, goals)
             if "pixels" in self.subjects:
                 found = candidates.pixel_candidates(host, stack, ways, batch)
