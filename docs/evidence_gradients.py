@@ -32,44 +32,39 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def stacks(pipeline: Any) -> dict[str, LossStack]:
-    """The plain loss, and each other one alone, with weight 1 at every t."""
-    made = {}
-    for name in ("plain", *LOSSES):
-        losses = {} if name == "plain" else {name: {"weight": 1.0, "max_timestep": None, **LOSSES[name]}}
-        preset = Preset.model_validate({"losses": losses})
-        made[name] = LossStack.from_preset(
-            preset, vae=pipeline.vae, noise_scheduler=pipeline.scheduler, announce=lambda _: None
-        )
-    return made
-
-
 def measure(folder: Path, rows: int) -> dict[str, Any]:
     """loss → t → the mean over pictures of the gradient's norm over the plain loss's, and of the cosine with it."""
     [model] = parse_models([f"model={PIPELINE}"], None)
     pipeline = load_pipeline(model.runs[0], torch.device("cpu"), torch.float32)
-    ask, losses, photographs = Asker(pipeline), stacks(pipeline), open_photographs(folder, 128)
+    ask, photographs = Asker(pipeline), open_photographs(folder, 128)
+    losses = {name: {"weight": 1.0, "max_timestep": None, **options} for name, options in LOSSES.items()}
+    preset = Preset.model_validate({"combine": "additive", "losses": losses})
+    scheduler = pipeline.scheduler
+    stack = LossStack.from_preset(preset, vae=pipeline.vae, noise_scheduler=scheduler, announce=lambda _: None)
     found: dict[str, Any] = {name: {"ratio": [], "cosine": []} for name in LOSSES}
     with_face = [i for i in range(len(photographs)) if len(photographs.look(i).face_boxes)][:rows]
     for t in tqdm(TIMESTEPS):
-        ratios: dict[str, list[float]] = {name: [] for name in LOSSES}
-        cosines: dict[str, list[float]] = {name: [] for name in LOSSES}
-        for row in with_face:
-            gradients = gradients_of(losses, pipeline, ask, photographs, row, t)
-            plain = gradients["plain"]
-            for name in LOSSES:
-                ratios[name].append(float(gradients[name].norm() / plain.norm()))
-                cosines[name].append(float(torch.cosine_similarity(gradients[name].flatten(), plain.flatten(), 0)))
+        read = [measured(stack, step_of(pipeline, ask, photographs, row, t)) for row in with_face]
         for name in LOSSES:
-            found[name]["ratio"].append(sum(ratios[name]) / len(with_face))
-            found[name]["cosine"].append(sum(cosines[name]) / len(with_face))
+            gradients, plain, cosines = ([of[name][what] for of in read] for what in ("gradient", "plain", "cosine"))
+            ratios = [a / b for a, b in zip(gradients, plain, strict=True)]
+            found[name]["ratio"].append(sum(ratios) / len(with_face))
+            found[name]["cosine"].append(sum(cosines) / len(with_face))
     return {"timesteps": list(TIMESTEPS), "pictures": len(with_face), "losses": found}
 
 
-def gradients_of(
-    losses: dict[str, LossStack], pipeline: Any, ask: Asker, photographs: Any, row: int, t: int
-) -> dict[str, torch.Tensor]:
-    """loss → its gradient at the network's output (1, C, h, w), for one picture at one timestep and fixed noise."""
+def measured(stack: LossStack, step: DiffusionStep) -> dict[str, dict[str, float]]:
+    """loss → what the audit measures of one picture."""
+    stack(step)
+    found: dict[str, dict[str, float]] = {name: {} for name in LOSSES}
+    for key, value in stack.audit.read(0).items():
+        name, quantity = key.split("/")[:2]
+        found[name][quantity] = value
+    return found
+
+
+def step_of(pipeline: Any, ask: Asker, photographs: Any, row: int, t: int) -> DiffusionStep:
+    """One picture at one timestep, with fixed noise."""
     example, scheduler = photographs.look(row), pipeline.scheduler
     picture = example.pixel_values[None]
     with torch.no_grad():
@@ -77,22 +72,17 @@ def gradients_of(
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(row * 1000 + t))
     alpha = scheduler.alphas_cumprod[t].sqrt()
     noisy = alpha * latents + (1 - alpha**2).sqrt() * noise
-    model_pred = ask(noisy, t, photographs.captions[row], example).float().requires_grad_()
-    made = {}
-    for name, stack in losses.items():
-        step = DiffusionStep(
-            latents=latents,
-            noise=noise,
-            noisy_latents=noisy,
-            timesteps=torch.tensor([t]),
-            model_pred=model_pred,
-            target=noise,
-            pixel_values=picture,
-            person_mask=example.person_mask[None],
-            face_boxes=[example.face_boxes],
-        )
-        [made[name]] = torch.autograd.grad(stack(step).loss, model_pred)
-    return made
+    return DiffusionStep(
+        latents=latents,
+        noise=noise,
+        noisy_latents=noisy,
+        timesteps=torch.tensor([t]),
+        model_pred=ask(noisy, t, photographs.captions[row], example).float().requires_grad_(),
+        target=noise,
+        pixel_values=picture,
+        person_mask=example.person_mask[None],
+        face_boxes=[example.face_boxes],
+    )
 
 
 def main() -> None:
