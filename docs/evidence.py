@@ -2,7 +2,7 @@
 
 python docs/evidence.py collect RUN P009=RUN P010=RUN gpu=RUN    docs/evidence.json, from runs of `mldm reproduce`
 python docs/evidence.py figures                                  docs/images/evidence_*.png
-python docs/evidence.py pictures P009=RUN P010=RUN               docs/images/evidence_P009.jpg and so on
+python docs/evidence.py pictures P009=RUN P010=RUN               docs/images/evidence_likeness.jpg
 
 `gpu` is what docs/evidence_gpu.py made. The tables of docs/evidence.md are made of the same file by docs/generate.py.
 """
@@ -42,6 +42,7 @@ DRAWN = {  # arms in the figure of each study
     "evidence": ("t100", "t400", "additive", "masked_mse", "p2", "released"),
     "gpu": ("t100", "t400", "plain_3x"),
 }
+WORDS = {"plain": "plain loss", "plain_same_time": "plain loss,\nsame time", "masked_ldm": "Masked LDM"}
 COLOURS = ("#0a6cb4", "#d0520c", "#0b8563", "#a3458f", "#946800", "#6a7080")
 MARKERS = ("s", "D", "^", "v", ">", "o")
 
@@ -163,35 +164,49 @@ def draw_curves(name: str) -> bytes:
     return stream.getvalue()
 
 
-def draw_seeds(report: Path) -> bytes:
-    """Every arm's pictures of the first, the middle and the last prompt, from the same noise, by each training seed."""
+def draw_seeds(reports: Sequence[Path]) -> bytes:
+    """Of each report the first, the middle and the last prompt: the photograph, and every arm's picture from the same
+    noise, by each training seed."""
     import io
 
     import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(3, len(reports), figsize=(6.6 * len(reports), 9.8), layout="constrained", sharey=True)
+    for report, column in zip(reports, grid.reshape(3, len(reports)).T, strict=True):
+        results = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        cases, arms = results["cases"], {model["name"]: len(model["runs"]) for model in results["models"]}
+        arms = dict(sorted(arms.items(), key=lambda arm: not arm[0].startswith("plain")))
+        for axes, case in zip(column, (cases[0], cases[len(cases) // 2], cases[-1]), strict=True):
+            drawn = montage(report, case["key"], arms, report / results["photographs_of_cases"][case["key"]]["path"])
+            side = drawn.shape[0] / len(arms)
+            axes.imshow(drawn)
+            axes.set_title(case["text"], fontsize=9)
+            ticks = ["photograph", *map(str, range(max(arms.values())))]
+            axes.set_xticks([side * (n + 0.5) for n in range(len(ticks))], ticks, fontsize=8)
+            axes.set_yticks([side * (n + 0.5) for n in range(len(arms))], [WORDS[arm] for arm in arms], fontsize=9)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+    figure.supxlabel("seed of the training", fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="jpg", dpi=110, pil_kwargs={"quality": 86})
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def montage(report: Path, key: str, arms: dict[str, int], photograph: Path) -> Any:
+    """(H, W, 3) uint8: a row for each arm, a column for each seed, the photograph to the left of all."""
     import numpy as np
     from PIL import Image
 
-    results = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-    cases, arms = results["cases"], {model["name"]: len(model["runs"]) for model in results["models"]}
-    shown = [cases[number] for number in (0, len(cases) // 2, len(cases) - 1)]
-    figure, grid = plt.subplots(1, len(shown), figsize=(13, 2.9), layout="constrained", sharey=True)
-    for axes, case in zip(grid, shown, strict=True):
-        rows = []
-        for arm, seeds in arms.items():
-            files = [report / "pictures" / arm / str(seed) / f"{case['key']}-0.png" for seed in range(seeds)]
-            rows.append(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
-        side = rows[0].shape[0]
-        axes.imshow(np.concatenate(rows))
-        axes.set_title(case["text"], fontsize=9)
-        axes.set_xticks([side * (seed + 0.5) for seed in range(seeds)], range(seeds), fontsize=8)
-        axes.set_yticks([side * (row + 0.5) for row in range(len(arms))], [arm.replace("_", " ") for arm in arms])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    figure.supxlabel("seed of the training", fontsize=9)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="jpg", dpi=150, pil_kwargs={"quality": 88})
-    plt.close(figure)
-    return stream.getvalue()
+    rows = []
+    for arm, seeds in arms.items():
+        files = [report / "pictures" / arm / str(seed) / f"{key}-0.png" for seed in range(seeds)]
+        rows.append(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
+    drawn = np.concatenate(rows)
+    side, left = rows[0].shape[0], np.full((drawn.shape[0], rows[0].shape[0], 3), 255, np.uint8)
+    top = (drawn.shape[0] - side) // 2
+    left[top : top + side] = np.asarray(Image.open(photograph).convert("RGB").resize((side, side)))
+    return np.concatenate([left, drawn], axis=1)
 
 
 def main(words: Sequence[str]) -> None:
@@ -201,8 +216,7 @@ def main(words: Sequence[str]) -> None:
     if words[:1] == ["collect"]:
         write_text(FILE, json.dumps(collect(runs), indent=1) + "\n")
     elif words[:1] == ["pictures"]:
-        for name, run in runs.items():
-            write_bytes(DOCS / "images" / f"evidence_{name}.jpg", draw_seeds(run / "report"))
+        write_bytes(DOCS / "images" / "evidence_likeness.jpg", draw_seeds([run / "report" for run in runs.values()]))
     elif words[:1] == ["figures"]:
         for name in DRAWN.keys() & figures().keys():
             write_bytes(DOCS / "images" / f"evidence_{name}.png", draw_curves(name))

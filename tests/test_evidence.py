@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STUDY = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))["gpu"]
+ALL = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))
+STUDY = ALL["gpu"]
+PEOPLE = ("P009", "P010")
 CLAIMS = {(one["hypothesis"], one["metric"]): one for one in STUDY["claims"]}
 
 
@@ -24,6 +26,38 @@ def curve(quantity, arm):
     """Ratio to the plain loss at each timestep, of the means over seeds."""
     one, plain = (np.mean(STUDY["arms"][a]["curves"][quantity], axis=0) for a in (arm, "plain"))
     return one / plain
+
+
+def test_the_readmes_table_is_that_of_the_study_of_likeness():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = {"plain": "plain loss", "plain_same_time": "plain loss, same time"}
+    for arm, words in (*named.items(), ("masked_ldm", "with the two losses (Masked LDM)")):
+        steps = (
+            ALL["P009"]["equal_time"][arm]["steps"] if arm == "plain_same_time" else ALL["P009"]["settings"]["steps"]
+        )
+        values = [
+            [ALL[who]["arms"][arm]["metrics"][m]["mean"] for who in PEOPLE] for m in ("identity", "one_step_face")
+        ]
+        cells = [", ".join(f"{value:.3f}".lstrip("0") for value in of_both) for of_both in values]
+        assert f"| {words} | {steps} | {cells[0]} | {cells[1]} |" in readme
+
+
+def test_what_is_said_of_likeness_holds():
+    """In every training, at equal steps and at equal time; eight intervals, seven corrected; copying of the second."""
+    for who in PEOPLE:
+        seeds = {arm: ALL[who]["arms"][arm]["metrics"]["identity"]["seeds"] for arm in ALL[who]["arms"]}
+        assert min(seeds["masked_ldm"]) > max(*seeds["plain"], *seeds["plain_same_time"])
+        assert {len(of_arm) for of_arm in seeds.values()} == {5}
+    claims = [one for who in PEOPLE for one in ALL[who]["claims"] if one["metric"] != "copying"]
+    assert len(claims) == 8
+    assert all(one["low"] > 0 if one["predicted"] == "larger" else one["high"] < 0 for one in claims)
+    assert sum(one["verdict"] == "shown" for one in claims) == 7
+    refuted = {(who, one["metric"]) for who in PEOPLE for one in ALL[who]["claims"] if one["refuted"]}
+    assert refuted == {("P010", "copying")}
+    seconds = ALL["P009"]["equal_time"]["plain_same_time"]["seconds_a_step"]
+    assert said("docs/evidence.md", r"and ([\d.]+) times the time of a step\. Of") == [
+        round(seconds[0] / seconds[1], 1)
+    ]
 
 
 def test_the_readme_says_how_much_nearer_faces_are():
