@@ -11,8 +11,13 @@ from typing import IO, Any
 
 import pytest
 from attached_scripts import attach_ground, run_attached  # noqa: F401
+from hypothesis import HealthCheck, settings
 from run_trainer import command, run_here
 from tiny_data import write_data, write_pipeline, write_preset
+
+# What else the machine does is no fault of a test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

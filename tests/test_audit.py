@@ -228,8 +228,30 @@ def test_a_loss_is_measured_where_it_first_reaches_an_image_after_a_reading():
     stack(make_step((50, 20)))
     logs = stack.audit.read(2)
     measured.append([logs.get(f"{name}/measured/t0-99") for name in ("picture", "face", "latent")])
-    assert measured == [[2, None, 2], [4, 2, 4]]  # with the face all three, for its share
+    assert measured == [[2, None, 2], [2, 2, 2]]  # where the face is measured, of the others its share alone is made
     assert (logs["picture/pictures"], logs["face/pictures"], logs["face/faces"]) == (4, 2, 4)
+
+
+def test_a_wide_loss_is_not_measured_where_a_narrow_one_looks():
+    """One image a step, a third of them below the narrow gate: so is a third of what is measured of the wide one."""
+    narrow, wide = (
+        Term("narrow", PictureLoss(), 0.2, max_timestep=99),
+        Term("wide", LatentLoss(), 0.2, max_timestep=None),
+    )
+    stack = make_stack(narrow, wide, audit_steps=3)
+    stack.start_up = None
+    ranges = []
+    for number in range(1, 31):
+        stack(make_step(((800, 850, 50)[number % 3],), seed=number))
+        logs = stack.audit.read(number)
+        ranges += [name for name in logs if name.startswith("wide/measured/")]
+    assert len(ranges) > 5
+    assert sum("t0-99" in name for name in ranges) <= len(ranges) / 2
+
+
+def test_nothing_at_all_is_quiet_too():
+    (text,) = complaints(tally(gradient=0.0, alone=0.0, whole=1.0), 0.5, 1.0).values()
+    assert "has no gradient on the pictures it reaches: it trains nothing" in text
 
 
 def test_hands_are_wrists_that_are_labelled():
@@ -308,10 +330,10 @@ def test_a_state_goes_on_to_the_bit():
     assert whole[1].count("reached 12 pictures with 24 faces") == 3
 
 
-def tally(*, measured=8, gradient=1.0, whole=10.0, cosine=0.1, place=0):
+def tally(*, measured=8, gradient=1.0, whole=10.0, cosine=0.1, alone=2.0, place=0):
     """One loss whose images all lie in one range; numbers of each image."""
     sums = [[0.0] * len(RANGES) for _ in QUANTITIES]
-    for row, value in zip(sums, (1.0, gradient, whole, 9.0, cosine, 2.0), strict=True):
+    for row, value in zip(sums, (1.0, gradient, whole, 9.0, cosine, alone), strict=True):
         row[place] = measured * value
     return Tally("face", sums)
 

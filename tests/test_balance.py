@@ -42,7 +42,7 @@ def gradient_of(stack, step):
 @pytest.mark.parametrize("combine", ["convex", "additive"])
 def test_by_hand(combine):
     """h = 2 (3, 4) / 256, of length 10/256, and ∂L = (0, 2): s = 5/256, and half of the length of h is added."""
-    push = Term("push", Push(), 0.5, balance=Balance())
+    push = Term("push", Push(), 0.5, balance=Balance(least=1))
     stack = stack_of(push, scheduler=ddpm("sample"), combine=combine, decoder=None)
     step = step_of([3.0, 4.0])
     plain = torch.autograd.grad(F.mse_loss(step.model_pred, step.latents), step.model_pred)[0]
@@ -65,8 +65,9 @@ def test_the_running_mean_by_hand():
     """Readings of (H, G) = (6, 2), nothing, (1, 1): sums decay by 0.9 where there is something new."""
     balance = Balance()
     assert balance.factor == 0
-    for plain, alone in ((6.0, 2.0), (0.0, 0.0), (1.0, 1.0)):
-        balance.learn(plain, alone)
+    for plain, alone, pictures in ((6.0, 2.0, 3), (0.0, 0.0, 0), (1.0, 1.0, 1)):
+        assert balance.factor == 0, "three pictures are too few"
+        balance.learn(plain, alone, pictures)
     assert balance.factor == pytest.approx((DECAY * 6 + 1) / (DECAY * 2 + 1))
 
 
@@ -82,7 +83,7 @@ def test_the_scale_of_a_loss_does_not_matter(factor, weight, combine, seed):
     step = make_step((50, 20), seed=seed, base_loss=False)
     found = []
     for loss in (PictureLoss(), Scaled(PictureLoss(), factor)):
-        stack = stack_of(Term("picture", loss, weight, balance=Balance()), combine=combine)
+        stack = stack_of(Term("picture", loss, weight, balance=Balance(least=2)), combine=combine)
         stack(step)
         stack.audit.read(1)
         found.append(gradient_of(stack, step))
@@ -92,7 +93,10 @@ def test_the_scale_of_a_loss_does_not_matter(factor, weight, combine, seed):
 
 
 def test_in_the_convex_mix_weights_are_shares():
-    terms = [Term("picture", PictureLoss(), 0.2, balance=Balance()), Term("face", FaceLoss(), 0.5, balance=Balance())]
+    terms = [
+        Term("picture", PictureLoss(), 0.2, balance=Balance(least=2)),
+        Term("face", FaceLoss(), 0.5, balance=Balance(least=2)),
+    ]
     stack, step = stack_of(*terms), make_step((50, 20))
     stack(step)
     stack.audit.read(1)
@@ -102,7 +106,7 @@ def test_in_the_convex_mix_weights_are_shares():
 
 
 def test_a_loss_that_waits_leaves_the_plain_loss_as_it_is_and_is_logged():
-    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()), Term("latent", LatentLoss(), 0.2))
+    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance(least=2)), Term("latent", LatentLoss(), 0.2))
     without = stack_of(Term("latent", LatentLoss(), 0.2))
     step = make_step((50, 20), base_loss=False)
     report = stack(step)
@@ -110,7 +114,7 @@ def test_a_loss_that_waits_leaves_the_plain_loss_as_it_is_and_is_logged():
     assert report.terms["face"].gated == 2
     assert report.terms["face"].weight.tolist() == [0, 0]
     nobody = replace(step, face_boxes=[torch.empty(0, 4)] * 2)
-    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()), Term("latent", LatentLoss(), 0.2))
+    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance(least=2)), Term("latent", LatentLoss(), 0.2))
     stack(nobody)
     assert stack.audit.read(1)["face/balance"] == 0
     stack(step)
@@ -118,7 +122,7 @@ def test_a_loss_that_waits_leaves_the_plain_loss_as_it_is_and_is_logged():
 
 
 def test_between_readings_the_factor_stays():
-    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()), audit_steps=2)
+    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance(least=2)), audit_steps=2)
     factors = []
     for number in range(1, 7):
         stack(make_step((50, 20), seed=number))
@@ -134,7 +138,7 @@ def test_between_readings_the_factor_stays():
 def test_a_state_goes_on_to_the_bit():
     def run(cut):
         def made():
-            return stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()), audit_steps=2)
+            return stack_of(Term("face", FaceLoss(), 0.5, balance=Balance(least=2)), audit_steps=2)
 
         stack, losses = made(), []
         for number in range(1, 8):
@@ -150,7 +154,7 @@ def test_a_state_goes_on_to_the_bit():
 
 
 def test_a_loop_that_never_reads_is_told():
-    stack = stack_of(Term("push", Push(), 0.5, balance=Balance()), scheduler=ddpm("sample"), decoder=None)
+    stack = stack_of(Term("push", Push(), 0.5, balance=Balance(least=2)), scheduler=ddpm("sample"), decoder=None)
     step = step_of([3.0, 4.0])
     for _ in range(_MOST_UNREAD):
         stack(step)
@@ -180,3 +184,37 @@ def test_a_preset_that_cannot_be_balanced_is_refused(tmp_path, text, said):
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(PresetError, match=said):
         load_preset(tmp_path / "own.yaml")
+
+
+def test_a_loss_that_waits_is_measured_until_its_factor_rests_on_enough(monkeypatch):
+    """By default on four pictures: two of each of two micro-batches, though a reading measures others once alone."""
+    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()), Term("latent", LatentLoss(), 0.2))
+    for seed in (1, 2):
+        stack(make_step((50, 20), seed=seed))
+    logs = stack.audit.read(1)
+    assert [logs[f"{name}/measured/t0-99"] for name in ("face", "latent")] == [4, 2]
+    assert logs["face/balance"] > 0
+
+
+def test_a_balanced_loss_without_a_gradient_is_told_of():
+    told = []
+    stack = stack_of(Term("face", NoGradient(), 0.5, balance=Balance()), audit_steps=1, announce=told.append)
+    for number in range(1, 40):
+        stack(make_step((50, 20)))
+        stack.audit.read(number)
+    (text,) = [line for line in told if "it weighs nothing" in line]
+    assert "face is to be balanced and reached 64 pictures" in text
+
+
+class NoGradient(FaceLoss):
+    def __call__(self, step):
+        return super().__call__(step) + 0 * step.pred_images.sum(dim=(1, 2, 3)).detach() - super().__call__(step)
+
+
+def test_several_processes_need_the_accelerator(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()))
+    stack(make_step((50, 20)))
+    with pytest.raises(LossError, match=r"give audit.read\(step, accelerator\) its Accelerator"):
+        stack.audit.read(1)
+    stack_of(Term("face", FaceLoss(), 0.5)).audit.read(1)

@@ -82,7 +82,7 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys):
     assert all(output.count("accelerate launch") == 3 for output in trainings)
     assert all(str(namespace["RUN"] / "runs" / "masked_ldm-s0") in output for output in trainings)
     assert shown == ["gallery.png"]
-    assert "10 photographs are learnt, 8 are kept back" in (told := capsys.readouterr().out)
+    assert "10 photographs are learnt, 9 are kept back" in (told := capsys.readouterr().out)
     assert "against the first: plain " in told
 
 

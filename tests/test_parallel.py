@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ KINDS = [(kind, attached) for kind in ("DDP", "FSDP2") for attached in (False, T
 
 def measured(steps: list[DiffusionStep], accelerator: Accelerator | None = None) -> list[dict[str, float]]:
     """What is read of the losses' gradients after each step."""
-    terms = Term("picture", PictureLoss(), 0.3), Term("face", FaceLoss(), 0.3, balance=Balance())
+    terms = Term("picture", PictureLoss(), 0.3), Term("face", FaceLoss(), 0.3, balance=Balance(least=1))
     stack = make_stack(*terms, audit_steps=1)
     stack.start_up = None
     logs = []
@@ -69,6 +70,16 @@ def measured(steps: list[DiffusionStep], accelerator: Accelerator | None = None)
         stack(step)
         logs.append(stack.audit.read(number, accelerator))
     return logs
+
+
+def measured_additively(model: nn.Module, rank: int) -> dict[str, float]:
+    """A measured step of a rank with `combine: additive`, where the host's own loss could be asked for its gradient."""
+    step = make_step(TIMESTEPS[rank], seed=rank)
+    output = model(step.noisy_latents)
+    stack = make_stack(Term("picture", PictureLoss(), 0.3), combine="additive", audit_steps=1)
+    stack.start_up = None
+    stack(replace(step, model_pred=output, base_loss=F.mse_loss(output, step.target))).loss.backward()
+    return stack.audit.read(1)
 
 
 def steps_of(rank: int) -> list[DiffusionStep]:
@@ -79,7 +90,8 @@ def steps_of(rank: int) -> list[DiffusionStep]:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    patience = timedelta(minutes=2)
+    dist.init_process_group("gloo", timeout=patience, init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     for kind, attached in KINDS:
         model: Any = host()
@@ -92,6 +104,8 @@ def work(rank: int, folder: str) -> None:
         gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
         if rank == 0:
             torch.save(gradients, f"{folder}/{kind}-{attached}.pt")
+        of_rank = measured_additively(model, rank)  # on the first alone, and no process may wait for it
+        torch.save(of_rank, f"{folder}/additive-{kind}-{rank}.pt")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, though the group is there
     torch.save(measured(steps_of(rank), Accelerator(cpu=True)), f"{folder}/measured-{rank}.pt")
@@ -123,6 +137,15 @@ def test_two_ranks_give_the_mean_of_two_single_processes(kind: str, attached: bo
     first = next(plain.parameters()).grad
     assert first is not None
     assert not torch.allclose(alone[0][0], first, rtol=1e-2)  # the losses are part of it
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+def test_a_measured_step_of_the_first_rank_stops_no_other(kind: str, trained: Path) -> None:
+    found = [torch.load(trained / f"additive-{kind}-{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = measured_additively(host(), 0)
+    assert alone["picture/measured/t0-99"] > 0
+    assert {name: found[0][name] for name in alone} == pytest.approx(alone, rel=1e-4)
+    assert not any("measured" in name for name in found[1])
 
 
 def test_two_ranks_measure_what_the_first_would_alone_and_count_what_both_reach(trained: Path) -> None:

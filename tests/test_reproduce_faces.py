@@ -42,7 +42,7 @@ def test_every_arm_is_a_training_of_its_preset(scale, tmp_path):
         assert weighting == ("none" if name == "plain" else "p2")
         if scale == "paper":
             assert (flags.resolution, flags.num_train_epochs, flags.max_train_steps) == (256, 600, None)
-            assert flags.checkpointing_steps == 600 * (25_000 // 48) // 3
+            assert flags.checkpointing_steps == 600 * 521 // 3
         else:
             assert (flags.resolution, flags.max_train_steps, flags.checkpointing_steps) == (128, 6000, 2000)
 
@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_it_takes():
     paper = ["reproduce", "faces-table5", "--scale", "paper", "--celeba", "there", "--dry-run"]
     output = CliRunner().invoke(main, paper).output
     assert output.startswith("mldm data celebamask-hq there --out runs/faces/data")
-    assert "312000 steps of 48 pictures" in output
+    assert "312600 steps of 48 pictures" in output
     assert "--prompts 5000 --sampler ddim --steps 500 --repetitions 10 --eta 1" in output
 
 

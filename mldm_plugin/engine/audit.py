@@ -21,7 +21,7 @@ first process alone: others would wait for each in turn. Readings come after 1, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,10 +51,12 @@ class Sample:
         factors: λ_j s_j, by term.
         plain: h, (N, …) float32.
         kept: κ, (N,).
+        due: the terms that this is a measurement of. The others' gradients count in the share of these alone: images
+            that were chosen because a narrow loss reaches them say nothing of where a wide one looks.
     """
 
-    def __init__(self, factors: dict[str, float], plain: Tensor, kept: Tensor) -> None:
-        self._factors, self._kept = factors, kept
+    def __init__(self, factors: dict[str, float], plain: Tensor, kept: Tensor, due: Collection[str]) -> None:
+        self._factors, self._kept, self._due = factors, kept, due
         self._plain = plain.flatten(1).nan_to_num(0.0, 0.0, 0.0)
         self._seen, self._norms, self._cosines = (plain.new_zeros(len(factors), len(plain)) for _ in range(3))
 
@@ -72,7 +74,8 @@ class Sample:
         norm, length = own.norm(dim=1), plain.norm(dim=1)
         cosine = (own * plain).sum(dim=1) / (norm * length).clamp_min(torch.finfo(torch.float32).tiny)
         used = used & torch.isfinite(norm)
-        for of_all, values in ((self._seen, used.float()), (self._norms, norm), (self._cosines, cosine)):
+        seen = used.float() if name in self._due else torch.zeros_like(norm)
+        for of_all, values in ((self._seen, seen), (self._norms, norm), (self._cosines, cosine)):
             of_all[j].index_copy_(0, index, torch.where(used, values, 0.0))
 
     @torch.no_grad()
@@ -83,8 +86,8 @@ class Sample:
         added, length = factors[:, None] * self._norms, self._plain.norm(dim=1)
         whole = self._kept * length + added.sum(dim=0)
         seen = self._seen
-        sums = [seen, added, seen * whole, seen * length, self._cosines, self._norms]
-        return in_ranges(torch.stack(sums, dim=1), place)
+        sums = [torch.ones_like(seen), added, whole.expand_as(seen), length.expand_as(seen), self._cosines, self._norms]
+        return in_ranges(seen[:, None] * torch.stack(sums, dim=1), place)
 
 
 class Audit:
@@ -114,7 +117,7 @@ class Audit:
         self._reached = [[0] * len(REACHED) for _ in terms]
         self._run = [Tally(t.name) for t in terms]
         self._told: set[str] = set()
-        self._unread = 0
+        self._unread = self._read_at = 0
 
     def begin(self, step: DiffusionStep, rows: dict[str, list[int]]) -> Sample | None:
         """Count a micro-batch that trains, and if a loss is to be measured that reaches one of its images, measure.
@@ -132,9 +135,11 @@ class Audit:
         for term, counts in zip(self._terms, self._reached, strict=True):
             for i, count in enumerate(_reached(step, rows[term.name])):
                 counts[i] += count
-        if not any(rows[name] for name in self._due):
+        due = {name for name in self._due if rows[name]}
+        if not due:
             return None
-        self._due = {name for name in self._due if not rows[name]}
+        waiting = {t.name for t in self._terms if t.balance is not None and not t.balance.factor}
+        self._due = (self._due - due) | (due & waiting)  # what weighs nothing yet is measured until it does
         additive = self._combine == "additive"
         kept = [1.0] * len(step)
         for term in () if additive else self._terms:
@@ -142,7 +147,7 @@ class Audit:
                 kept[row] -= term.strength
         plain = self._plain.gradient(step, whole=additive)
         factors = {term.name: term.strength * term.scale for term in self._terms}
-        return Sample(factors, plain, torch.tensor(kept).to(plain, non_blocking=True))
+        return Sample(factors, plain, torch.tensor(kept).to(plain, non_blocking=True), due)
 
     def end(self, step: DiffusionStep, sample: Sample) -> None:
         """The gradients of a micro-batch are there. Waits for nothing."""
@@ -160,8 +165,12 @@ class Audit:
             and `<name>/measured/<range>` images; for each term `<name>/pictures`, `<name>/faces` and `<name>/hands`
             that it reached since, in all steps; of one that is balanced `<name>/balance`, its factor from now on.
             Nothing in other steps.
+
+        Raises:
+            LossError: a loss is to be balanced on several processes, which only an accelerator can tell its factor.
         """
         self._unread = 0
+        self._refuse_alone(accelerator)
         if not self._terms or not is_reading(step, self.every):
             return {}
         logs: dict[str, float] = {}
@@ -169,15 +178,16 @@ class Audit:
             run.add(window)
             logs |= window.logs()
             if term.balance is not None:
-                term.balance.learn(window.together["plain"], window.together["alone"])
+                together = window.together
+                term.balance.learn(together["plain"], together["alone"], round(together["measured"]))
                 logs[f"{term.name}/balance"] = term.balance.factor
-        self._due = self._measured
+        self._due, self._read_at = self._measured, step
         self._complain()
         return logs
 
     def table(self) -> str:
         """What was measured in the run so far, for people; empty where nothing was."""
-        return table(self._run)
+        return table(self._run, self._read_at)
 
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on to the bit, as lists of numbers. Waits for the device."""
@@ -186,7 +196,9 @@ class Audit:
             "sums": None if self._sums is None else self._sums.tolist(),
             "reached": [list(counts) for counts in self._reached],
             "run": [[tally.sums, tally.reached] for tally in self._run],
-            "balance": {t.name: [t.balance.plain, t.balance.alone] for t in self._terms if t.balance is not None},
+            "balance": {t.name: t.balance.state() for t in self._terms if t.balance is not None},
+            "read_at": self._read_at,
+            "told": sorted(self._told),
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -197,7 +209,8 @@ class Audit:
         self._run = [Tally(t.name, *of) for t, of in zip(self._terms, state["run"], strict=True)]
         for term in self._terms:
             if term.balance is not None:
-                term.balance.plain, term.balance.alone = state["balance"][term.name]
+                term.balance.resume(state["balance"][term.name])
+        self._read_at, self._told = state["read_at"], set(state["told"])
 
     def _gathered(self, accelerator: Accelerator | None) -> list[Tally]:
         """Sums and counts since the last reading, over all processes, and begun anew. The one thing that waits."""
@@ -226,12 +239,22 @@ class Audit:
                 "stack.audit.read(step) after each optimizer step."
             )
 
+    def _refuse_alone(self, accelerator: Accelerator | None) -> None:
+        """Each process would balance by what it has measured itself, which is nothing on all but the first."""
+        balanced = [term.name for term in self._terms if term.balance is not None]
+        if balanced and accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise LossError(
+                f"loss {balanced[0]!r} is to be balanced on several processes: give audit.read(step, accelerator) "
+                "its Accelerator, or the loss a weight without `balance`."
+            )
+
     def _complain(self) -> None:
         """Say once each what the run so far gives reason to say."""
         total = sum(term.weight for term in self._terms)
         for term, tally in zip(self._terms, self._run, strict=True):
             room = float("inf") if self._combine == "additive" else 1 - (total - term.weight)
-            for about, text in complaints(tally, term.weight, room, balanced=term.balance is not None).items():
+            factor = None if term.balance is None else term.balance.factor
+            for about, text in complaints(tally, term.weight, room, factor).items():
                 if about not in self._told:
                     self._told.add(about)
                     self._announce(f"warning: {text}")

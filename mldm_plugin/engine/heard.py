@@ -14,6 +14,7 @@ REACHED = ("pictures", "faces", "hands")
 # Chosen. Four pictures are no accident where the share is off by a factor of ten and more, or where the gradients of
 # thousands of numbers each have a cosine that chance makes smaller than 0.05.
 _LEAST_PICTURES, _LEAST_SHARE, _AIM, _APART = 4, 0.01, 0.1, -0.2
+_MANY_PICTURES = 64  # of all processes, of which the first alone measures. Chosen.
 
 
 def _nothing() -> list[list[float]]:
@@ -61,18 +62,25 @@ class Tally:
         return logs
 
 
-def complaints(tally: Tally, weight: float, room: float, *, balanced: bool = False) -> dict[str, str]:
+def complaints(tally: Tally, weight: float, room: float, factor: float | None = None) -> dict[str, str]:
     """What there is to complain of, by what it is about.
 
     Args:
         tally: of the run so far.
         weight: λ of the loss.
         room: the largest weight that the mix allows it.
-        balanced: whether its strength is what was asked for.
+        factor: of one that is balanced, whose strength is then what was asked for.
     """
     found, sums = {}, tally.together
-    hushed = balanced or sums["measured"] < _LEAST_PICTURES
-    if not hushed and 0 < sums["gradient"] < _LEAST_SHARE * sums["whole"]:
+    enough = sums["measured"] >= _LEAST_PICTURES
+    if factor == 0 and tally.reached[0] >= _MANY_PICTURES:
+        found[f"{tally.name} unbalanced"] = (
+            f"{tally.name} is to be balanced and reached {tally.reached[0]} pictures, but no gradient of it was "
+            "measured on the first process: it weighs nothing."
+        )
+    if factor is None and enough and not sums["alone"]:
+        found[f"{tally.name} quiet"] = f"{tally.name} has no gradient on the pictures it reaches: it trains nothing."
+    elif factor is None and enough and sums["gradient"] < _LEAST_SHARE * sums["whole"]:
         share = sums["gradient"] / sums["whole"]
         times = _AIM * (1 - share) / ((1 - _AIM) * share)  # so that it is _AIM of the whole
         remedy = f"raise its weight about {times:.0f} times or use `balance: gradient`"
@@ -89,8 +97,8 @@ def complaints(tally: Tally, weight: float, room: float, *, balanced: bool = Fal
     return found
 
 
-def table(tallies: Sequence[Tally]) -> str:
-    """What was measured, for people; empty where nothing was."""
+def table(tallies: Sequence[Tally], step: int) -> str:
+    """What was measured up to a step, for people; empty where nothing was."""
     lines = []
     for tally in tallies:
         for range_, v in tally.by_range().items():
@@ -103,4 +111,6 @@ def table(tallies: Sequence[Tally]) -> str:
     if not any(tally.together["measured"] for tally in tallies):
         return ""
     head = f"  {'loss':<20} {'t':>8} {'measured':>9} {'|gradient|':>11} {'|plain|':>9} {'share':>7} {'cosine':>7}"
-    return "\n".join(["Was each loss heard? Gradients at the network's output, of a few pictures", head, *lines])
+    return "\n".join(
+        [f"Was each loss heard? Gradients at the network's output, of a few pictures up to step {step}", head, *lines]
+    )

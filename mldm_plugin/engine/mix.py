@@ -50,9 +50,12 @@ class PlainLoss:
 
         Args:
             whole: whether the host's own loss stays in the mix as it is, of whatever form: then it is asked, if it was
-                computed from the `model_pred` of the step itself, and its part of each image is taken n-fold.
+                computed from the `model_pred` of the step itself, and its part of each image is taken n-fold. The
+                squared error stands for it where something waits for that gradient to come by, as FSDP2 does on every
+                process, for this one alone must not call it.
         """
-        if whole and step.base_loss is not None and self.weighting is None:
+        called = bool(step.model_pred._backward_hooks)
+        if whole and step.base_loss is not None and self.weighting is None and not called:
             own = own_gradient(step.model_pred, step.base_loss)
             if own is not None:
                 return own * len(step)

@@ -198,7 +198,7 @@ class FacesPaper(_Faces):
 
     def _whole(self, arm: Arm) -> int:
         settings = load_preset(self.preset_of(arm).preset or "").training[TRAINER]
-        return self.steps or settings["num_train_epochs"] * (TRAINED // settings["train_batch_size"])
+        return self.steps or settings["num_train_epochs"] * -(-TRAINED // settings["train_batch_size"])
 
     def cost(self, arm: Arm) -> str:
         """Of a training of this arm."""
