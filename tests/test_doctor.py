@@ -236,6 +236,20 @@ def test_records_of_an_attached_run_lie_in_a_folder_of_theirs(lora):
     assert "fine: masked_lpips was applied to" in doctor(lora)[1]
 
 
+def test_a_run_may_be_called_as_a_network_in_it_is(controlnet_run, tmp_path, monkeypatch):
+    run = shutil.copytree(controlnet_run, tmp_path / "controlnet")
+    whole = doctor(run)[1]
+    assert "The run trained with the plain loss alone" in whole
+    inside = run / "checkpoint-2" / "controlnet"
+    inside.mkdir(parents=True)
+    for name in (CONTROLNET, "config.json"):
+        shutil.copy(run / name, inside)
+    for place in (run, inside.parent, inside):
+        monkeypatch.chdir(place)
+        assert doctor(".")[1] == whole
+    assert find_run(inside).records == run
+
+
 def test_a_controlnet_that_learnt_something(controlnet_run, tiny_pipeline):
     status, output = doctor(controlnet_run)
     assert status == 0, output

@@ -139,6 +139,15 @@ def test_a_loss_that_fails_is_named_with_its_place():
         stack(make_step((50,)))
 
 
+def test_a_loss_whose_has_fails_is_named_with_its_place():
+    stack = make_stack(Term("mine", PictureLoss(), 0.2))
+    stack.terms[0].loss = type("Broken", (PictureLoss,), {"has": lambda self, step: [1 / 0]})()
+    with pytest.raises(
+        LossError, match=r"loss 'mine' has a `has` that failed: ZeroDivisionError: .*\(.*test_term.py, line"
+    ):
+        stack(make_step((50,)))
+
+
 def test_a_loss_must_say_what_it_needs():
     class Silent:
         def __call__(self, step):

@@ -62,8 +62,11 @@ def find_run(what: Path, base: str | None = None, data: Path | None = None) -> R
 
 
 def _run_folder(folder: Path) -> Path:
-    """The run that a checkpoint, or a network inside one, is of."""
+    """The run that a checkpoint, or a network inside one, is of; a run may itself be called like one of these."""
+    folder = folder.resolve()
     while folder.name == "controlnet" or folder.name.startswith("checkpoint-"):
+        if any((folder / name).is_file() for name in (METRICS, ARGUMENTS, f"{ATTACHED}/{METRICS}")):
+            break
         folder = folder.parent
     return folder
 

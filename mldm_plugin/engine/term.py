@@ -109,9 +109,14 @@ class Term:
         """What the loss itself says of each image.
 
         Raises:
-            LossError: it does not say it of each.
+            LossError: it fails, or does not say it of each.
         """
-        own = list(map(bool, getattr(self.loss, "has")(step)))  # noqa: B009 - no part of the protocol
+        try:
+            own = list(map(bool, getattr(self.loss, "has")(step)))  # noqa: B009 - no part of the protocol
+        except MldmError:
+            raise
+        except Exception as error:
+            raise LossError(self._failed("has a `has` that failed", error)) from error
         if len(own) != len(step):
             raise LossError(f"loss {self.name!r} has a `has` that gave {len(own)} values for {len(step)} images.")
         return own
@@ -127,10 +132,7 @@ class Term:
         except MldmError:
             raise
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            raise LossError(
-                f"loss {self.name!r} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-            ) from error
+            raise LossError(self._failed("failed", error)) from error
         values, logs = given if isinstance(given, tuple) else (given, {})
         if tuple(logs) != self.logs:
             raise LossError(f"loss {self.name!r} logged {', '.join(logs) or 'nothing'}, its `logs` are {self.logs}.")
@@ -138,6 +140,10 @@ class Term:
             self._check(of_images, step)
         logs = {name: of_images.detach().float() for name, of_images in logs.items()}
         return (values.float().detach() if self.detach else values.float()), logs
+
+    def _failed(self, what: str, error: Exception) -> str:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"loss {self.name!r} {what}: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
     def _check(self, values: object, step: DiffusionStep) -> None:
         if not isinstance(values, Tensor) or values.shape != (len(step),) or not values.is_floating_point():
