@@ -290,10 +290,152 @@ def test_a_controlnet_is_compared_with_the_one_it_began_as(controlnet_run, tmp_p
     assert "No layer of" in output
 
 
+def write_lora(file, down, up, alpha=None, layer="unet.mid_block.to_q", about=None):
+    """A LoRA of one layer, in diffusers' names, and its α if it has one."""
+    tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    save_file(tensors | ({} if alpha is None else {f"{layer}.alpha": alpha}), file, about)
+    return file
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(", ".*to_q", ""])
+def test_a_strangers_patterns_are_not_run(tmp_path, pattern):
+    told = {METADATA: json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 2}})}
+    file = write_lora(tmp_path / LORA, torch.ones(2, 3), torch.ones(3, 2), layer="unet." + "a" * 40, about=told)
+    assert read_lora(file, None).unscaled == ["unet." + "a" * 40]
+    status, output = doctor(file)
+    assert status == 0
+    assert output.startswith("The LoRA could not be measured. Nothing is wrong, and ")
+    assert "worth a look: Not measured: 1 layer whose alpha the file does not tell" in output
+    assert "worth a look: No layer could be measured: whether the LoRA does anything is not known." in output
+
+
+@pytest.mark.parametrize(
+    ("pattern", "times"),
+    [("to_q", 3), ("block.to_q", 3), ("^mid.block.to_q", 3), ("o_q", 1), ("^to_q", 1), ("midXblock.to_q", 1)],
+)
+def test_a_pattern_names_a_layer_or_the_end_of_its_name(tmp_path, pattern, times):
+    about = {METADATA: json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {pattern: 6}})}
+    pair = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    (layer,) = read_lora(write_lora(tmp_path / LORA, *pair, layer="unet.mid.block.to_q", about=about), None).layers
+    assert layer.moved == pytest.approx(12 * times)
+
+
+ONES = torch.ones(2, 3), torch.ones(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told", "verdict"),
+    [
+        ((torch.ones(0, 3), torch.ones(3, 0)), {}, "could not be measured"),
+        ((torch.tensor(1.0), torch.tensor(1.0)), {}, "could not be measured"),
+        ((torch.ones(2), torch.ones(2)), {}, "could not be measured"),
+        ((torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 2, dtype=torch.int8)), {}, "could not be measured"),
+        ((*ONES, torch.ones(3)), {}, "could not be measured"),
+        ((*ONES, torch.tensor(float("nan"))), {}, "is broken"),
+        ((*ONES, torch.tensor(float("inf"))), {}, "is broken"),
+        ((torch.full((2, 3), 1e37).double() * 1e150, torch.full((3, 2), 1e37).double() * 1e150), {}, "is broken"),
+        (ONES, '{"unet.lora_alpha": NaN}', "could not be measured"),
+        (ONES, '{"unet.lora_alpha": 1e999}', "could not be measured"),
+        (ONES, '{"unet.lora_alpha": "4"}', "could not be measured"),
+        (ONES, f'{{"unet.lora_alpha": 1{"0" * 400}}}', "could not be measured"),
+        (ONES, '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}', "could not be measured"),
+        (ONES, "[" * 100_000, "could not be measured"),
+        ((torch.ones(200_000, 1), torch.ones(1, 200_000)), {}, "does something"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "",
+)
+def test_odd_tensors_and_settings_have_a_verdict(tmp_path, tensors, told, verdict):
+    file = write_lora(tmp_path / LORA, *tensors, about={METADATA: told} if told else None)
+    status, output = doctor(file)
+    assert output.startswith(f"The LoRA {verdict}. "), output
+    assert status == (verdict == "is broken")
+    assert "not found in" not in output
+
+
+def test_a_base_that_does_not_fit_is_said(tmp_path):
+    file = write_lora(tmp_path / LORA, *ONES)
+    for weight, words in (
+        (torch.ones(3), "of another shape"),
+        (torch.full((3, 3), float("nan")), "the base, holds NaN"),
+    ):
+        save_file({"mid_block.to_q.weight": weight}, tmp_path / "base.safetensors")
+        status, output = doctor(file, "--base", tmp_path / "base.safetensors")
+        assert status == 1
+        assert words in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_data_dir", 5),
+        ("train_data_dir", "a\0b"),
+        ("pretrained_model_name_or_path", ["a"]),
+        ("variant", 1),
+        ("resolution", "x"),
+        ("max_train_samples", -3),
+    ],
+)
+def test_arguments_of_another_kind_are_named(lora, name, value):
+    arguments = json.loads((lora / "arguments.json").read_text())
+    (lora / "arguments.json").write_text(json.dumps(arguments | {name: value}))
+    status, output = doctor(lora)
+    assert status == 1
+    assert f"arguments.json has {name}: {value!r}, expected " in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["arguments.json", "config.json", "metrics.jsonl", "preset.yaml"])
+def test_records_nested_without_end_are_no_traceback(lora, file):
+    (lora / file).write_text("[" * 100_000)
+    doctor(lora)
+
+
+def test_lines_that_are_no_numbers_are_counted(lora):
+    first = (lora / "metrics.jsonl").read_text().splitlines()[0]
+    odd = [
+        json.dumps(json.loads(first) | {"masked_lpips/gated": "3"}),
+        '{"loss": 1' + "0" * 400 + "}",
+        "[[1]]",
+        "nonsense",
+    ]
+    (lora / "metrics.jsonl").write_text("\n".join([*odd, first, '{"loss": 0.']))
+    output = doctor(lora)[1]
+    assert "worth a look: 4 lines of metrics.jsonl cannot be read" in output
+    assert "in 1 steps" in output
+    (lora / "metrics.jsonl").write_text("\n".join(odd))
+    assert "the run made no step" not in doctor(lora)[1]
+    endless = json.dumps(json.loads(first) | {"masked_lpips/gated": 0}).replace('"loss": ', '"loss": 1e999, "was": ')
+    (lora / "metrics.jsonl").write_text(endless + "\n")
+    assert "wrong: The loss was NaN or infinite in 1 of 1 steps." in doctor(lora)[1]
+
+
+def test_what_no_one_thought_of_is_told_in_one_line(lora):
+    line = {"face/gated": 1.7e308, "masked_lpips/gated": 1}
+    (lora / "metrics.jsonl").write_text("\n".join([json.dumps(line)] * 40))
+    status, output = doctor(lora)
+    assert status == 1
+    assert "is not as a training writes it (OverflowError: " in output
+    assert output.splitlines()[-1].startswith("mldm: Something in ")
+
+
+def test_names_cannot_steer_the_terminal(tmp_path):
+    name = "unet.\x1b[2J\n\u202eblock"
+    file = write_lora(tmp_path / LORA, *ONES, layer=name)
+    output = doctor(file, "--out", tmp_path / "doctor.png")[1]
+    assert "unet.?[2J??block" in output
+    write_lora(tmp_path / LORA, torch.full((2, 3), float("nan")), ONES[1], layer=name)
+    assert "unet.?[2J??block" in doctor(file)[1]
+    save_file({"\x1b[2J": torch.ones(2)}, tmp_path / LORA)
+    assert "are called ?[2J" in doctor(file)[1]
+
+
 def log_of(steps=100, images=100, settings=None, **numbers):
     line = {"step": 1, "loss": 0.1, "lr": 0.01, "ldm": 0.1, "face": 0.5, "face/gated": 1} | numbers
     losses = {"face": {"weight": 0.5, "max_timestep": 400} | (settings or {})}
     return Log([line] * steps, images, losses, {})
+
+
+QUIET = {"face/measured/t0-99": 1, "face/share/t0-99": 0.002, "face/share/t100-199": 0.009}
 
 
 @pytest.mark.parametrize(
@@ -310,6 +452,12 @@ def log_of(steps=100, images=100, settings=None, **numbers):
         (log_of(**{"face/nonfinite": 1}), "wrong", "face or its gradient was NaN or infinite each time"),
         (log_of(settings={"detach": True}), "worth a look", "face is detached by the preset"),
         (log_of(face=0.0), "worth a look", "face was 0 whenever it was applied"),
+        (log_of(**{"face/balance": 0.0}), "wrong", "none was ever measured: the run trained without it."),
+        (log_of(**{"face/balance": 3.0} | QUIET), "fine", "face was applied to 100"),
+        (log_of(**QUIET), "worth a look", "face is hardly heard: its gradient was at most 0.90% of that of the"),
+        (log_of(**QUIET | {"face/share/t200-399": 0.5}), "fine", "face was applied to 100"),
+        (log_of(steps=3, images=3, **QUIET), "fine", "face was applied to 3"),
+        (log_of(settings={"max_timestep": "x"}), "fine", "face was applied to 100"),
         (log_of(lr=0.0), "wrong", "The learning rate was 0 in all of the 100 steps"),
         (log_of(loss=None), "wrong", "The loss was NaN or infinite in 100 of 100 steps."),
         (log_of(steps=0), "wrong", "metrics.jsonl has no line"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mldm_plugin.doctor.layers import Changes, Layer, total
@@ -48,7 +48,7 @@ def read_controlnet(path: Path, start: Base | None) -> Changes:
 
 
 def _measure(module: str, tensors: dict[str, Tensor], start: Base | None, copied: bool, found: Changes) -> None:
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+    broken = [name for name, tensor in tensors.items() if not math.isfinite(tensor.double().norm().item())]
     if broken:
         found.broken += broken
         return

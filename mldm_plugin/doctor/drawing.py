@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mldm_plugin.doctor.layers import Changes, Layer
+from mldm_plugin.doctor.layers import Changes, Layer, printable
 from mldm_plugin.doctor.weights import percent
 from mldm_plugin.errors import MldmError
 from mldm_plugin.prepare.check import Report, contact_sheet
@@ -96,4 +96,4 @@ def block_of(layer: str) -> str:
     ('up_blocks 1', 'mid_block')
     """
     found = _BLOCK.search(layer.replace("lora_unet_", ""))
-    return " ".join(filter(None, found.groups())) if found else layer.split(".")[0][:20]
+    return " ".join(filter(None, found.groups())) if found else printable(layer.split(".")[0][:20])

@@ -36,6 +36,7 @@ class Changes:
         layers: what can be compared with what they began as; those of a LoRA begin at no change.
         zero: a ControlNet's zero convolutions, by which alone it reaches the U-Net.
         broken: tensors that hold NaN or infinity.
+        unscaled: layers of a LoRA whose α the file does not tell.
         misfits: layers whose shape is not that of the base.
         unmeasured: tensors of other kinds.
         tensors: how many there are in all.
@@ -46,6 +47,7 @@ class Changes:
     layers: list[Layer] = field(default_factory=list)
     zero: list[Layer] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    unscaled: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)
     tensors: int = 0
@@ -63,10 +65,19 @@ def total(norms: Iterable[float]) -> float:
     >>> total([3.0, 4.0])
     5.0
     """
-    return math.sqrt(sum(norm * norm for norm in norms))
+    return math.hypot(*norms)
 
 
 def total_share(layers: Sequence[Layer]) -> float | None:
     known = [layer for layer in layers if layer.base]
     base = total(layer.base or 0.0 for layer in known)
     return total(layer.moved for layer in known) / base if base else None
+
+
+def printable(text: str) -> str:
+    """Names of a stranger's file, so that they cannot steer a terminal.
+
+    >>> printable("to_q" + chr(27) + "[2J")
+    'to_q?[2J'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mldm_plugin.doctor.layers import Changes, Layer
+from mldm_plugin.doctor.layers import Changes, Layer, printable
 from mldm_plugin.doctor.tensors import DENOISER, Base, TensorFile
 from mldm_plugin.errors import MldmError
 
@@ -21,6 +21,10 @@ _NAME = re.compile(r"(?P<layer>.+?)[._](?:lora|lora_linear_layer)[._](?P<side>do
 _DOWN = ("down", "A")
 _ALPHA, _TUCKER = ".alpha", ".lora_mid.weight"
 _SETTINGS = "lora_adapter_metadata"  # under which diffusers keeps peft's settings in the file
+_LARGEST = 1e30  # of an α that is a number at all; chosen
+_PLAIN = re.compile(
+    r"\^?(?P<name>[\w.-]+)"
+)  # a pattern of peft's that is a name and no more; ^ if nothing may precede it
 _PARTS = {
     "unet.": DENOISER,
     "transformer.": DENOISER,
@@ -59,7 +63,7 @@ def read_lora(path: Path, base: Base | None) -> Changes:
     if not pairs:
         raise MldmError(
             f"{path} holds no LoRA of two matrices a layer (lora_down and lora_up, or lora_A and lora_B); its tensors "
-            f"are called {', '.join(file.names[:2]) or 'nothing'}."
+            f"are called {printable(', '.join(file.names[:2])) or 'nothing'}."
         )
     found = Changes("LoRA", tensors=len(file.names), unmeasured=[name for name in file.names if name not in pairs])
     settings = _settings(file)
@@ -81,32 +85,54 @@ def _pairs(file: TensorFile) -> Iterator[_Pair]:
             yield _Pair(layer, of[True], of[False], alpha if alpha in names else None)
 
 
-def _measure(pair: _Pair, file: TensorFile, settings: dict[str, object], base: Base | None, found: Changes) -> None:
-    down, up = file[pair.down], file[pair.up]
-    broken = [n for n, t in ((pair.down, down), (pair.up, up)) if not torch.isfinite(t.float()).all()]
-    if broken:
+def _measure(
+    pair: _Pair, file: TensorFile, settings: dict[str, object] | None, base: Base | None, found: Changes
+) -> None:
+    names = [name for name in (pair.down, pair.up, pair.alpha) if name]
+    tensors = {name: file[name] for name in names}
+    down, up = tensors[pair.down], tensors[pair.up]
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         found.broken += broken
         return
-    if up.flatten(1).shape[1] != len(down):
+    if not _fit(up, down):
         found.unmeasured += [pair.down, pair.up]
         return
     part, name = _part_of(pair.layer)
-    scale = _scale(part, name, len(down), None if pair.alpha is None else file[pair.alpha].item(), settings)
+    own = None if pair.alpha is None else tensors[pair.alpha]
+    scale = _scale(part, name, len(down), settings) if own is None else _own_scale(part, len(down), own, settings)
+    if scale is None:
+        found.unscaled.append(pair.layer)
+        return
+    moved = abs(scale) * product_norm(up, down)
+    if not math.isfinite(moved):
+        found.broken += names
+        return
     before = None if base is None else base.get(part, f"{name}.weight")
-    if before is not None and before.flatten(1).shape != (len(up), down.flatten(1).shape[1]):
+    shape = (len(up), down.flatten(1).shape[1])
+    if before is not None and (before.dim() < 2 or before.flatten(1).shape != shape):
         found.misfits.append(pair.layer)
         before = None
     norm = None if before is None else before.double().norm().item()
-    found.layers.append(Layer(pair.layer, abs(scale) * product_norm(up, down), norm))
+    found.layers.append(Layer(pair.layer, moved, norm))
+
+
+def _fit(up: Tensor, down: Tensor) -> bool:
+    """Whether they are B (out, r, …) and A (r, in, …) of numbers, none of these 0."""
+    if not all(side.is_floating_point() and side.dim() >= 2 and side.numel() for side in (up, down)):
+        return False
+    return up.flatten(1).shape[1] == len(down)
 
 
 def product_norm(up: Tensor, down: Tensor) -> float:
-    """‖B A‖ of B (out, r, …) and A (r, in, …), from matrices of r x r alone: ‖B A‖² = tr(BᵀB AAᵀ).
+    """‖B A‖ of B (out, r, …) and A (r, in, …), from matrices of r x r alone: ‖B A‖² = tr(BᵀB AAᵀ). Where r is more than
+    out or in, from B A itself, so that nothing larger than B and A is made.
 
     >>> product_norm(torch.tensor([[3.0], [0.0]]), torch.tensor([[0.0, 4.0]]))
     12.0
     """
     b, a = up.double().flatten(1), down.double().flatten(1)
+    if len(a) > min(len(b), a.shape[1]):
+        return (b @ a).norm().item()
     return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt().item()
 
 
@@ -118,22 +144,46 @@ def _part_of(layer: str) -> tuple[str, str]:
     return DENOISER, layer
 
 
-def _settings(file: TensorFile) -> dict[str, object]:
+def _settings(file: TensorFile) -> dict[str, object] | None:
+    """None where there are some that cannot be read."""
     try:
         return dict(json.loads(file.about.get(_SETTINGS, "{}")))
-    except (ValueError, TypeError):
-        return {}
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
-def _scale(part: str, name: str, rank: int, alpha: float | None, settings: dict[str, object]) -> float:
-    """α/r; 1 where nothing says α, as diffusers reads such a file. With rank-stabilised LoRA α/√r."""
-    prefix = next((p for p in ("unet", "transformer", part) if f"{p}.lora_alpha" in settings), part)
-    if alpha is None:
-        patterns = settings.get(f"{prefix}.alpha_pattern")
-        told = settings.get(f"{prefix}.lora_alpha", rank)
-        for pattern, own in (patterns if isinstance(patterns, dict) else {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", name):
-                told = own
-                break
-        alpha = float(told) if isinstance(told, (int, float)) else float(rank)
-    return alpha / (math.sqrt(rank) if settings.get(f"{prefix}.use_rslora") else rank)
+def _scale(part: str, name: str, rank: int, settings: dict[str, object] | None) -> float | None:
+    """α/r by the file's settings, None where they do not tell it; 1 where there are none, as diffusers reads such a
+    file. With rank-stabilised LoRA α/√r."""
+    if settings is None:
+        return None
+    prefix = _prefix(part, settings)
+    told = settings.get(f"{prefix}.lora_alpha", rank)
+    patterns = settings.get(f"{prefix}.alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        return None
+    for pattern, own in patterns.items():
+        plain = _PLAIN.fullmatch(pattern)
+        if plain is None:  # a regular expression, and that of a stranger: it is not run
+            return None
+        if name == plain["name"] or (pattern[0] != "^" and name.endswith(f".{plain['name']}")):
+            told = own
+            break
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not abs(told) < _LARGEST:
+        return None
+    return told / _divisor(rank, prefix, settings)
+
+
+def _own_scale(part: str, rank: int, alpha: Tensor, settings: dict[str, object] | None) -> float | None:
+    """The same with the α that the file has for this layer alone, None if that is not one number."""
+    told = settings or {}
+    return None if alpha.numel() != 1 else alpha.item() / _divisor(rank, _prefix(part, told), told)
+
+
+def _prefix(part: str, settings: dict[str, object]) -> str:
+    """What peft's settings of that network are called by."""
+    return next((p for p in ("unet", "transformer", part) if f"{p}.lora_alpha" in settings), part)
+
+
+def _divisor(rank: int, prefix: str, settings: dict[str, object]) -> float:
+    return math.sqrt(rank) if settings.get(f"{prefix}.use_rslora") else rank

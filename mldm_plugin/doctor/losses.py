@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mldm_plugin.doctor.run import Run
+from mldm_plugin.engine.heard import LEAST_PICTURES, LEAST_SHARE
 from mldm_plugin.evaluation.models import PROOF
 from mldm_plugin.prepare.remarks import Remark
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
@@ -34,12 +35,14 @@ class Log:
         images: that the run saw, as far as its flags tell; None where they are not known.
         losses: `losses:` of its preset, by name; None without a preset.
         gradients: of the start-up proof, by loss.
+        unread: lines of metrics.jsonl that cannot be read, but for the last, which is cut in a run that was killed.
     """
 
     steps: Sequence[Mapping[str, Any]]
     images: int | None
     losses: Mapping[str, Mapping[str, Any]] | None
     gradients: Mapping[str, float]
+    unread: int = 0
 
     def sum(self, key: str) -> int:
         return int(sum(step.get(key) or 0 for step in self.steps))
@@ -49,22 +52,26 @@ class Log:
 
 
 def read_log(run: Run, rows: int | None) -> Log | None:
-    """The records of a run; None where there are none. Lines that cannot be read are passed over: the last one of a
-    run that was killed is cut.
+    """The records of a run; None where there are none. What is not finite becomes None, as in what we write.
 
     Args:
         rows: of the training set, None where it is not here.
     """
     if run.records is None:
         return None
-    steps = []
-    for line in (run.records / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            steps.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    lines = (run.records / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+    read = [_step(line) for line in lines if line.strip()]
+    steps = [step for step in read if step is not None]
     images = images_of(len(steps), run.arguments, rows)
-    return Log(steps, images, _losses(run.records / PRESET), _gradients(run.records / PROOF))
+    return Log(steps, images, _losses(run.records / PRESET), _gradients(run.records / PROOF), read[:-1].count(None))
+
+
+def _step(line: str) -> dict[str, float | None] | None:
+    try:
+        step = dict(json.loads(line))
+        return {name: None if value is None or not math.isfinite(value) else value for name, value in step.items()}
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def images_of(steps: int, flags: Mapping[str, Any], rows: int | None) -> int | None:
@@ -93,8 +100,8 @@ def _losses(preset: Path) -> Mapping[str, Mapping[str, Any]] | None:
     """Read without the plugins that it was written with, which need not be there."""
     try:
         losses = yaml.safe_load(preset.read_text(encoding="utf-8")).get("losses") or {}
-        return {name: dict(settings or {}) for name, settings in losses.items()}
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return {str(name): dict(settings or {}) for name, settings in losses.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         return None
 
 
@@ -108,6 +115,13 @@ def _gradients(proof: Path) -> dict[str, float]:
 
 def remarks(log: Log) -> Iterator[Remark]:
     """All there is to say."""
+    if log.unread:
+        few = "1 line" if log.unread == 1 else f"{log.unread} lines"
+        yield Remark(
+            "worth a look", f"{few} of metrics.jsonl cannot be read: no numbers by name, as a run writes them."
+        )
+        if not log.steps:
+            return
     if not log.steps:
         yield Remark("wrong", "metrics.jsonl has no line: the run made no step.")
         return
@@ -136,16 +150,35 @@ def _of_term(term: str, log: Log) -> Remark:
         return _never(term, log, settings)
     if settings.get("detach"):
         return Remark("worth a look", f"{term} is detached by the preset: it was logged and trained nothing.")
+    if (factors := log.values(f"{term}/balance")) and factors[-1] == 0:
+        text = f"{term} is to be balanced by its gradient, and none was ever measured: the run trained without it."
+        return Remark("wrong", text)
     if log.gradients.get(term) == 0:
         return Remark("wrong", f"{term} had no gradient at the start ({PROOF}): it trained nothing.")
     if left_out >= gated:
         return Remark("wrong", f"{term} or its gradient was NaN or infinite each time: it trained nothing.")
     if not any(log.values(term)):
         return Remark("worth a look", f"{term} was 0 whenever it was applied: there was nothing to learn from it.")
+    if (share := _heard(term, log)) < LEAST_SHARE:
+        of = f"its gradient was at most {share:.2%} of that of the pictures it reaches"
+        text = f"{term} is hardly heard: {of}. Raise its weight, or use `balance: gradient`."
+        return Remark("worth a look", text)
     text = f"{term} was applied to {_of_images(gated, log)}"
     if left_out:
         return Remark("worth a look", f"{text}; {left_out} of them were left out, for NaN or infinity.")
     return Remark("fine", f"{text}{_expected(settings)}.")
+
+
+def _heard(term: str, log: Log) -> float:
+    """The largest of its last shares in the gradient, of all ranges of t; 1 where too little was measured, or where its
+    share is what was asked for."""
+    measured = sum(
+        value or 0 for step in log.steps for key, value in step.items() if key.startswith(f"{term}/measured/")
+    )
+    if measured < LEAST_PICTURES or log.values(f"{term}/balance"):
+        return 1.0
+    last = {key: value for step in log.steps for key, value in step.items() if key.startswith(f"{term}/share/")}
+    return max((share for share in last.values() if share is not None), default=1.0)
 
 
 def _never(term: str, log: Log, settings: Mapping[str, Any]) -> Remark:
@@ -173,7 +206,7 @@ def _expected(settings: Mapping[str, Any]) -> str:
 
 def _let_through(settings: Mapping[str, Any]) -> float | None:
     """The part of uniform timesteps up to T; None where the preset does not say."""
-    if "max_timestep" not in settings:
-        return None
-    limit = settings["max_timestep"]
-    return 1.0 if limit is None else min((int(limit) + 1) / _LEVELS, 1.0)
+    limit = settings.get("max_timestep", "unknown")
+    if limit is None:
+        return 1.0
+    return min((limit + 1) / _LEVELS, 1.0) if isinstance(limit, int) and limit >= 0 else None

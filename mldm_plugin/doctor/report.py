@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from mldm_plugin.doctor import losses, weights
 from mldm_plugin.doctor.data import look_at_data
-from mldm_plugin.doctor.layers import Changes
+from mldm_plugin.doctor.layers import Changes, printable
 from mldm_plugin.doctor.run import Run
+from mldm_plugin.errors import MldmError
 from mldm_plugin.prepare.check import Report, faults, told
 from mldm_plugin.prepare.remarks import Remark, verdict
 
@@ -35,11 +36,11 @@ class Answer:
         """For a terminal."""
         done = "" if self.changes is None else f"{weights.verdict_on(self.changes)} "
         yield done + verdict(self.said)
-        yield from map(told, self.said)
+        yield from map(printable, map(told, self.said))
         if self.data is not None:
-            yield from faults(self.data)
+            yield from map(printable, faults(self.data))
         if self.changes is not None:
-            yield from weights.table(self.changes)
+            yield from map(printable, weights.table(self.changes))
 
 
 def examine(run: Run) -> Answer:
@@ -48,6 +49,15 @@ def examine(run: Run) -> Answer:
     Raises:
         MldmError: a file that cannot be read, or is not what it should be.
     """
+    try:
+        return _examined(run)
+    except (ValueError, TypeError, OverflowError, KeyError, RecursionError) as error:
+        places = " or ".join(str(place) for place in (run.weights, run.records, run.data) if place is not None)
+        what = f"{type(error).__name__}: {printable(str(error)[:200])}"
+        raise MldmError(f"Something in {places} is not as a training writes it ({what}): is it whole?") from error
+
+
+def _examined(run: Run) -> Answer:
     changes = weights.read_changes(run)
     data, of_data = look_at_data(run)
     log = losses.read_log(run, None if data is None else data.counts["rows"])

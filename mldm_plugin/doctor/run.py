@@ -16,6 +16,15 @@ Kind = Literal["LoRA", "ControlNet"]
 CONTROLNET = "diffusion_pytorch_model.safetensors"
 ARGUMENTS = "arguments.json"
 ATTACHED = "mldm"  # the folder of an attached run's records, in that of the script
+# What is asked of a trainer's arguments, anywhere in this package; the others are not looked at.
+_TEXTS = (
+    "train_data_dir",
+    "dataset_name",
+    "pretrained_model_name_or_path",
+    "controlnet_model_name_or_path",
+    "variant",
+)
+_COUNTS = ("resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_processes")
 WHAT = (
     "Expected the folder of a run (with metrics.jsonl), a LoRA (a .safetensors file, or a folder with "
     f"{LORA}) or a ControlNet (a folder with its config.json)."
@@ -72,12 +81,24 @@ def _run_folder(folder: Path) -> Path:
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
+    remedy = "mend it, or move it away and say --base and --data."
     try:
-        return dict(json.loads((folder / ARGUMENTS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise MldmError(
-            f"{folder / ARGUMENTS} cannot be read ({error}): mend it, or move it away and say --base and --data."
-        ) from error
+        arguments = dict(json.loads((folder / ARGUMENTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise MldmError(f"{folder / ARGUMENTS} cannot be read ({error}): {remedy}") from error
+    for names, what, fits in ((_TEXTS, "text", _is_text), (_COUNTS, "a whole number, 0 or more", _is_count)):
+        for name in names:
+            if (value := arguments.get(name)) is not None and not fits(value):
+                raise MldmError(f"{folder / ARGUMENTS} has {name}: {value!r:.60}, expected {what}: {remedy}")
+    return arguments
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _weights(what: Path) -> tuple[Path | None, Kind | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -32,7 +33,10 @@ class TensorFile:
         self.about: dict[str, str] = self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, AttributeError, KeyError) as error:  # a kind of number that torch has not
+            raise MldmError(f"A tensor of {self._path} cannot be read ({error}).") from error
         return tensor
 
 
@@ -59,12 +63,20 @@ class Base:
         return len(self._places)
 
     def get(self, part: str, name: str) -> Tensor | None:
-        """A tensor of a part (`DENOISER`, text_encoder, …); None where there is none, or it is quantised."""
+        """A tensor of a part (`DENOISER`, text_encoder, …); None where there is none, or it is quantised.
+
+        Raises:
+            MldmError: it holds NaN or infinity.
+        """
         place = self._places.get((part, _plain(name)))
         if place is None:
             return None
         tensor = self._files[place[0]][place[1]]
-        return tensor if tensor.is_floating_point() else None
+        if not tensor.is_floating_point():
+            return None
+        if not torch.isfinite(tensor.float()).all():
+            raise MldmError(f"{place[0]}, the base, holds NaN or infinity: nothing can be compared with it.")
+        return tensor
 
 
 def find_base(name: str, variant: str | None = None) -> Base | None:

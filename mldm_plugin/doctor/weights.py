@@ -35,6 +35,8 @@ def verdict_on(changes: Changes) -> str:
     """What it comes to, in a sentence."""
     if changes.broken:
         does = "is broken"
+    elif not (changes.zero or changes.layers):
+        does = "could not be measured"
     elif not any(layer.moved for layer in changes.zero or changes.layers):
         does = "does nothing"
     else:
@@ -68,6 +70,10 @@ def _of_faults(changes: Changes) -> Iterator[Remark]:
             "or train anew with a lower --learning_rate."
         )
         yield Remark("wrong", text, tuple(changes.broken))
+    if changes.unscaled:
+        few = _count(len(changes.unscaled), "layer")
+        text = f"Not measured: {few} whose alpha the file does not tell by one number, or a name."
+        yield Remark("worth a look", text, tuple(changes.unscaled))
     if changes.misfits:
         few = _count(len(changes.misfits), "layer")
         text = f"{few} of another shape than in {changes.base}: the {changes.what} was trained on another model."
@@ -99,6 +105,9 @@ def _of_zero(changes: Changes) -> Iterator[Remark]:
 def _of_layers(changes: Changes) -> Iterator[Remark]:
     layers = changes.layers
     if not layers:
+        if not (changes.zero or changes.broken or changes.misfits):
+            text = f"No layer could be measured: whether the {changes.what} does anything is not known."
+            yield Remark("worth a look", text)
         return
     still = tuple(layer.name for layer in layers if layer.moved == 0)
     moved = part_of(len(layers) - len(still), len(layers), "layer has", "layers have") + " moved"
@@ -127,7 +136,7 @@ def _of_base(changes: Changes, wanted: str | None) -> Iterator[Remark]:
         why = f"{wanted} has no safetensors on this machine" if wanted else "nothing says what it was trained on"
         text = f"How far the layers moved is not compared with their base: {why}. Say it with --base."
         yield Remark("worth a look", text)
-    elif unknown or not (changes.layers or changes.misfits):
+    elif unknown or (changes.what == "ControlNet" and not (changes.layers or changes.misfits)):
         few = part_of(len(unknown), len(changes.layers), "layer is", "layers are") if unknown else "The layers are"
         text = f"{few} not found in {changes.base} by name: another kind of model, or other names for its layers."
         yield Remark("worth a look", text, unknown)

@@ -13,7 +13,7 @@ QUANTITIES = ("measured", "gradient", "whole", "plain", "cosine", "alone")
 REACHED = ("pictures", "faces", "hands")
 # Chosen. Four pictures are no accident where the share is off by a factor of ten and more, or where the gradients of
 # thousands of numbers each have a cosine that chance makes smaller than 0.05.
-_LEAST_PICTURES, _LEAST_SHARE, _AIM, _APART = 4, 0.01, 0.1, -0.2
+LEAST_PICTURES, LEAST_SHARE, _AIM, _APART = 4, 0.01, 0.1, -0.2
 _MANY_PICTURES = 64  # of all processes, of which the first alone measures. Chosen.
 
 
@@ -72,7 +72,7 @@ def complaints(tally: Tally, weight: float, room: float, factor: float | None = 
         factor: of one that is balanced, whose strength is then what was asked for.
     """
     found, sums = {}, tally.together
-    enough = sums["measured"] >= _LEAST_PICTURES
+    enough = sums["measured"] >= LEAST_PICTURES
     if factor == 0 and tally.reached[0] >= _MANY_PICTURES:
         found[f"{tally.name} unbalanced"] = (
             f"{tally.name} is to be balanced and reached {tally.reached[0]} pictures, but no gradient of it was "
@@ -80,7 +80,7 @@ def complaints(tally: Tally, weight: float, room: float, factor: float | None = 
         )
     if factor is None and enough and not sums["alone"]:
         found[f"{tally.name} quiet"] = f"{tally.name} has no gradient on the pictures it reaches: it trains nothing."
-    elif factor is None and enough and sums["gradient"] < _LEAST_SHARE * sums["whole"]:
+    elif factor is None and enough and sums["gradient"] < LEAST_SHARE * sums["whole"]:
         share = sums["gradient"] / sums["whole"]
         times = _AIM * (1 - share) / ((1 - _AIM) * share)  # so that it is _AIM of the whole
         remedy = f"raise its weight about {times:.0f} times or use `balance: gradient`"
@@ -89,7 +89,7 @@ def complaints(tally: Tally, weight: float, room: float, factor: float | None = 
         of = "of the gradient of the pictures it reaches"
         found[f"{tally.name} quiet"] = f"{tally.name} is {100 * share:.2g} % {of}: {remedy}."
     for range_, values in tally.by_range().items():
-        if values["measured"] >= _LEAST_PICTURES and values["cosine"] < _APART:
+        if values["measured"] >= LEAST_PICTURES and values["cosine"] < _APART:
             found[f"{tally.name} {range_}"] = (
                 f"{tally.name} and the plain loss pull apart at t {range_[1:]} (cosine {values['cosine']:.2f}): what "
                 "one learns there the other undoes; a lower weight or another max_timestep decides between them."

@@ -172,7 +172,7 @@ def class_of(folder: Path, file: str = "config.json") -> str | None:
     """What a configuration says that it is of; custom pipelines say their module, too."""
     try:
         named = json.loads((folder / file).read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return named[-1] if isinstance(named, list) and named else named
 
