@@ -13,7 +13,7 @@ import torch
 from evaluation_results import NASTY, difference, estimate, make_results
 from PIL import Image
 
-from mldm_plugin.evaluation import figures, report, showing, thumbnails
+from mldm_plugin.evaluation import figures, showing, thumbnails
 from mldm_plugin.evaluation.cases import Case
 from mldm_plugin.evaluation.digits import decimals
 from mldm_plugin.evaluation.figures import write_figures
@@ -23,6 +23,7 @@ from mldm_plugin.evaluation.notes import Notes, read_notes
 from mldm_plugin.evaluation.picture import FoundFace, Picture
 from mldm_plugin.evaluation.report import page, write_report
 from mldm_plugin.evaluation.thumbnails import around, embed, extreme_cases, gallery_cases, shown_cases
+from mldm_plugin.page import document
 
 EIGHT = tuple(f"model_{k}" for k in range(8))
 
@@ -166,7 +167,7 @@ def contrast(one, other):
 
 @pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
 def test_text_and_marks_stand_out(side):
-    found = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", report._asset("report.css"))
+    found = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", document.asset("page/assets/house.css"))
     colours = {name: pair[side] for name, *pair in found}
     for ground in ("paper", "card", "faint"):
         for text in ("ink", "muted", "accent", "better", "worse", "alarm"):
@@ -295,14 +296,14 @@ def shown(tmp_path, monkeypatch):
     """What a browser makes of results; `then` is a script that runs when the page is drawn."""
 
     def show(results, then="", width=1400):
-        asset = report._asset
+        asset = document.asset
         added = {
-            "core.js": lambda text: WATCH + text,
-            "page.js": lambda text: f"{text}\nsetTimeout(() => {{ {then} }}, 500);",
+            "evaluation/page/core.js": lambda text: WATCH + text,
+            "evaluation/page/page.js": lambda text: f"{text}\nsetTimeout(() => {{ {then} }}, 500);",
         }
-        monkeypatch.setattr(report, "_asset", lambda name: added.get(name, str)(asset(name)))
+        monkeypatch.setattr(document, "asset", lambda name: added.get(name, str)(asset(name)))
         (tmp_path / "page.html").write_text(page(results, embed(results, tmp_path)), encoding="utf-8")
-        monkeypatch.setattr(report, "_asset", asset)
+        monkeypatch.setattr(document, "asset", asset)
         flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000", "--dump-dom"]
         url = (tmp_path / "page.html").as_uri()
         run = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=120)

@@ -1,7 +1,7 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo, project → reproduce, faces → people_mini → training, attach, bench, doctor → evaluation → prepare →
-records, planning → data → engine → decode, preset, conditions → perceptual, plugins → errors
+cli → demo, project → reproduce, faces → people_mini → training, attach, bench → run_page → doctor → evaluation →
+prepare → records, planning, page → data → engine → decode, preset, conditions → perceptual, plugins → errors
 hooks → the public names of mldm_plugin, errors, perceptual and the names of conditions, never each other
 """
 
@@ -25,10 +25,12 @@ LAYERS = (
     {"decode", "preset", "conditions"},
     {"engine", "weights_first"},
     {"data"},
-    {"records", "planning"},
+    {"records", "planning", "page"},
     {"prepare"},
     {"evaluation"},
-    {"training", "attach", "bench", "doctor"},
+    {"doctor"},
+    {"run_page"},
+    {"training", "attach", "bench"},
     {"people_mini"},
     {"reproduce", "faces"},
     {"demo", "project"},

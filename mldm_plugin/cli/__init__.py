@@ -22,6 +22,7 @@ from mldm_plugin.cli import (
     plan,
     plugins,
     presets,
+    report,
     reproduce,
     sample,
     start,
@@ -63,6 +64,7 @@ main.add_command(losses.losses)
 main.add_command(plugins.plugins)
 main.add_command(weights.weights)
 main.add_command(doctor.doctor)
+main.add_command(report.report)
 main.add_command(new_loss.new_loss)
 main.add_command(data.data)
 main.add_command(start.start)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -72,6 +73,17 @@ def _step(line: str) -> dict[str, float | None] | None:
         return {name: None if value is None or not math.isfinite(value) else value for name, value in step.items()}
     except (ValueError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _step(line: str) -> dict[str, float | None] | None:
+    """The numbers of one line, None where that is not what it holds; a number that is not finite is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(v, (int, float, NoneType)) for v in found.values()):
+        return None
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 
 
 def images_of(steps: int, flags: Mapping[str, Any], rows: int | None) -> int | None:

@@ -22,11 +22,19 @@ class Answer:
         said: the gravest first.
         changes: of the weights; None where there are none.
         data: the training set; None where it is not here.
+        log: what was recorded; None where there are no records.
     """
 
     said: list[Remark]
     changes: Changes | None
     data: Report | None
+    log: losses.Log | None
+
+    @property
+    def verdict(self) -> str:
+        """What it comes to."""
+        done = "" if self.changes is None else f"{weights.verdict_on(self.changes)} "
+        return done + verdict(self.said)
 
     @property
     def wrong(self) -> bool:
@@ -34,8 +42,7 @@ class Answer:
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
-        done = "" if self.changes is None else f"{weights.verdict_on(self.changes)} "
-        yield done + verdict(self.said)
+        yield self.verdict
         yield from map(printable, map(told, self.said))
         if self.data is not None:
             yield from map(printable, faults(self.data))
@@ -43,8 +50,11 @@ class Answer:
             yield from map(printable, weights.table(self.changes))
 
 
-def examine(run: Run) -> Answer:
+def examine(run: Run, *, pictures: bool = True) -> Answer:
     """Look at weights, records and training set.
+
+    Args:
+        pictures: whether to look at the training set, which takes a while.
 
     Raises:
         MldmError: a file that cannot be read, or is not what it should be.
@@ -59,12 +69,12 @@ def examine(run: Run) -> Answer:
 
 def _examined(run: Run) -> Answer:
     changes = weights.read_changes(run)
-    data, of_data = look_at_data(run)
+    data, of_data = look_at_data(run) if pictures else (None, [])
     log = losses.read_log(run, None if data is None else data.counts["rows"])
     said = list(weights.remarks(changes, run.base)) if changes is not None else [_unfinished()]
     said += losses.remarks(log) if log is not None else [_no_records()]
     order = ("wrong", "worth a look", "fine")
-    return Answer(sorted([*said, *of_data], key=lambda remark: order.index(remark.grade)), changes, data)
+    return Answer(sorted([*said, *of_data], key=lambda remark: order.index(remark.grade)), changes, data, log)
 
 
 def _unfinished() -> Remark:

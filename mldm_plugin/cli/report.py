@@ -1,0 +1,36 @@
+"""`mldm report`: the page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="F.html",
+    help="The page (default: report.html in RUN, beside its metrics.jsonl).",
+)
+@click.option(
+    "--base", metavar="MODEL", help="What RUN was trained on: a pipeline's folder, a file, a name on the Hub."
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="What RUN was trained on: its pictures and masks.",
+)
+def report(run: Path, out: Path | None, base: str | None, data: Path | None) -> None:
+    """Write the page of the training RUN: one HTML file that asks nobody for anything.
+
+    What was trained and from what, whether it did anything, its panels as a film, its losses, how strong each was, its
+    pictures and masks, and the command that repeats it. RUN is the folder of a run of our trainers or of an attached
+    script, trained or training, or a file of weights.
+    """
+    from mldm_plugin.run_page.write import write_page
+
+    click.echo(f"look at {write_page(run, out, base, data)}")

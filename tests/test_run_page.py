@@ -1,0 +1,253 @@
+"""The page of a run: what it tells, of which files, and what a browser makes of it."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from browser import browser, needs_browser
+from click.testing import CliRunner
+from PIL import Image
+
+from mldm_plugin.cli import main
+from mldm_plugin.engine.heard import Tally
+from mldm_plugin.run_page import film as films
+from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
+from mldm_plugin.run_page.film import film
+from mldm_plugin.run_page.heard import heard, tally_of
+
+NASTY = "</script><img src=x onerror=alert(1)><!--\u2028"
+PROOF = """Start-up proof (convex mix): gradient of each loss at the network output
+  loss                  weight     T      value  |gradient|  verdict
+  masked_lpips             0.2   999    0.08222      0.0462  reaches the network; alexnet
+  decode(clean latents) resembles the picture: mean absolute error 0.038 of 2
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(train_lora, random_preset, tmp_path_factory):
+    """A finished run with losses on people, panels and measured gradients."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    flags = ["--loss-plugin", "mldm", "--preset", random_preset, "--panel_steps", 1, "--learning_rate", 0.01]
+    assert train_lora(run, *flags) == 0
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy that may be changed."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def report(*words):
+    result = CliRunner().invoke(main, ["report", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def page_of(run, *words):
+    assert report(run, *words)[0] == 0
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def told(html):
+    return json.loads(re.search(r'id="results">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_the_page_tells_what_the_run_was(run, tiny_data):
+    (run / "proof.txt").write_text(PROOF)
+    html = page_of(run)
+    page = told(html)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert page["verdict"].startswith("The LoRA does something.")
+    assert page["steps"]["done"] == len(steps)
+    assert dict(page["settings"])["on"] == str(tiny_data)
+    assert page["proof"]["rows"][0][0] == "masked_lpips"
+    assert len(page["proof"]["notes"]) == 1
+    curves = {one["name"]: one for one in page["curves"]}
+    assert curves.keys() >= {"loss", "ldm", "lr", "masked_lpips"}
+    assert curves["loss"]["mean"] == pytest.approx([step["loss"] for step in steps], rel=1e-5)
+    assert [frame["step"] for frame in page["film"]["frames"]] == list(range(1, len(steps) + 1))
+    assert page["heard"][0]["reached"]["pictures"] == sum(s.get("masked_lpips/pictures", 0) for s in steps) > 0
+    assert sum(v["measured"] for v in page["heard"][0]["ranges"].values()) > 0
+    assert page["data"]["counts"]["rows"] > 0
+    assert page["data"]["tiles"]
+    assert page["layers"]["bars"]
+    assert "--panel_steps 1" in page["command"]
+    assert page["command"].splitlines()[0].endswith("train_text_to_image_lora.py \\")
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    assert not re.search(r"(src|href)=[\"'](?!#)", html)
+
+
+def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
+    status, output = report(run, "--out", tmp_path / "far" / "page.html")
+    assert status == 0
+    assert str(tmp_path / "far" / "page.html") in output
+    assert (tmp_path / "far" / "page.html").is_file()
+    (tmp_path / "file").write_text("")
+    status, output = report(run, "--out", tmp_path / "file" / "page.html")
+    assert status == 1
+    assert "name another file" in output
+    assert report(tmp_path / "nowhere")[0] == 1
+
+
+def test_a_run_of_which_little_is_left(run):
+    for name in ("arguments.json", "preset.yaml"):
+        (run / name).unlink()
+    shutil.rmtree(run / "panels")
+    (run / "pytorch_lora_weights.safetensors").unlink()
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    page = told(page_of(run))
+    assert page["layers"] is page["command"] is page["proof"] is page["data"] is None
+    assert page["film"] == {"frames": [], "panels": 0}
+    assert page["curves"]
+    (run / "metrics.jsonl").write_text("")
+    page = told(page_of(run))
+    assert page["wrong"]
+    assert page["curves"] == page["heard"] == []
+
+
+def test_an_attached_run_keeps_its_page_with_its_records(run):
+    (run / "mldm").mkdir()
+    for name in ("metrics.jsonl", "preset.yaml", "panels"):
+        (run / name).rename(run / "mldm" / name)
+    (run / "arguments.json").unlink()
+    assert report(run)[0] == 0
+    page = told((run / "mldm" / "report.html").read_text(encoding="utf-8"))
+    assert page["film"]["frames"]
+    assert page["heard"]
+    assert page["command"] is None
+
+
+NO_STEPS = ["{", "[1, 2]", '"x"', '{"step": "two"}', '{"step": 9, "loss": {}}', "[" * 5000, "\x00", "null", ""]
+
+
+def test_lines_that_are_no_steps_are_passed_over(run):
+    before = told(page_of(run))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(f"{line}\n" for line in NO_STEPS)
+    assert told(page_of(run))["curves"] == before["curves"]
+
+
+def test_numbers_that_are_not_finite_are_holes(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss": NaN, "ldm": Infinity, "lr": null}\n')
+    page = told(page_of(run))
+    assert page["curves"][0]["mean"][-1] is None
+    assert any("NaN or infinite" in one["text"] for one in page["said"])
+
+
+def test_what_strangers_wrote_stays_text(run, make_data, tmp_path):
+    data = make_data(tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({**row, "text": NASTY}) + "\n" for row in rows)
+    (data / "metadata.jsonl").write_text(text)
+    (run / "proof.txt").write_text(PROOF.replace("alexnet", NASTY))
+    html = page_of(run, "--data", data)
+    assert html.count("<script") == html.count("</script>") == 2
+    assert "<img" not in html
+    assert told(html)["data"]["tiles"][0]["caption"] == NASTY
+
+
+def test_panels_that_cannot_be_read_are_left_out(run):
+    panel = sorted((run / "panels").iterdir())[0]
+    panel.write_bytes(b"no picture")
+    (run / "panels" / "step-x.png").write_bytes(b"")
+    found = film(run)
+    assert found["panels"] == len(found["frames"]) + 1
+
+
+def test_a_film_is_bounded(tmp_path, monkeypatch):
+    (tmp_path / "panels").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for step in range(100, 10_100, 100):
+        Image.fromarray(noise).save(tmp_path / "panels" / f"step-{step}.png")
+    found = film(tmp_path)
+    steps = [frame["step"] for frame in found["frames"]]
+    assert (len(steps), steps[0], steps[-1], found["panels"]) == (films.FRAMES, 100, 10_000, 100)
+    monkeypatch.setattr(films, "LARGEST", 5 * len(found["frames"][0]["src"]))
+    assert len(film(tmp_path)["frames"]) == 5
+
+
+# Numbers
+
+
+def test_many_steps_are_thinned_to_means_with_their_extremes():
+    steps = [{"step": k + 1, "loss": float(k % 2)} for k in range(100_000)]
+    line = curve(steps, "loss")
+    assert line["thinned"]
+    assert len(line["step"]) == POINTS
+    assert set(line["low"]) == {0.0}
+    assert set(line["high"]) == {1.0}
+    assert line["mean"] == pytest.approx([0.5] * POINTS)
+    assert line["smooth"] == pytest.approx([0.5] * POINTS, abs=1e-3)
+
+
+def test_each_picture_counts_the_same_in_a_loss_that_reaches_some():
+    steps = [{"step": 1, "face": 1.0, "face/gated": 3}, {"step": 2, "face": 5.0, "face/gated": 1}]
+    steps += [{"step": 3, "face": None, "face/gated": 0}]
+    steps = [steps[k % 3] | {"step": k} for k in range(1200)]
+    line = curve(steps, "face", "face/gated")
+    assert line["mean"][10] == pytest.approx((3 * 1 + 1 * 5) / 4)
+    assert line["smooth"][200] == pytest.approx(2.0, abs=0.05)
+    assert names_of(steps) == ["face"]
+
+
+def test_a_loss_by_range_has_points_where_it_was_logged():
+    steps = [{"step": k, "face/gated": 1} | ({"face/t0-99": 0.5 + k} if k % 10 == 0 else {}) for k in range(1, 51)]
+    found = by_range(steps, "face")
+    assert found.keys() == {"t0-99"}
+    assert found["t0-99"]["step"] == [10, 20, 30, 40, 50]
+    assert found["t0-99"]["mean"] == [10.5, 20.5, 30.5, 40.5, 50.5]
+
+
+def test_what_was_measured_is_put_together_again():
+    """From the lines alone comes what the run itself held, and so the same warnings."""
+    first = Tally("face", [[4.0] + [0.0] * 4, *([[x] + [0.0] * 4 for x in (0.02, 10.0, 9.0, -2.0, 1.0)])], [9, 5, 0])
+    second = Tally(
+        "face", [[2.0, 1.0] + [0.0] * 3, *([[x, x] + [0.0] * 3 for x in (0.01, 4.0, 3.0, -1.0, 1.0)])], [3, 1, 2]
+    )
+    steps = [{"step": 1, **first.logs()}, {"step": 2}, {"step": 4, **second.logs()}]
+    again = tally_of("face", steps)
+    first.add(second)
+    assert again.reached == first.reached == [12, 6, 2]
+    assert np.allclose(again.sums[:5], first.sums[:5])
+    (told_of,) = heard(["face"], steps, {"combine": "additive", "losses": {"face": {"weight": 0.5}}})
+    assert any("raise its weight" in text for text in told_of["said"])
+    assert any("pull apart at t 0-99" in text for text in told_of["said"])
+    assert told_of["share"]["t0-99"]["step"] == [1, 4]
+
+
+# In a browser
+
+
+@needs_browser
+def test_the_page_in_a_browser(run, tmp_path):
+    (run / "proof.txt").write_text(PROOF.replace("alexnet", NASTY))
+    page_of(run)
+    with browser(tmp_path / "profile") as page:
+        page.size(1280, 900)
+        page.open((run / "report.html").as_uri())
+        page.until("document.documentElement.dataset.drawn && document.querySelectorAll('#losses .trend').length")
+        assert page.value("document.querySelectorAll('img[src=x]').length") == 0
+        sections = page.value("[...document.querySelectorAll('section')].map((one) => one.id)")
+        assert sections == ["findings", "panels", "losses", "heard", "proof", "data", "layers", "repeat"]
+        step, picture = "document.querySelector('.film-step').value", "document.querySelector('.film img').src"
+        last, drawn = page.value(step), page.value(picture)
+        page.value("document.querySelector('.film').focus()")
+        page.key("ArrowLeft")
+        assert page.value(step) != last
+        assert page.value(picture) != drawn
+        page.key("ArrowRight")
+        assert page.value(step) == last
+        page.value("document.querySelector('#losses .chart').focus()")
+        page.key("ArrowRight")
+        assert "step 1" in page.value("document.getElementById('hint').textContent")
+        for width in (390, 1280):
+            page.size(width, 800, dark=True, mobile=width < 500)
+            page.until(f"innerWidth === {width}")
+            assert page.value("document.documentElement.scrollWidth") <= width
+        assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+        assert page.errors == []
