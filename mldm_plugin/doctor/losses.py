@@ -68,22 +68,14 @@ def read_log(run: Run, rows: int | None) -> Log | None:
 
 
 def _step(line: str) -> dict[str, float | None] | None:
-    try:
-        step = dict(json.loads(line))
-        return {name: None if value is None or not math.isfinite(value) else value for name, value in step.items()}
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-
-
-def _step(line: str) -> dict[str, float | None] | None:
     """The numbers of one line, None where that is not what it holds; a number that is not finite is none."""
     try:
         found = json.loads(line)
-    except (ValueError, RecursionError):
+        if not isinstance(found, dict) or not all(isinstance(v, (int, float, NoneType)) for v in found.values()):
+            return None
+        return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
+    except (ValueError, RecursionError, OverflowError):  # the last of an integer that no float holds
         return None
-    if not isinstance(found, dict) or not all(isinstance(v, (int, float, NoneType)) for v in found.values()):
-        return None
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 
 
 def images_of(steps: int, flags: Mapping[str, Any], rows: int | None) -> int | None:

@@ -60,14 +60,14 @@ def examine(run: Run, *, pictures: bool = True) -> Answer:
         MldmError: a file that cannot be read, or is not what it should be.
     """
     try:
-        return _examined(run)
+        return _examined(run, pictures)
     except (ValueError, TypeError, OverflowError, KeyError, RecursionError) as error:
         places = " or ".join(str(place) for place in (run.weights, run.records, run.data) if place is not None)
         what = f"{type(error).__name__}: {printable(str(error)[:200])}"
         raise MldmError(f"Something in {places} is not as a training writes it ({what}): is it whole?") from error
 
 
-def _examined(run: Run) -> Answer:
+def _examined(run: Run, pictures: bool) -> Answer:
     changes = weights.read_changes(run)
     data, of_data = look_at_data(run) if pictures else (None, [])
     log = losses.read_log(run, None if data is None else data.counts["rows"])

@@ -78,7 +78,7 @@ def complaints(tally: Tally, weight: float, room: float, factor: float | None = 
             f"{tally.name} is to be balanced and reached {tally.reached[0]} pictures, but no gradient of it was "
             "measured on the first process: it weighs nothing."
         )
-    if factor is None and enough and not sums["alone"]:
+    if factor is None and enough and weight and not sums["gradient"]:
         found[f"{tally.name} quiet"] = f"{tally.name} has no gradient on the pictures it reaches: it trains nothing."
     elif factor is None and enough and sums["gradient"] < LEAST_SHARE * sums["whole"]:
         share = sums["gradient"] / sums["whole"]

@@ -48,8 +48,8 @@ def heard(names: list[str], steps: Steps, preset: Mapping[str, Any]) -> list[dic
         if not any(tally.reached) and not tally.by_range():
             continue
         room = float("inf") if additive else 1 - (total - weights[name])
-        balanced = bool((settings.get(name) or {}).get("balance"))
-        said = complaints(tally, weights[name], room, balanced=balanced) if weights[name] else {}
+        factors = [step[key] for step in steps if (key := f"{name}/balance") in step]
+        said = complaints(tally, weights[name], room, factors[-1] if factors else None) if weights[name] else {}
         found.append(
             {
                 "name": name,
