@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mldm_plugin.cli import main
+from mldm_plugin.doctor.run import find_run
 from mldm_plugin.engine.heard import Tally
 from mldm_plugin.run_page import film as films
+from mldm_plugin.run_page import write
 from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard, tally_of
@@ -78,6 +80,58 @@ def test_the_page_tells_what_the_run_was(run, tiny_data):
     assert page["command"].splitlines()[0].endswith("train_text_to_image_lora.py \\")
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
     assert not re.search(r"(src|href)=[\"'](?!#)", html)
+
+
+def test_a_run_leaves_its_page_behind(finished):
+    page = told((finished / "report.html").read_text(encoding="utf-8"))
+    assert page["verdict"].startswith("The LoRA does something.")
+    assert page["data"] is None, "which would take a while"
+    assert page["again"] is None
+
+
+def test_a_page_that_cannot_be_written_is_a_line(run, capsys):
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    write.leave_page(run)
+    assert "the page of the run was not written" in capsys.readouterr().err
+    (run / "arguments.json").write_text("{")
+    write.leave_page(run)
+    assert f"mldm report {run} tries again" in capsys.readouterr().err
+
+
+def test_a_page_that_is_watched_follows_the_run(run, monkeypatch):
+    out, seen, waited = run / "report.html", [], []
+
+    def more_steps():
+        line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "step": 50}) + "\n")
+
+    def half_of_the_weights():
+        weights = run / "pytorch_lora_weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+
+    meanwhile = iter([lambda: None, more_steps, half_of_the_weights])
+
+    def sleep(seconds):
+        waited.append(seconds)
+        seen.append((told(out.read_text(encoding="utf-8")), out.stat().st_mtime_ns))
+        happens = next(meanwhile, None)
+        if happens is None:
+            raise KeyboardInterrupt
+        happens()
+
+    monkeypatch.setattr(write.time, "sleep", sleep)
+    assert report(run, "--watch", 7)[0] == 0
+    (first, at), (second, again_at), (third, _), (fourth, _) = seen
+    assert waited == [7, 7, 7, 7]
+    assert first["again"] == 7
+    assert at == again_at, "nothing had changed"
+    assert second["steps"]["done"] < third["steps"]["done"] == fourth["steps"]["done"] == 50
+    assert third["data"] == first["data"]
+    last = told(out.read_text(encoding="utf-8"))
+    assert last["again"] is None
+    assert last["steps"]["done"] == 50
 
 
 def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
@@ -250,4 +304,16 @@ def test_the_page_in_a_browser(run, tmp_path):
             page.until(f"innerWidth === {width}")
             assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+        assert page.errors == []
+
+
+@needs_browser
+def test_a_page_that_is_watched_stays_where_it_was(run, tmp_path):
+    (tmp_path / "page.html").write_text(write.page_of(find_run(run), "run", again=1), encoding="utf-8")
+    with browser(tmp_path / "profile") as page:
+        page.size(1280, 700)
+        page.open((tmp_path / "page.html").as_uri())
+        page.until("document.documentElement.dataset.drawn")
+        page.value("window.before = true; scrollTo({ top: 600, behavior: 'instant' })")
+        page.until("!window.before && document.documentElement?.dataset.drawn && Math.abs(scrollY - 600) < 3")
         assert page.errors == []

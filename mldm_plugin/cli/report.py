@@ -24,13 +24,22 @@ import click
     metavar="DIR",
     help="What RUN was trained on: its pictures and masks.",
 )
-def report(run: Path, out: Path | None, base: str | None, data: Path | None) -> None:
+@click.option(
+    "--watch",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    help="Write the page again every so often, while RUN trains; in a browser it follows. Ctrl-C ends it.",
+)
+def report(run: Path, out: Path | None, base: str | None, data: Path | None, watch: int | None) -> None:
     """Write the page of the training RUN: one HTML file that asks nobody for anything.
 
     What was trained and from what, whether it did anything, its panels as a film, its losses, how strong each was, its
     pictures and masks, and the command that repeats it. RUN is the folder of a run of our trainers or of an attached
     script, trained or training, or a file of weights.
     """
-    from mldm_plugin.run_page.write import write_page
+    from mldm_plugin.run_page import write
 
-    click.echo(f"look at {write_page(run, out, base, data)}")
+    if watch is not None:
+        write.watch(run, out, base, data, watch, lambda page: click.echo(f"look at {page}; Ctrl-C ends it"))
+        return
+    click.echo(f"look at {write.write_page(run, out, base, data)}")

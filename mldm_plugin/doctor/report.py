@@ -23,12 +23,18 @@ class Answer:
         changes: of the weights; None where there are none.
         data: the training set; None where it is not here.
         log: what was recorded; None where there are no records.
+        of_data: those of `said` that are of the training set.
     """
 
     said: list[Remark]
     changes: Changes | None
     data: Report | None
     log: losses.Log | None
+    of_data: list[Remark]
+
+    def beside(self, data: Report | None, of_data: list[Remark]) -> Answer:
+        """The same, with a training set that was looked at before."""
+        return Answer(_in_order([*self.said, *of_data]), self.changes, data, self.log, of_data)
 
     @property
     def verdict(self) -> str:
@@ -73,8 +79,12 @@ def _examined(run: Run, pictures: bool) -> Answer:
     log = losses.read_log(run, None if data is None else data.counts["rows"])
     said = list(weights.remarks(changes, run.base)) if changes is not None else [_unfinished()]
     said += losses.remarks(log) if log is not None else [_no_records()]
+    return Answer(_in_order([*said, *of_data]), changes, data, log, of_data)
+
+
+def _in_order(said: list[Remark]) -> list[Remark]:
     order = ("wrong", "worth a look", "fine")
-    return Answer(sorted([*said, *of_data], key=lambda remark: order.index(remark.grade)), changes, data, log)
+    return sorted(said, key=lambda remark: order.index(remark.grade))
 
 
 def _unfinished() -> Remark:

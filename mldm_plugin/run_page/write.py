@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from mldm_plugin.announce import announce
 from mldm_plugin.doctor.report import Answer, examine
 from mldm_plugin.doctor.run import Run, find_run
 from mldm_plugin.errors import MldmError
 from mldm_plugin.page.document import Design, document
 from mldm_plugin.records.files import write_text
+from mldm_plugin.records.metrics import FILE_NAME as METRICS
 from mldm_plugin.run_page.content import content
 
 NAME = "report.html"
@@ -52,6 +57,59 @@ def write_page(what: Path, out: Path | None = None, base: str | None = None, dat
     out = where(what, run) if out is None else out
     put(page_of(run, name_of(what)), out)
     return out
+
+
+def leave_page(folder: Path) -> None:
+    """Write the page of a run that has ended, from its records and weights alone: its pictures are not looked at again.
+
+    A page that cannot be written costs a line, never a run.
+    """
+    try:
+        run = find_run(folder)
+        out = where(folder, run)
+        put(page_of(run, name_of(folder), examine(run, pictures=False)), out)
+    except Exception as error:  # whatever it is, the run is trained and saved
+        announce(f"warning: the page of the run was not written ({error}); mldm report {folder} tries again.")
+    else:
+        announce(f"the run's page: {out}")
+
+
+def watch(
+    what: Path, out: Path | None, base: str | None, data: Path | None, seconds: int, tell: Callable[[Path], None]
+) -> None:
+    """Write the page again whenever there is more to show, until Ctrl-C; then once more, as one that stays as it is.
+
+    Looks at the training set once.
+
+    Args:
+        tell: is called with where the page is, when it is there.
+
+    Raises:
+        MldmError: as `write_page`, of the first time; later a file may be half written, and is read the next time.
+    """
+    run = find_run(what, base, data)
+    out, answer = where(what, run) if out is None else out, examine(run)
+    pictures, of_data = answer.data, answer.of_data
+    seen = _state(run)
+    put(page_of(run, name_of(what), answer, again=seconds), out)
+    tell(out)
+    try:
+        while True:
+            time.sleep(seconds)
+            with suppress(MldmError, OSError):
+                run = find_run(what, base, data)
+                if (now := _state(run)) != seen:
+                    answer = examine(run, pictures=False).beside(pictures, of_data)
+                    put(page_of(run, name_of(what), answer, again=seconds), out)
+                    seen = now
+    except KeyboardInterrupt:
+        put(page_of(run, name_of(what), answer), out)
+
+
+def _state(run: Run) -> object:
+    """What changes when there is more to show."""
+    files = [run.weights, None if run.records is None else run.records / METRICS]
+    return [None if file is None else (str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
 
 
 def put(page: str, out: Path) -> None:

@@ -22,15 +22,15 @@ def make_repository(flags: TrainerFlags) -> str:
 
 
 def upload(what: str, flags: TrainerFlags, repository: str, sampled: Sequence[Sampled]) -> None:
-    """Write a model card and upload the run folder, without its checkpoints' unfinished parts, and without panels/,
-    which show the photographs."""
+    """Write a model card and upload the run folder, without its checkpoints' unfinished parts, and without panels/
+    and report.html, which show the photographs."""
     folder = Path(flags.output_dir)
     write_model_card(what, flags, repository, folder, sampled)
     upload_folder(
         repo_id=repository,
         folder_path=folder,
         commit_message=f"Trained {what}",
-        ignore_patterns=["step_*", "epoch_*", ".*", "panels/*"],
+        ignore_patterns=["step_*", "epoch_*", ".*", "panels/*", "report.html"],
         token=flags.hub_token,
     )
 

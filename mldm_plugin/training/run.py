@@ -21,6 +21,7 @@ from mldm_plugin.errors import MldmError, NonFiniteLossError, RunFolderError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
 from mldm_plugin.records.metrics import MetricsFile
+from mldm_plugin.run_page.write import leave_page
 from mldm_plugin.training import hub
 from mldm_plugin.training.agreement import ReportedElsewhereError, together
 from mldm_plugin.training.asked import Asked, read
@@ -222,6 +223,8 @@ class Run:
         if self.evaluating is not None and self.accelerator.is_main_process and not stopped:
             self.accelerator.print(self.evaluating.file.conclusion())
         self.accelerator.end_training()
+        if self.accelerator.is_main_process and not stopped:
+            leave_page(self.folder)
 
     def claim_folder(self, kind: type[Trainer], preset: Preset | None) -> RunFolder:
         """The run folder, unless it is another run's, or a resume in it could not be exact. Writes nothing."""
