@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mldm_plugin.cli import main
-from mldm_plugin.doctor.drawing import chart
+from mldm_plugin.doctor.drawing import block_of, chart
 from mldm_plugin.doctor.layers import Changes, Layer
 from mldm_plugin.doctor.lora import product_norm, read_lora
 from mldm_plugin.doctor.losses import Log, images_of, remarks
@@ -387,7 +387,8 @@ def test_arguments_of_another_kind_are_named(lora, name, value):
 @pytest.mark.parametrize("file", ["arguments.json", "config.json", "metrics.jsonl", "preset.yaml"])
 def test_records_nested_without_end_are_no_traceback(lora, file):
     (lora / file).write_text("[" * 100_000)
-    doctor(lora)
+    for what in (lora, lora / LORA):
+        doctor(what)
 
 
 def test_lines_that_are_no_numbers_are_counted(lora):
@@ -419,14 +420,15 @@ def test_what_no_one_thought_of_is_told_in_one_line(lora):
 
 
 def test_names_cannot_steer_the_terminal(tmp_path):
-    name = "unet.\x1b[2J\n\u202eblock"
+    name = "unet.\x1b[2J\u202eblock"
     file = write_lora(tmp_path / LORA, *ONES, layer=name)
-    output = doctor(file, "--out", tmp_path / "doctor.png")[1]
-    assert "unet.?[2J??block" in output
-    write_lora(tmp_path / LORA, torch.full((2, 3), float("nan")), ONES[1], layer=name)
-    assert "unet.?[2J??block" in doctor(file)[1]
-    save_file({"\x1b[2J": torch.ones(2)}, tmp_path / LORA)
+    assert doctor(file)[1].splitlines()[-1].endswith("  unet.?[2J?block")
+    write_lora(file, torch.full((2, 3), float("nan")), ONES[1], layer=name)
+    assert "NaN or infinity" in (output := doctor(file)[1])
+    assert "unet.?[2J?block" in output
+    save_file({"\x1b[2J": torch.ones(2)}, file)
     assert "are called ?[2J" in doctor(file)[1]
+    assert block_of("\x1b[2J\n") == "?[2J?"
 
 
 def log_of(steps=100, images=100, settings=None, **numbers):
@@ -435,7 +437,7 @@ def log_of(steps=100, images=100, settings=None, **numbers):
     return Log([line] * steps, images, losses, {})
 
 
-QUIET = {"face/measured/t0-99": 1, "face/share/t0-99": 0.002, "face/share/t100-199": 0.009}
+QUIET = {"face/pictures": 1, "face/measured/t0-99": 1, "face/share/t0-99": 0.002, "face/share/t100-199": 0.009}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mldm_plugin.doctor.run import Run
-from mldm_plugin.engine.heard import LEAST_PICTURES, LEAST_SHARE
+from mldm_plugin.engine.heard import LEAST_PICTURES, LEAST_SHARE, REACHED
 from mldm_plugin.evaluation.models import PROOF
 from mldm_plugin.prepare.remarks import Remark
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
@@ -154,11 +154,11 @@ def _of_term(term: str, log: Log) -> Remark:
         return _never(term, log, settings)
     if settings.get("detach"):
         return Remark("worth a look", f"{term} is detached by the preset: it was logged and trained nothing.")
+    if log.gradients.get(term) == 0:
+        return Remark("wrong", f"{term} had no gradient at the start ({PROOF}): it trained nothing.")
     if (factors := log.values(f"{term}/balance")) and factors[-1] == 0:
         text = f"{term} is to be balanced by its gradient, and none was ever measured: the run trained without it."
         return Remark("wrong", text)
-    if log.gradients.get(term) == 0:
-        return Remark("wrong", f"{term} had no gradient at the start ({PROOF}): it trained nothing.")
     if left_out >= gated:
         return Remark("wrong", f"{term} or its gradient was NaN or infinite each time: it trained nothing.")
     if not any(log.values(term)):
@@ -176,12 +176,13 @@ def _of_term(term: str, log: Log) -> Remark:
 def _heard(term: str, log: Log) -> float:
     """The largest of its last shares in the gradient, of all ranges of t; 1 where too little was measured, or where its
     share is what was asked for."""
+    readings = [step for step in log.steps if f"{term}/{REACHED[0]}" in step]
     measured = sum(
-        value or 0 for step in log.steps for key, value in step.items() if key.startswith(f"{term}/measured/")
+        value or 0 for step in readings for key, value in step.items() if key.startswith(f"{term}/measured/")
     )
     if measured < LEAST_PICTURES or log.values(f"{term}/balance"):
         return 1.0
-    last = {key: value for step in log.steps for key, value in step.items() if key.startswith(f"{term}/share/")}
+    last = {key: value for step in readings for key, value in step.items() if key.startswith(f"{term}/share/")}
     return max((share for share in last.values() if share is not None), default=1.0)
 
 

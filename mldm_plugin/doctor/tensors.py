@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mldm_plugin.doctor.layers import printable
 from mldm_plugin.errors import MldmError
 
 DENOISER = "denoiser"  # U-Net or transformer
@@ -28,7 +29,7 @@ class TensorFile:
         try:
             self._file: Any = safe_open(path, "pt")
         except (SafetensorError, OSError) as error:
-            raise MldmError(f"{path} cannot be read as safetensors ({error}): is it whole?") from error
+            raise MldmError(f"{path} cannot be read as safetensors ({printable(str(error))}): is it whole?") from error
         self.names: list[str] = list(self._file.keys())
         self.about: dict[str, str] = self._file.metadata() or {}
 
@@ -36,7 +37,7 @@ class TensorFile:
         try:
             tensor: Tensor = self._file.get_tensor(name)
         except (SafetensorError, AttributeError, KeyError) as error:  # a kind of number that torch has not
-            raise MldmError(f"A tensor of {self._path} cannot be read ({error}).") from error
+            raise MldmError(f"A tensor of {self._path} cannot be read ({printable(str(error))}).") from error
         return tensor
 
 
