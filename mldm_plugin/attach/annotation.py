@@ -98,6 +98,41 @@ def annotate(
     )
 
 
+def annotate_frames(
+    frames: Sequence[Frame],
+    stored_of: Callable[[Mapping[str, Any], Frame | None, str], Stored],
+    offers: tuple[bool, bool],
+    pictures: Tensor | None = None,
+) -> Annotation:
+    """The annotation of pictures whose frames are known, for trainers that say themselves where they cut.
+
+    Args:
+        frames: of each picture; its `source` names it.
+        stored_of: what is on record of one, as `SideFolder` tells it.
+        offers: whether there are masks, and boxes, at all.
+        pictures: (N, 3, h, w) in [-1, 1]; where they are given, annotated ones are compared with their sources.
+
+    Raises:
+        DataError: what is stored cannot be read, or a frame is not one of this picture.
+    """
+    masks, boxes, on_record, placements = [], [], [], []
+    for row, frame in enumerate(frames):
+        stored = stored_of({}, frame, frame.source)
+        mask, inside = _warp(stored, frame, frame.size, frame.source)
+        masks.append(mask)
+        boxes.append(inside)
+        on_record.append(stored.mask is not None if offers[0] else stored.boxes is not None)
+        if pictures is not None and (bool(mask.any()) or len(inside)):
+            placements.append(check_placement(pictures[row], frame, {}, frame.source))
+    return Annotation(
+        names=tuple(f.source for f in frames),
+        person_mask=torch.stack(masks) if offers[0] else None,
+        face_boxes=FaceBoxes(boxes) if offers[1] else None,
+        on_record=tuple(on_record),
+        placements=tuple(p for p in placements if p is not None),
+    )
+
+
 def _name_of_pictures(examples: Sequence[Any]) -> str:
     if not examples or not all(isinstance(e, Mapping) for e in examples):
         raise DataError("the examples of the data set are not dictionaries; use the library form (docs/attach.md).")

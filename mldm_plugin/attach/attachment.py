@@ -92,10 +92,10 @@ class Attachment:
         self.settings = settings
         fetch_needed(self.preset, self.plugins)
         fill_when_parsed(settings.preset, settings.script, self.preset.training)
-        self._in_use = any(loss.weight > 0 for loss in self.preset.losses.values())
+        self.in_use = any(loss.weight > 0 for loss in self.preset.losses.values())
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
-            if settings.mask_dir is not None and self._in_use
+            if settings.mask_dir is not None and self.in_use
             else ExampleColumns(settings.mask_column, settings.face_boxes_column)
         )
         self.steps = 0
@@ -115,7 +115,7 @@ class Attachment:
         self._recognised = False
         self._whole = False  # the script's loss has another form, and additive keeps it as it is
         self._told_astray = False
-        if self._in_use:
+        if self.in_use:
             ledger.install()
 
     def collate(self, collate: Callable[[Any], Any] | None = None, *, strict: bool = True) -> Callable[[Any], Any]:
@@ -128,7 +128,7 @@ class Attachment:
             return collate
         kohyas = collate is not None and kohya_masks.is_collator(collate)
         self._kohya |= kohyas
-        if not self._in_use:
+        if not self.in_use:
             return collate or torch.utils.data.default_collate
         if collate is not None and kohyas:
             folder = self.stored_of if isinstance(self.stored_of, SideFolder) else kohya_masks.NoFolder()
@@ -152,7 +152,7 @@ class Attachment:
             return latents
         scope = Scope(variables)
         self._vae = self._vae or scope.get("vae")
-        if not self._in_use:
+        if not self.in_use:
             return latents
         placed, pictures = scope.batch.get(KEY), pictures_of(scope.batch)
         self._forget(variables)
@@ -316,7 +316,7 @@ class Attachment:
     def _build(self, scope: Scope) -> LossStack:
         refuse_unshown_in(scope.get("accelerator"))
         remedy = caching_flag(scope)
-        if remedy and self._in_use and self._cached is None and not self._kohya:
+        if remedy and self.in_use and self._cached is None and not self._kohya:
             raise DataError(
                 "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
                 f"known: {remedy}."

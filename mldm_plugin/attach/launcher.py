@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mldm_plugin import attach
-from mldm_plugin.attach import by_frame, kohya
+from mldm_plugin.attach import by_frame, kohya, onetrainer, trainers
 from mldm_plugin.attach.codemod import splice
 from mldm_plugin.attach.flags import build_parser, take
 from mldm_plugin.attach.script import read_script
@@ -40,14 +40,17 @@ def run(script: Path, flags: Sequence[str]) -> int:
     """
     text = read_script(script)
     settings, rest = take(flags, text, script.stem)
-    texts = {} if settings.by_frame else splice_all(text, script)
+    followed = trainers.is_onetrainer(text)
+    texts = {} if settings.by_frame or followed else splice_all(text, script)
     spliced = texts.pop(script, text)
     kohya.install(texts)
     attachment = attach.start(settings)
-    if settings.by_frame:
-        by_frame.install(attachment)
     sys.argv[:] = [str(script), *rest]
     sys.path[0] = str(script.resolve().parent)
+    if followed:
+        onetrainer.install(attachment, script)
+    elif settings.by_frame:
+        by_frame.install(attachment)
     status = _execute(spliced, script)
     if status == 0:
         attachment.finish()
@@ -60,6 +63,7 @@ def splice_all(text: str, script: Path) -> dict[Path, str]:
     Raises:
         MldmError: the script's layout is not one that can be followed.
     """
+    trainers.refuse_others(text, script)
     return kohya.splice(text, script) if kohya.is_script(text) else {script: splice(text, str(script))}
 
 

@@ -19,6 +19,8 @@ from mldm_plugin.data.annotations import check_mask_mode, parse_boxes
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare.stored import listed_rows
 
+_WHITE = 127  # of 255; what is whiter than this is the person. Chosen.
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -135,6 +137,20 @@ def _read_labels(path: Path) -> Tensor:
             return _labels(mask, str(path))
     except OSError as error:
         raise DataError(f"mask {path} cannot be read ({error}); replace it.") from error
+
+
+def read_white(path: Path) -> Tensor:
+    """A trainer's own mask, which is white where something is: uint8 (1, H, W), 1 there.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with PIL.Image.open(path) as mask:
+            white = np.asarray(mask.convert("L")) > _WHITE
+    except OSError as error:
+        raise DataError(f"mask {path} cannot be read ({error}); replace it.") from error
+    return torch.from_numpy(white.astype(np.uint8))[None]
 
 
 def _read_boxes(path: Path) -> Tensor:
