@@ -130,6 +130,7 @@ def a_training_loop(pipeline):
         "batch": batch,
         **batch,
         "preset": "mldm",
+        "steps_done": 1,
         "accelerator": SimpleNamespace(backward=lambda loss: loss.backward()),
     }
 
