@@ -300,11 +300,12 @@ def test_gradients_are_measured_beside_the_scripts_own_loss(tmp_path, capfd):
 def test_what_balances_a_loss_is_measured_anew_when_a_script_is_resumed_and_that_is_said(tmp_path, capfd):
     script = Script(tmp_path, LOSSES.replace("weight: 0.2", "weight: 0.2, balance: gradient"))
     script.more["global_step"] = 70
-    own, given = script.step(OPEN)
-    assert torch.equal(own, given)
+    for _ in range(4):  # to the second reading, at which four pictures are measured
+        own, given = script.step(OPEN)
+        assert torch.equal(own, given)
     assert "what balances masked_lpips is not in the script's checkpoints" in capfd.readouterr().err
     own, given = script.step(OPEN)
-    assert not torch.equal(own, given)  # measured in its first step
+    assert not torch.equal(own, given)
     records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [71, 72]
-    assert records[0]["masked_lpips/balance"] > 0
+    assert [r["step"] for r in records] == [71, 72, 73, 74, 75]
+    assert [r.get("masked_lpips/balance", 0) > 0 for r in records] == [False, False, False, True, False]
