@@ -32,6 +32,7 @@ from mldm_plugin.attach import onetrainer
 from mldm_plugin.attach.annotation import annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.onetrainer_frame import frame_of
 from mldm_plugin.errors import CheckError, DataError
 
 STAND_INS = Path(__file__).parent / "scripts" / "onetrainer"
@@ -133,7 +134,7 @@ def test_masks_follow_scaling_crops_and_flips_through_its_pipeline(pipeline, tmp
     turned = 0
     for index, scene in enumerate(SCENES):
         item = placed.get_item(0, index)
-        frame = onetrainer.frame(str(folder / f"{scene.name}.png"), item["mldm_frame"].tolist())
+        frame = frame_of(str(folder / f"{scene.name}.png"), item["mldm_frame"].tolist())
         picture = item["mldm_picture"].float() / 127.5 - 1
         turned += frame.affine[0] < 0
         annotation = annotate_frames([frame], masks, masks.offers({}), picture[None] / 0.9 + 1 / 9)
@@ -150,7 +151,7 @@ def test_a_rotation_is_told_and_not_guessed(pipeline, tmp_path):
     rotate = module_of(pipeline, "RandomRotate", lambda image, draw: transforms.rotate(image, 7.0))
     modules, *_ = chain(pipeline, folder, rotate)
     placed = next(m for m in modules if "mldm_frame" in m.get_outputs())
-    frame = onetrainer.frame(str(folder / "anna.png"), placed.get_item(0, 0)["mldm_frame"].tolist())
+    frame = frame_of(str(folder / "anna.png"), placed.get_item(0, 0)["mldm_frame"].tolist())
     assert "rotation" in frame.lost
     masks = onetrainer.MaskLabels()
     with pytest.raises(DataError, match="rotation by OneTrainer cannot be followed"):

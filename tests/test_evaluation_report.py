@@ -355,6 +355,7 @@ def test_the_page_opens_with_what_came_out_and_folds_what_too_few_cases_were_ask
     dom = shown(results)
     said = words(dom[dom.index('class="verdicts"') : dom.index('class="abstract"')])
     assert "Worse : faces are farther from the person (likeness 2." in said
+    assert re.search(r" mldm against base (Better|Worse) :", said)  # whose words they are
     assert "1 more on 1 photograph, too few to show anything" in said
     assert "of 3 metrics" in said
     few = dom[dom.index('<details class="few"') :]

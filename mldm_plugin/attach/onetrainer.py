@@ -23,17 +23,13 @@ from torch import Tensor
 
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
-from mldm_plugin.attach.frame import Frame, invert
+from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.loop import Loop
 from mldm_plugin.attach.on_record import SideFolder, Stored, read_white
+from mldm_plugin.attach.onetrainer_frame import FRAME, PICTURE, frame_of
 from mldm_plugin.errors import CheckError, DataError, MldmError
 
-FRAME, PICTURE = "mldm_frame", "mldm_picture"  # in OneTrainer's batch
 _CREATE = Path("modules", "util", "create.py")
-_TURNED = 1e-3  # sine of an angle that is none
-_PERSON = (
-    127  # of 255: OneTrainer's masks are white where something is; what is whiter than this is the person. Chosen.
-)
 
 
 def install(attachment: Attachment, script: Path) -> None:
@@ -158,7 +154,7 @@ class Steps:
             return {KEY: Fault("OneTrainer's batch came without frames: its data loader is not one that is followed.")}
         pictures = batch[PICTURE]
         frames = [
-            frame(path, numbers.tolist()) for path, numbers in zip(batch["image_path"], batch[FRAME], strict=True)
+            frame_of(path, numbers.tolist()) for path, numbers in zip(batch["image_path"], batch[FRAME], strict=True)
         ]
         try:
             shown = pictures.cpu().float() / 127.5 - 1 if self._checks_left > 0 else None
@@ -167,16 +163,6 @@ class Steps:
         except DataError as error:
             placed = Fault(str(error))
         return {"pixel_values": pictures, KEY: placed}
-
-
-def frame(path: str, numbers: list[float]) -> Frame:
-    """The frame of a picture, from the ten numbers in the batch: see `onetrainer_pipeline.Placed`."""
-    a, b, c, d, e, f, *sizes = numbers
-    source_width, source_height, width, height = map(round, sizes)
-    known = Frame(path, (source_width, source_height), (source_width, source_height))
-    if max(abs(b), abs(d)) > _TURNED * max(abs(a), abs(e)):
-        return known.lose("a rotation by OneTrainer")
-    return known.then(invert((a, 0.0, c, 0.0, e, f)), (width, height))
 
 
 def _packed(tensor: Tensor, latents: Tensor) -> Tensor:

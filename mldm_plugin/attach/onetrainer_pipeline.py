@@ -16,18 +16,14 @@ from mgds.PipelineModule import PipelineModule
 from mgds.pipelineModuleTypes.RandomAccessPipelineModule import (
     RandomAccessPipelineModule,
 )
-from torch import Tensor
 
-from mldm_plugin.attach.onetrainer import FRAME, PICTURE
+from mldm_plugin.attach.onetrainer_frame import FRAME, PICTURE, read_grid
 from mldm_plugin.errors import DataError
 
 IMAGE, LATENTS, GRID = "image", "latent_image", "mldm_grid"
 _LISTS = ("names", "additional_names", "split_names", "input_names", "output_names")  # of values that a module hands on
 _MOVES = {"ScaleCropImage", "RandomFlip", "RandomRotate", "RandomMaskRotateCrop"}
 _COLOURS = {"RandomBrightness", "RandomContrast", "RandomSaturation", "RandomHue"}
-_WHOLE = 0.999  # of a pixel: less, and rotation has mixed it with nothing
-_BORDER = 3  # pixels; bilinear filters reach no further
-_FEWEST = 16  # pixels to read a map of six numbers from
 
 
 class Grid(PipelineModule, RandomAccessPipelineModule):
@@ -50,11 +46,7 @@ class Grid(PipelineModule, RandomAccessPipelineModule):
 
 
 class Placed(PipelineModule, RandomAccessPipelineModule):
-    """Keeps what the grid has become, ten numbers, and the picture, uint8 (3, h, w).
-
-    The numbers: the map from picture to source, x = a u + b v + c, y = d u + e v + f; then width and height of the
-    source and of the picture.
-    """
+    """Keeps what the grid has become, ten numbers (see `onetrainer_frame`), and the picture, uint8 (3, h, w)."""
 
     def __init__(self, first: Grid) -> None:
         super().__init__()
@@ -78,28 +70,6 @@ class Placed(PipelineModule, RandomAccessPipelineModule):
             image = image[:, 0]
         picture = (image[:3].float() * 255).round().clamp(0, 255).to(torch.uint8)
         return {FRAME: torch.tensor([*read_grid(grid), *sizes]), PICTURE: picture}
-
-
-def read_grid(grid: Tensor) -> list[float]:
-    """The map from picture to source that a picture of coordinates (3, h, w) shows: a, b, c, d, e, f.
-
-    By least squares, in which what interpolation adds to single pixels averages out. Its border is left out, where
-    resizing has fewer neighbours to mix, and what rotation has filled with nothing.
-
-    Raises:
-        DataError: too little of the source is left.
-    """
-    whole = grid[2] > _WHOLE
-    for axis in (0, 1):
-        if grid.shape[1 + axis] > 4 * _BORDER:
-            for edge in (slice(_BORDER), slice(-_BORDER, None)):
-                whole[edge if axis == 0 else (slice(None), edge)] = False
-    rows, columns = whole.nonzero(as_tuple=True)
-    if len(rows) < _FEWEST:
-        raise DataError("OneTrainer has cut nearly all of a picture away: widen its crop.")
-    places = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows, dtype=torch.float32)], dim=1).double()
-    found = torch.linalg.lstsq(places.cpu(), grid[:2, rows, columns].T.double().cpu()).solution
-    return found.T.flatten().tolist()
 
 
 def carrying(definition: Iterable[Any]) -> list[Any]:

@@ -52,6 +52,7 @@ function verdict(name) {
   const [better, worse, rest] = [of('better'), of('worse'), of('not shown')];
   const own = better.filter((metric) => trainedOn(metric).some(([, models]) => models.includes(name)));
   return h('article', { class: `verdict ${colourOf(name)}` },
+    OTHERS.length > 1 && h('p', { class: 'whose' }, h('b', null, name), ` against ${FIRST}`),
     h('div', { class: 'conclusion' }, conclusion(name)),
     h('p', { class: 'sentence' }, h('b', null, name),
       better.length ? [' is ', h('strong', { class: 'better' }, `better than ${FIRST} in ${better.length}`)] :
