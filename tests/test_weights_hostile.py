@@ -1,8 +1,11 @@
 """Thousands of damaged files for each reader: each is read or refused in one line, and none does anything else.
 
 Two thousand in every run of the tests, for want of time; MLDM_MUTATIONS=10000 is what each reader has passed.
+Networks of onnxruntime are not read by us: ten thousand damaged ones are refused before it sees them, in every run.
 """
 
+import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -11,19 +14,22 @@ import resource
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save
 from tflite_files import Sparse, tflite_file
 from torch import Tensor
-from weights_entries import CONTENT, TENSORS, dlib_file, graph_model
+from weights_entries import CONTENT, TENSORS, dlib_file, graph_model, put
 
 from mldm_plugin.errors import WeightsError
-from mldm_plugin.perceptual.weights import dlib_dat, readers, tensors
+from mldm_plugin.perceptual.weights import WEIGHT_FILES, Address, Addresses, dlib_dat, readers, tensors
 from mldm_plugin.perceptual.weights.archives import take, take_bz2
 from mldm_plugin.perceptual.weights.readers import read_files
+from mldm_plugin.prepare.faces import scrfd
 
 MUTATIONS = int(os.environ.get("MLDM_MUTATIONS", "2000"))
 MOST_MORE_MEMORY = 1 << 29  # bytes: no damaged header makes a reader ask for its ten gigabytes
@@ -88,7 +94,7 @@ def refused(read, content: bytes) -> str | None:
     return None
 
 
-def fuzz(content: bytes, read) -> int:
+def fuzz(content: bytes, read, mutations: int = MUTATIONS) -> int:
     """Let `read` read damaged files; returns how many it took for whole."""
     global watching
     chance = random.Random(0)
@@ -96,7 +102,7 @@ def fuzz(content: bytes, read) -> int:
     taken = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen.clear()
-    for _ in range(MUTATIONS):
+    for _ in range(mutations):
         mutated = damaged(content, chance)
         watching = True
         refusal = refused(read, mutated)
@@ -215,7 +221,7 @@ def test_damage_in_the_cache_is_always_noticed(tmp_path):
     fuzz(path.read_bytes(), read)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_damaged_archives_give_the_member_or_nothing(tmp_path, kind):
     name = "tiny-1.0/tiny.st"
     stream = io.BytesIO()
@@ -229,6 +235,7 @@ def test_damaged_archives_give_the_member_or_nothing(tmp_path, kind):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
+    whole = gzip.compress(stream.getvalue(), mtime=0) if kind == "tar.gz" else stream.getvalue()
     folder = tmp_path / "in"
     folder.mkdir()
     (tmp_path / "out").mkdir()
@@ -239,7 +246,7 @@ def test_damaged_archives_give_the_member_or_nothing(tmp_path, kind):
         take(path, {name: (out, len(CONTENT))}, zipped=kind == "zip")
         assert out.stat().st_size == len(CONTENT)
 
-    fuzz(stream.getvalue(), read)
+    fuzz(whole, read)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] in (["archive", "taken"], ["taken", "archive"])
 
 
@@ -254,6 +261,63 @@ def test_damaged_bzip2_files_give_the_content_or_nothing(tmp_path):
         assert out.stat().st_size == len(CONTENT)
 
     fuzz(bz2.compress(CONTENT), read)
+
+
+def network_of_onnxruntime() -> bytes:
+    """An ONNX file of one operator."""
+    information = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in "ab"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["a"], ["b"])], "g", information[:1], information[1:])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
+class Detector:
+    """What insightface makes of a network; no more of it is asked here."""
+
+    taskname = "detection"
+
+    def prepare(self, *_, **options):
+        pass
+
+
+def test_damaged_networks_of_onnxruntime_never_reach_it(weights_cache, monkeypatch):
+    """It is no reader of ours; what it makes of a hostile file nobody knows, so each load checks the digest first."""
+    import insightface.model_zoo
+    import onnxruntime
+
+    reached = []
+
+    def opened(path, *_, **options):
+        reached.append(Path(path).read_bytes())
+        return Detector()
+
+    monkeypatch.setattr(insightface.model_zoo, "get_model", opened)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    content = network_of_onnxruntime()
+    sha256 = hashlib.sha256(content).hexdigest()
+    address = Address("file:///nowhere/x", "det_10g.onnx", sha256, len(content))
+    put(monkeypatch, Addresses("onnx", (address,)), name=scrfd.WEIGHTS, digest=None)
+    weights_cache.mkdir()
+    path = weights_cache / "det_10g.onnx"
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        reached.clear()
+        scrfd.load_network.cache_clear()
+        try:
+            scrfd.load_network(0.5, 640)
+        finally:
+            assert reached == [content] * (mutated == content)
+
+    assert fuzz(content, read, 10_000) < 100  # damage may write what was there
+    scrfd.load_network.cache_clear()
+    assert [p.name for p in weights_cache.iterdir()] == ["det_10g.onnx"]
+
+
+def test_no_reader_is_left_out():
+    """Of the table's readers each is one of the above."""
+    fuzzed = {*FILES, "dlib", "faceres"}
+    assert fuzzed == set(readers.READERS)
+    assert fuzzed | {"onnx"} == {source.reader for file in WEIGHT_FILES.values() for source in file.sources}
 
 
 @pytest.mark.parametrize("reader", ["arrays", "flax_trunk", "torch", "torchvision_trunk", "mtcnn"])

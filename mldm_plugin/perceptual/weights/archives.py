@@ -24,6 +24,7 @@ DAMAGED = (
     ValueError,
     RuntimeError,  # also of an encrypted member
     NotImplementedError,
+    TypeError,  # tarfile's, where a gzip header ends early
     OSError,  # gzip's and bzip2's word for a damaged stream
 )
 

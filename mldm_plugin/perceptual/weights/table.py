@@ -126,7 +126,7 @@ _TABLE = (
             ),
         ),
         digest="e3e1474020851123e0f647c5b774995c027924313bb50860a688c577203c626e",
-        size=22_452_000,
+        size=22_435_504,
     ),
     # cydonia999/VGGFace2-pytorch publishes no digest. The file is read as arrays alone.
     WeightFile(
@@ -242,7 +242,7 @@ _TABLE = (
             ),
         ),
         digest="851a305d8e0ca51075919794b1a189e47846e066f391ba417a468c4cbb7c678a",
-        size=1_984_000,
+        size=1_987_896,
         instead="`--faces keypoints` and `--faces none` need none",
     ),
     # No digest is published by insightface: this is the one that Hugging Face computed of immich-app/buffalo_l's copy.
@@ -344,7 +344,7 @@ _TABLE = (
         "selfie_segmentation/selfie_segmentation",
         249_505,
         "a3b76f5321e440e29e38ef5c33f0f13599d83e11021c343815cb38b0c05a5db0",
-        235_230,
+        235_430,
         instead="give masks of your own",
     ),
 )
