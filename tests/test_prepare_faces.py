@@ -88,18 +88,19 @@ def test_annotated_gives_the_boxes_of_the_annotation():
 
 # Keypoints
 
-# Nose, left eye (at the image's right), right eye, left ear, right ear of nine photographed faces, set by hand; None
-# where it is hidden. Before them the face's box, drawn by somebody who did not see the points.
+# Nose, left eye (at the image's right), right eye, left ear, right ear, set by hand; None where it is hidden. Before
+# them the face's box, made without a look at the points: of scikit-image's astronaut and matplotlib's Grace Hopper drawn, of
+# openpeople's pictures MTCNN's (people_mini/openpeople.json).
 BY_HAND = [
     ((179, 74, 273, 181), [(225, 124), (247, 103), (203, 101), (273, 129), (177, 124)]),
     ((178, 128, 357, 334), [(268, 237), (305, 186), (222, 191), (360, 219), (169, 224)]),
-    ((5, 0, 84, 112), [(52, 75), (72, 50), (36, 51), None, None]),
-    ((64, 258, 166, 398), [(118, 341), (129, 308), (83, 330), None, None]),
-    ((274, 148, 372, 268), [(312, 225), (322, 192), (291, 213), (381, 178), None]),
-    ((463, 258, 577, 428), [(505, 353), (538, 330), (487, 314), (578, 349), None]),
-    ((746, 334, 850, 481), [(779, 419), (796, 403), (760, 396), (859, 400), None]),
-    ((906, 54, 1022, 208), [(925, 148), (943, 108), (913, 114), (1030, 104), None]),
-    ((1135, 258, 1233, 401), [(1168, 345), (1190, 330), (1149, 331), None, None]),
+    # studio_portrait of P001 and P007, amateur_selfie of P003 and P005; the profiles of P004 and P006
+    ((612, 389, 1417, 1519), [(1022, 1069), (1205, 853), (832, 853), (1417, 1022), (635, 1022)]),
+    ((664, 391, 1399, 1424), [(1029, 1025), (1207, 806), (861, 806), (1405, 981), (656, 981)]),
+    ((715, 487, 1235, 1205), [(1009, 931), (1099, 779), (849, 779), (1230, 800), (660, 826)]),
+    ((466, 592, 1282, 1699), [(948, 1265), (1108, 1035), (733, 1028), None, (450, 1064)]),
+    ((889, 221, 1090, 520), [(1095, 401), None, (1035, 341), None, (878, 380)]),
+    ((748, 243, 916, 476), [(753, 382), (811, 329), None, (955, 358), None]),
 ]
 
 
@@ -108,10 +109,10 @@ def coco(points, rest=12):
     return [float(v) for p in points for v in ((0, 0, 0) if p is None else (*p, 2))] + [0.0] * 3 * rest
 
 
-def test_boxes_from_keypoints_are_close_to_those_that_were_drawn():
-    """Without any constant fitted to them: mean IoU 0.74, least 0.64."""
+def test_boxes_from_keypoints_are_close_to_those_of_somebody_else():
+    """Without any constant fitted to them: mean IoU 0.82, least 0.66, of a profile."""
     ious = [iou(face_box(coco(points)), box) for box, points in BY_HAND]
-    assert np.mean(ious) > 0.7
+    assert np.mean(ious) > 0.75
     assert min(ious) > 0.6
 
 

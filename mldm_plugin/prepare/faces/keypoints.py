@@ -26,7 +26,7 @@ HEAD = np.array(
     ]
 )
 NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = range(5)
-HEIGHT = 1.35  # of the oval from chin to hairline, in breadths: 190 mm to 140 mm; nine photographs have 1.33
+HEIGHT = 1.35  # of the oval from chin to hairline, in breadths: 190 mm to 140 mm
 # Of MTCNN's boxes to these, from eyes and nose: the medians of openpeople's 200 faces (tests/benchmarks/face_boxes.py).
 PLACEMENT = Placement(extent=0.974, down=0.014)
 LEAST_BREADTH = 2.0  # pixels; chosen: the points of a smaller face are not told apart
