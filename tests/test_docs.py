@@ -308,6 +308,11 @@ def test_what_an_evaluation_measures_without_a_plugin_has_a_card_too():
     assert all(f"({name}.md)" in readme for name in ("one_step", *entries))
 
 
+def test_nothing_that_the_readme_shows_is_random():
+    """No preset that it names is (tests/test_preset.py), nor does it ask for random weights itself."""
+    assert not re.search(r"\brandom\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.I)
+
+
 SECTIONS = ["Use", "Options", "Suggested values", "Cost", "Marks", "Attribution"]
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 
 from mldm_plugin.people_mini import CLASSIFIER, PIPELINE
 from mldm_plugin.people_mini.__main__ import main
@@ -15,9 +16,25 @@ from mldm_plugin.people_mini.who import PEOPLE
 def test_it_is_small_and_in_half_precision():
     assert sum(f.stat().st_size for f in PIPELINE.rglob("*") if f.is_file()) < 40e6
     assert CLASSIFIER.stat().st_size < 6e6
-    assert json.loads((PIPELINE / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    for path in PIPELINE.rglob("*.safetensors"):
+        with safe_open(path, "pt") as opened:
+            assert {opened.get_slice(name).get_dtype() for name in opened.keys()} == {"F16"}, path  # noqa: SIM118
     assert set(PEOPLE) == set(TRAINED_PEOPLE)
     assert not set(PEOPLE) & {*TUNING_PEOPLE, *TEST_PEOPLE}
+
+
+def test_it_has_the_architecture_and_the_files_of_stable_diffusion_1():
+    def config(name):
+        return json.loads((PIPELINE / name).read_text())
+
+    assert config("model_index.json")["_class_name"] == "StableDiffusionPipeline"
+    unet, vae, text = (config(f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
+    assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert (unet["in_channels"], unet["out_channels"], vae["latent_channels"]) == (4, 4, 4)
+    assert len(vae["block_out_channels"]) == 4  # each after the first halves the picture
+    assert 8 * unet["sample_size"] >= 128
+    assert text["architectures"] == ["CLIPTextModel"]
+    assert unet["cross_attention_dim"] == text["hidden_size"]
 
 
 def test_it_draws_what_the_caption_says(tmp_path):

@@ -79,6 +79,12 @@ def test_a_preset_says_which_licences_it_rests_on(name, plugins):
     assert networks or line == "no network's but the model's own."
 
 
+@pytest.mark.parametrize("name", built_in_presets())
+def test_no_built_in_preset_has_random_networks(name, plugins):
+    losses = load_preset(name, plugins=plugins).losses.values()
+    assert {loss.options.get("weights", "pretrained") for loss in losses} <= {"pretrained"}
+
+
 @pytest.mark.parametrize(("name", "paper"), [("mldm-open", "mldm"), ("mldm-open-t400", "mldm-t400")])
 def test_the_open_presets_differ_from_the_papers_in_the_face_network_alone(name, paper, plugins):
     one, other = (yaml.safe_load(load_preset(n, plugins=plugins).dump()) for n in (name, paper))
