@@ -89,8 +89,8 @@ def test_annotated_gives_the_boxes_of_the_annotation():
 # Keypoints
 
 # Nose, left eye (at the image's right), right eye, left ear, right ear, set by hand; None where it is hidden. Before
-# them the face's box, made without a look at the points: of scikit-image's astronaut and matplotlib's Grace Hopper drawn, of
-# openpeople's pictures MTCNN's (people_mini/openpeople.json).
+# them the face's box, made blind to the points: of scikit-image's astronaut and matplotlib's Grace Hopper drawn,
+# of openpeople's pictures MTCNN's (people_mini/openpeople.json).
 BY_HAND = [
     ((179, 74, 273, 181), [(225, 124), (247, 103), (203, 101), (273, 129), (177, 124)]),
     ((178, 128, 357, 334), [(268, 237), (305, 186), (222, 191), (360, 219), (169, 224)]),
