@@ -274,3 +274,61 @@ def test_the_runs_of_a_folder_and_a_name_like_it_are_offered(tmp_path):
         parse_models([f"a={tmp_path / 'anna'}"], "base")
     with pytest.raises(MldmError, match=rf"Did you mean {tmp_path}/anna\?"):
         parse_models([f"a={tmp_path / 'ana'}"], "base")
+
+
+def of_kohya(lora):
+    """The tensors of diffusers' LoRA under the names that sd-scripts gives them, with its alpha."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for name, value in load_file(lora / LORA).items():
+        module, _, part = name.removeprefix("unet.").partition(".lora.")
+        place = f"lora_unet_{module.replace('.', '_')}"
+        found[f"{place}.lora_{part}"] = value.contiguous()
+        found[f"{place}.alpha"] = torch.tensor(2.0)  # of rank 2: the factor is 1
+    return found
+
+
+def test_a_lora_of_kohyas_draws_as_the_same_one_of_diffusers(tiny_pipeline, lora, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(of_kohya(lora), tmp_path / "anna.safetensors", metadata={"ss_network_module": "networks.lora"})
+    (model,) = parse_models([f"a={tmp_path / 'anna.safetensors'}"], str(tiny_pipeline))
+    assert model.runs[0].kind == "lora"
+    theirs, ours = (load_pipeline(run, *CPU) for run in (model.runs[0], Run(str(lora), "lora", str(tiny_pipeline))))
+    plain = load_pipeline(Run(str(tiny_pipeline), "pipeline"), *CPU)
+    place = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    assert torch.equal(weights(theirs)[place], weights(ours)[place])
+    assert not torch.equal(weights(theirs)[place], weights(plain)[place])
+    halved = {name: value / 2 if name.endswith("alpha") else value for name, value in of_kohya(lora).items()}
+    save_file(halved, tmp_path / "half.safetensors")
+    half = load_pipeline(Run(str(tmp_path / "half.safetensors"), "lora", str(tiny_pipeline)), *CPU)
+    gaps = [weights(of)[place] - weights(plain)[place] for of in (half, theirs)]
+    torch.testing.assert_close(2 * gaps[0], gaps[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("out", "out", "out"), ("last", "at", "epoch")], ids=["named", "unnamed"])
+def test_the_output_folder_of_sd_scripts_has_its_epochs_and_steps_ranked(lora, tiny_pipeline, tmp_path, names):
+    """By the names that it gives files, with --output_name and without."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "out"
+    (folder / "mldm").mkdir(parents=True)
+    (folder / "mldm" / "preset.yaml").write_text("losses: {face: {weight: 1, network: dlib_resnet}}")
+    final, at, epoch = names
+    for stem in (f"{epoch}-000010", f"{epoch}-000002", final, f"{at}-step00000100"):
+        save_file(of_kohya(lora), folder / f"{stem}.safetensors")
+    given = models_of_run(folder)
+    assert given == [
+        f"final={folder}/{final}.safetensors",
+        f"step-100={folder}/{at}-step00000100.safetensors",
+        f"epoch-2={folder}/{epoch}-000002.safetensors",
+        f"epoch-10={folder}/{epoch}-000010.safetensors",
+    ]
+    models = parse_models(given, str(tiny_pipeline))
+    assert {model.runs[0].kind for model in models} == {"lora"}
+    assert all(networks_of_losses(model) == {"dlib_resnet"} for model in models)
+    save_file(of_kohya(lora), folder / "another.safetensors")
+    with pytest.raises(MldmError, match=r"holds LoRAs of .* \(another.*ranks those of one training") as error:
+        models_of_run(folder)
+    assert "\n" not in str(error.value)
