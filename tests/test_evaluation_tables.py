@@ -1,15 +1,18 @@
 """What an evaluation found as text: sentences that claim no more than the verdicts, a table for a terminal."""
 
+import csv
+import io
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evaluation_results import difference, make_results
+from evaluation_results import difference, estimate, make_results
 
 from mldm_plugin.evaluation.conclusion import conclude, in_a_line
 from mldm_plugin.evaluation.results import Measured, _needed, _too_few
 from mldm_plugin.evaluation.statistics import paired_difference
-from mldm_plugin.evaluation.tables import as_markdown, as_text
+from mldm_plugin.evaluation.tables import as_csv, as_markdown, as_text
 
 
 @pytest.fixture
@@ -80,9 +83,26 @@ def test_columns_stand_below_each_other_and_no_verdict_is_empty(results):
     assert few == "too few to show anything, 2 photographs: one step error of it"
 
 
+def test_every_value_stands_with_its_n_and_its_interval(tmp_path):
+    """Of sets N is what was found in the pictures, not their number."""
+    results = make_results(tmp_path, models=("plain", "mldm"))
+    distance = results["metrics"][2] | {"models": {"plain": estimate(0.5), "mldm": estimate(0.7, None)}}
+    results["metrics"] = [distance | {"rows": {"plain": 90, "mldm": 40}}, results["metrics"][0]]
+    rows = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert [(row["metric"], row["model"], row["cases"], row["n"]) for row in rows] == [
+        *(("distance", "plain", "5", "90"), ("distance", "mldm", "5", "40")),
+        *(("likeness", "plain", "5", "5"), ("likeness", "mldm", "5", "5")),
+    ]
+    assert [row["low"] for row in rows[:2]] == ["0.4", ""]
+    sets, pictures = as_markdown(results).splitlines()[-2:]
+    assert sets.startswith("| distance of it ↑ | 40–90 | 0.5 (0.4 to 0.6) | 0.7 | ")
+    assert pictures.startswith("| likeness of it ↑ | 5 | ")
+
+
 def test_each_model_has_a_table_and_one_alone_has_no_verdicts(tmp_path):
     assert as_text(make_results(tmp_path)).count("95 % interval") == 2
     alone = as_text(make_results(tmp_path, models=("only",)))
+    assert re.search(r"likeness of it ↑  +\d\.\d+  \d\.\d+ to \d\.\d+\n", alone)
     assert "not shown" not in alone
     assert len(alone.splitlines()) == 5
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mldm_plugin.evaluation.tables import number_of
+
 # What a reader of pdfLaTeX does not know, as it would be written by hand; longer ones first.
 WRITTEN = {
     "x̂₀": r"$\hat{x}_0$",
@@ -31,13 +33,16 @@ def escaped(text: str) -> str:
 
 
 def as_tex(results: dict[str, Any]) -> str:
-    """Values, and differences to the first model with 95 % intervals; bold where a difference is shown."""
+    """N, values, and differences to the first model with 95 % intervals; bold where a difference is shown.
+
+    A single model has the intervals of its values.
+    """
     names = [model["name"] for model in results["models"]]
-    head = ["", *map(escaped, names), *(f"{escaped(name)} $-$ {escaped(names[0])}" for name in names[1:])]
+    head = ["", "$N$", *map(escaped, names), *(f"{escaped(name)} $-$ {escaped(names[0])}" for name in names[1:])]
     lines = [
         f"% {len(results['cases'])} prompts; differences to {escaped(names[0])} with 95 % intervals, bold where the",
         "% interval leaves out 0 and Holm's correction agrees. \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * len(names)}{'l' * len(names[1:])}}}",
+        f"\\begin{{tabular}}{{lr{'r' * len(names)}{'l' * len(names[1:])}}}",
         "\\toprule",
         " & ".join(head) + r" \\",
     ]
@@ -46,9 +51,10 @@ def as_tex(results: dict[str, Any]) -> str:
         if metric["kind"] != kind:
             lines.append("\\midrule")
             kind = metric["kind"]
-        values = [_number((metric["models"].get(name) or {}).get("value")) for name in names]
+        values = [_value(metric["models"].get(name), alone=len(names) == 1) for name in names]
         gaps = [_gap(metric["differences"].get(name)) for name in names[1:]]
-        lines.append(" & ".join([f"{escaped(metric['title'])} {ARROWS[metric['better']]}", *values, *gaps]) + r" \\")
+        title = f"{escaped(metric['title'])} {ARROWS[metric['better']]}"
+        lines.append(" & ".join([title, escaped(number_of(metric)), *values, *gaps]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -57,6 +63,14 @@ def _number(value: float | None, sign: str = "") -> str:
         return "--"
     mantissa, _, exponent = f"{value:{sign}.3g}".partition("e")
     return f"${mantissa}\\cdot10^{{{int(exponent)}}}$" if exponent else f"${mantissa}$"
+
+
+def _value(estimate: dict[str, Any] | None, alone: bool) -> str:
+    if estimate is None:
+        return "--"
+    interval = alone and estimate["low"] is not None
+    ends = f" [{_number(estimate['low'])}, {_number(estimate['high'])}]" if interval else ""
+    return _number(estimate["value"]) + ends
 
 
 def _gap(gap: dict[str, Any] | None) -> str:

@@ -14,30 +14,31 @@ ARROWS = {"smaller": "↓", "larger": "↑"}
 
 
 def as_csv(results: dict[str, Any]) -> str:
-    """A line for each metric and model."""
+    """A line for each metric and model; n is of the cases or, of a distance of sets, of what that model's set holds."""
     stream = io.StringIO()
     names = ("value", "low", "high")
     gaps = ("value", "low", "high", "p", "p_holm", "effect", "verdict")
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["metric", "kind", "better", "model", "cases", *names, *(f"difference_{g}" for g in gaps)])
+    writer.writerow(["metric", "kind", "better", "model", "cases", "n", *names, *(f"difference_{g}" for g in gaps)])
     for metric in results["metrics"]:
         for model, estimate in metric["models"].items():
             gap = metric["differences"].get(model, {})
             row = [metric["name"], metric["kind"], metric["better"], model, metric["cases"]]
+            row.append(metric["rows"].get(model, metric["cases"]))
             writer.writerow([*row, *(estimate[n] for n in names), *(gap.get(g) for g in gaps)])
     return stream.getvalue()
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The conclusion, then a table of values, and of differences to the first model with their intervals."""
+    """The conclusion, then a table of values and of differences to the first model, all with their N and intervals."""
     models = [model["name"] for model in results["models"]]
-    head = ["metric", *models, *(f"{model} − {models[0]}" for model in models[1:])]
+    head = ["metric", "N", *models, *(f"{model} − {models[0]}" for model in models[1:])]
     lines = [line for sentence in in_a_line(results) for line in (sentence, "")]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for metric in results["metrics"]:
-        values = [_number((metric["models"].get(model) or {}).get("value")) for model in models]
+        values = [_estimated(metric["models"].get(model)) for model in models]
         gaps = [_interval(metric["differences"].get(model)) for model in models[1:]]
-        lines.append("| " + " | ".join([f"{metric['title']} {ARROWS[metric['better']]}", *values, *gaps]) + " |")
+        lines.append("| " + " | ".join([_titled(metric), number_of(metric), *values, *gaps]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -56,10 +57,10 @@ def as_text(results: dict[str, Any]) -> str:
 
 
 def _rows(metrics: Sequence[dict[str, Any]], first: str, other: str) -> list[list[str]]:
-    """A head, and the cells of each metric; of a single model its values alone."""
+    """A head, and the cells of each metric; of a single model its values with their intervals."""
     if not other:
-        values = [[_titled(metric), _value(metric, first)] for metric in metrics]
-        return [["", first], *values]
+        values = [[_titled(metric), _value(metric, first), _between(metric, first)] for metric in metrics]
+        return [["", first, "95 % interval"], *values]
     rows = [["", first, other, "difference", "95 % interval", ""]]
     for metric in metrics:
         gap, digits = metric["differences"].get(other), decimals(metric)
@@ -95,8 +96,23 @@ def _value(metric: dict[str, Any], model: str) -> str:
     return "–" if value is None else f"{value:.{decimals(metric)}f}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _between(metric: dict[str, Any], model: str) -> str:
+    digits, estimate = decimals(metric), metric["models"].get(model) or {}
+    low, high = estimate.get("low"), estimate.get("high")
+    return "–" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def number_of(metric: dict[str, Any]) -> str:
+    """N: of what was found in pictures where sets of it are compared, from the model with fewest, else of cases."""
+    rows = sorted({*metric["rows"].values()}) or [metric["cases"]]
+    return f"{rows[0]}–{rows[-1]}" if len(rows) > 1 else str(rows[0])
+
+
+def _estimated(estimate: dict[str, Any] | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    interval = "" if estimate["low"] is None else f" ({estimate['low']:.3g} to {estimate['high']:.3g})"
+    return f"{estimate['value']:.3g}{interval}"
 
 
 def _interval(gap: dict[str, Any] | None) -> str:
