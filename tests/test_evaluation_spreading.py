@@ -97,3 +97,31 @@ def test_processes_are_started_but_by_one_of_them(world, spreads, tmp_path, monk
     given = ["evaluate", "--processes", "2", "--checkpoints", str(tmp_path), "--out", str(tmp_path / "out")]
     assert (CliRunner().invoke(main, given).exit_code == 3) == spreads
     assert asked == ([2] if spreads else [])
+
+
+def runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_kill_of_the_one_that_started_them_leaves_none_at_work(tmp_path):
+    """SIGKILL cannot be passed on: those that share an evaluation notice by themselves, and the next call is alone."""
+    there = f"open(r'{tmp_path}/' + str(rank), 'w').write(str(os.getpid()))\ntime.sleep(120)"
+    words = program(f"from mldm_plugin.evaluation.processes import Processes\nassert Processes().number == 2\n{there}")
+    text = f"from mldm_plugin.evaluation.spreading import spread\nspread({words!r}, 2)"
+    process = subprocess.Popen([sys.executable, "-c", text])
+    end = time.monotonic() + 120
+    while not all((tmp_path / str(k)).is_file() and (tmp_path / str(k)).read_text() for k in range(2)):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    pids = [int((tmp_path / str(k)).read_text()) for k in range(2)]
+    assert all(map(runs, pids))
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while any(map(runs, pids)):
+        assert time.monotonic() < end, "they are still at work"
+        time.sleep(0.05)

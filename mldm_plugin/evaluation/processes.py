@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from accelerate.utils import gather_object, str_to_bool
 from mldm_plugin.errors import MldmError
 
 T = TypeVar("T")
+LOOK = 0.5  # seconds between two looks at the process that started this one
 
 
 class Processes:
@@ -26,6 +29,8 @@ class Processes:
     def __init__(self) -> None:
         self._state = PartialState(cpu=True)  # they tell each other words, for which no GPU is needed
         self.rank, self.number = self._state.process_index, self._state.num_processes
+        if self.number > 1:
+            end_with(os.getppid())
         self.device = torch.device("cpu")
         on_cpu = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
         if torch.cuda.is_available() and not on_cpu:
@@ -56,6 +61,20 @@ class Processes:
         error = self.together(lambda: None if self.rank else _done(work))
         if error is not None:
             raise MldmError(error)
+
+
+def end_with(parent: int) -> None:
+    """End this process at once when the one that started it is gone, even by a kill that it could not pass on.
+
+    Else it would draw on unseen, beside the processes of the next call, into the same files. On Windows nobody notices.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _done(work: Callable[[], object]) -> None:
