@@ -56,7 +56,9 @@ def metrics_table() -> str:
         sentence = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
         options = ", ".join(f"{key}: {given[key]}" for key in OTHERS if key in given)
         card = Path(inspect.getfile(kind)).stem
-        networks = costs["networks"].get(name) or given.get("network", "clip" if name in ("cmmd", "clip_score") else "")
+        networks = costs["networks"].get(name) or given.get(
+            "network", "clip" if name.startswith(("cmmd", "clip_score")) else ""
+        )
         what = sentence + (f" ({options})" if options else "")
         took = costs["ms"].get(name)
         cells = [f"`{name}`", what, {"larger": "↑", "smaller": "↓"}[kind.better], networks or "–"]

@@ -292,6 +292,21 @@ def test_every_metric_has_a_card_and_a_row():
         assert "❗" in text
 
 
+@pytest.mark.parametrize("card", sorted((DOCS / "metrics").glob("*.md")), ids=title)
+def test_the_card_of_a_metric_says_what_it_does_not_see_its_least_n_its_cost_and_its_licence(card):
+    if card.stem in ("README", "sensitivity"):
+        return
+    text = card.read_text(encoding="utf-8")
+    for asked in (
+        r"[Ss]ee",
+        r"not see|[Hh]ardly|❗ Sees no",
+        r"\*Least N\.\*",
+        r"\bms\b|Cost|cost",
+        r"[Ll]icence|MIT|BSD|Apache|CC0|[Nn]o network",
+    ):
+        assert re.search(asked, text), f"{card.name} has nothing like {asked}"
+
+
 def test_what_an_evaluation_measures_without_a_plugin_has_a_card_too():
     """The quantities of one step, here and in the page on evaluation in training; the metric of drawn people."""
     from mldm_plugin.evaluation.one_step import QUANTITIES

@@ -10,7 +10,7 @@ from small_transformers import save_clip
 
 from mldm_plugin.errors import DataError
 from mldm_plugin.hooks.metrics import cmmd
-from mldm_plugin.hooks.metrics.cmmd import CMMD, clip_mmd, register_metrics
+from mldm_plugin.hooks.metrics.cmmd import clip_mmd, register_metrics
 
 
 def draw(n, d=16, seed=0, shift=0.0):
@@ -68,10 +68,10 @@ def test_bad_sets_are_told():
 def test_from_pictures_to_a_distance(tmp_path):
     folder = save_clip(tmp_path / "clip")
     entries = register(register_metrics)
-    assert set(entries) == {"cmmd"}
+    titles = {name: entry(path=folder).title for name, entry in entries.items()}
+    assert titles == {"cmmd": "CMMD", "cmmd_person": "CMMD of people (CLIP)", "cmmd_face": "CMMD of faces (CLIP)"}
     metric = entries["cmmd"](path=folder)
     assert (metric.title, metric.better, metric.least) == ("CMMD", "smaller", 100)
     assert metric.networks == (f"clip from {folder} (your own)",)
     rows = [torch.cat([metric.features(seen_picture(seed)) for seed in seeds]) for seeds in ((1, 2), (3, 4))]
     assert metric.distance(*rows) == clip_mmd(*rows) > 0
-    assert CMMD(of="face", path=folder).title == "CMMD of faces (CLIP)"

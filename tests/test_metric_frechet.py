@@ -207,19 +207,24 @@ def test_bad_sets_are_told_in_one_line(distance):
 def test_registered_names_titles_and_numbers_of_pictures():
     entries = register(register_metrics)
     assert set(entries) == {
-        *("fd_vgg16", "fd_vgg16_person", "fd_vgg16_face", "fd_face", "fd_dinov2", "fid", "fid_infinite"),
+        *("fd_vgg16", "fd_vgg16_person", "fd_vgg16_face", "fd_face"),
+        *("fd_dinov2", "fd_dinov2_person", "fd_dinov2_face", "fid", "fid_person", "fid_face", "fid_infinite"),
     }
-    made = {name: entries[name](weights="random") for name in entries if name != "fd_dinov2"}
+    made = {name: entries[name](weights="random") for name in entries if "dinov2" not in name}
     assert {name: (metric.title, metric.least) for name, metric in made.items()} == {
         "fd_vgg16": ("FD of pictures (VGG16)", 512),
         "fd_vgg16_person": ("FD of people (VGG16)", 512),
         "fd_vgg16_face": ("FD of faces (VGG16)", 512),
         "fd_face": ("FD of faces (dlib)", 128),
         "fid": ("FID", 2048),
+        "fid_person": ("FD of people (Inception)", 2048),
+        "fid_face": ("FD of faces (Inception)", 2048),
         "fid_infinite": ("FID∞", 4096),
     }
     assert {metric.better for metric in made.values()} == {"smaller"}
     assert made["fd_face"].networks == ()
+    dinov2 = {name: entry.keywords for name, entry in entries.items() if "dinov2" in name}
+    assert [given.get("of") for given in dinov2.values()] == [None, "person", "face"]
 
 
 def test_from_pictures_to_a_distance():

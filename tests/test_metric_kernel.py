@@ -104,6 +104,8 @@ def test_registered_names_and_titles():
         "kd_alexnet_person": "KD of people (AlexNet)",
         "kd_faceres": "KD of faces (FaceRes)",
         "kid": "KID",
+        "kid_person": "KD of people (Inception)",
+        "kid_face": "KD of faces (Inception)",
     }
     assert {(metric.better, metric.least, metric.networks) for metric in made.values()} == {("smaller", 50, ())}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -86,3 +87,5 @@ class CMMD:
 @hookimpl
 def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
     register("cmmd", CMMD)
+    register("cmmd_person", functools.partial(CMMD, of="person"))
+    register("cmmd_face", functools.partial(CMMD, of="face"))

@@ -101,3 +101,5 @@ def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> Non
     register("kd_alexnet_person", functools.partial(KernelDistance, network="alexnet", of="person"))
     register("kd_faceres", functools.partial(KernelDistance, network="faceres", of="face"))
     register("kid", functools.partial(KernelDistance, network="inception"))
+    register("kid_person", functools.partial(KernelDistance, network="inception", of="person"))
+    register("kid_face", functools.partial(KernelDistance, network="inception", of="face"))
