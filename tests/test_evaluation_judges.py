@@ -1,10 +1,13 @@
 """Judges are those that no loss of the compared runs looked with, as far as there are any."""
 
+import inspect
+
 import pytest
 
 from mldm_plugin.evaluation import judges
 from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
 from mldm_plugin.evaluation.models import Model, Run
+from mldm_plugin.plugins import load_plugins
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,11 @@ def test_what_a_run_was_trained_on_is_in_its_preset(tmp_path):
     (tmp_path / "preset.yaml").write_text("losses:\n  face: {weight: 0}\n")
     assert networks_of_losses(Model("m", [Run(str(tmp_path), "lora", "base")])) == set()
     assert networks_of_losses(Model("m", [Run("name/on-the-hub", "pipeline")])) == set()
+
+
+def test_a_preset_that_leaves_the_network_out_means_the_losses_own():
+    """Else a judge would be taken for one that no loss used."""
+    asked = {
+        name: inspect.signature(loss).parameters.get("network") for name, loss in load_plugins().losses.entries.items()
+    }
+    assert {name: one.default for name, one in asked.items() if one is not None} == judges.LOSS_NETWORKS

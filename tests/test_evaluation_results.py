@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from mldm_plugin.evaluation import statistics
-from mldm_plugin.evaluation.cautions import _small_sets, _too_few
+from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.cautions import _hints, _small_sets, _too_few
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.results import Measured, _rows
@@ -72,6 +74,18 @@ def test_sets_are_small_by_what_was_found_in_pictures():
     assert _small_sets(metrics, [faces])[0][1].startswith("There are fewer than wanted for KD of faces (40 of 50).")
     assert _small_sets(Metrics({"kd": SimpleNamespace(least=40)}), [faces]) == []
     assert _small_sets(Metrics({"kd": SimpleNamespace()}), [faces]) == []
+
+
+def test_a_controlnet_that_saw_black_hints_is_named():
+    def told(hint, row=0):
+        seen = SimpleNamespace(look=lambda row: SimpleNamespace(conditioning_pixel_values=hint))
+        pose = Model("pose", [Run("nowhere", "controlnet", "base")])
+        return _hints(SimpleNamespace(photographs=seen, cases=[Case("0", "a man", 1, row=row)], models=[*TWO, pose]))
+
+    assert told(torch.ones(3, 8, 8)) == []
+    for [(strong, reason)] in (told(None), told(torch.ones(3, 8, 8), row=None)):
+        assert strong == "pose drew from black hints."
+        assert "--data" in reason
 
 
 def test_a_distance_of_sets_says_how_many_prompts_would_show_it():

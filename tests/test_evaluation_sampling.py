@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_families import build
 
 from mldm_plugin.errors import MldmError
-from mldm_plugin.evaluation.cases import Case
+from mldm_plugin.evaluation.cases import Case, cases_of_photographs, open_photographs
 from mldm_plugin.evaluation.models import Run, load_pipeline, set_sampler
 from mldm_plugin.evaluation.sampling import Sampling, draw, noise_of, picture_name
 
@@ -72,6 +72,32 @@ def test_a_controlnet_without_a_hint_draws_pictures_of_its_own_size(tiny_pipelin
     assert other.shape == own.shape
     draw(controlled, CASES[:1], FEW, tmp_path / "asked")
     assert pixels(tmp_path / "asked", CASES[:1])[0].shape == (64, 64, 3)
+
+
+def test_a_controlnet_draws_from_the_hint_of_its_prompts_photograph(tiny_pipeline, tiny_data, pipeline, tmp_path):
+    from diffusers import ControlNetModel
+
+    network = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():  # what begins as 0 says nothing of a hint
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    network.save_pretrained(tmp_path / "c")
+    controlled = load_pipeline(Run(str(tmp_path / "c"), "controlnet", str(tiny_pipeline)), "cpu", torch.float32)
+    set_sampler(controlled, "dpm++")
+    photographs = open_photographs(tiny_data, 64)
+    cases = cases_of_photographs(photographs, 2, seed=0)
+    draw(controlled, cases, FEW, tmp_path / "seen", photographs=photographs)
+    draw(controlled, cases, FEW, tmp_path / "blind")
+    for case, seen, blind in zip(
+        cases, pixels(tmp_path / "seen", cases), pixels(tmp_path / "blind", cases), strict=True
+    ):
+        hint = photographs.look(case.row).conditioning_pixel_values[None]
+        options = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 64, "width": 64}
+        [wanted] = controlled([case.text], image=hint, generator=[noise_of(0, case, 0)], **options).images
+        assert np.array_equal(seen, np.asarray(wanted))
+        assert not np.array_equal(seen, blind)
 
 
 def test_what_is_drawn_is_not_drawn_again(pipeline, tmp_path):
