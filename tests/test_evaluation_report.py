@@ -212,15 +212,16 @@ def test_the_faces_that_a_metric_looked_at_are_written_down(tmp_path, monkeypatc
 
 def test_photographs_of_the_shown_cases_are_kept_as_the_models_see_them(tmp_path):
     Notes(tmp_path / "measured" / "photographs").add(("00007", 0), {BOXES["faces"]: np.array([[1.0, 2, 3, 4]])})
-    looked = []
+    looked, theirs = [], torch.tensor([[5.0, 6, 7, 8]])
     photographs = SimpleNamespace(
-        look=lambda row: looked.append(row) or SimpleNamespace(pixel_values=torch.ones(3, 6, 8))
+        look=lambda row: looked.append(row) or SimpleNamespace(pixel_values=torch.ones(3, 6, 8), face_boxes=theirs)
     )
     cases = [Case("a", "one", 1, row=7), Case("b", "two", 1, row=8), Case("c", "three", 1)]
     evaluation = SimpleNamespace(photographs=photographs, cases=cases, asked=SimpleNamespace(out=tmp_path))
     found = showing.photographs_of(evaluation, ["a", "c"])
     assert found == {"a": {"path": "photographs/a.png", "faces": [[1, 2, 3, 4]]}}
     assert looked == [7]
+    assert showing.photographs_of(evaluation, ["b"])["b"]["faces"] == [[5, 6, 7, 8]]  # no metric has looked at it
     with Image.open(tmp_path / "photographs/a.png") as kept:
         assert kept.size == (8, 6)
         assert kept.getpixel((0, 0)) == (255, 255, 255)
@@ -267,7 +268,7 @@ def test_figures_are_drawn_of_nulls_and_odd_names(results, tmp_path):
     results["curves"] = []
     results["photographs_of_cases"] = {}
     results["pictures"]["plain"] = {}
-    assert write_figures(results, tmp_path) == ["differences", "distributions", "gallery"]
+    assert write_figures(results, tmp_path) == ["differences", "distributions", "gallery", "faces"]
     results |= {"metrics": [], "pictures": {}}
     assert write_figures(results, tmp_path / "none") == []
 
@@ -279,6 +280,25 @@ def test_figures_have_room_for_any_number_of_models(tmp_path, number):
     results["metrics"] = results["metrics"][:1]
     results["curves"] = []
     assert set(write_figures(results, tmp_path)) >= {"distributions", "gallery"}
+
+
+def test_faces_are_enlarged_in_a_figure_of_their_own(tmp_path):
+    """A red face in a grey picture fills its square; where none was found, that stands there."""
+    pytest.importorskip("matplotlib")
+    results = make_results(tmp_path, models=("plain", "mldm"), cases=2)
+    red = Image.new("RGB", (40, 30), (90, 90, 90))
+    red.paste((255, 0, 0), (1, 1, 27, 27))
+    red.save(tmp_path / results["pictures"]["mldm"]["00001"])
+    results["faces"]["mldm"] = {"00000": [], "00001": [[30.0, 20, 34, 24], [4.0, 4, 24, 24]]}
+    drawn = figures.faces(results, tmp_path)
+    squares = [axes for axes in drawn.axes if axes.images]
+    assert len(squares) == 5  # of three rows and two columns
+    shown = squares[-1].images[0].get_array()
+    assert shown.shape == (26, 26, 3)  # of 20 and a margin of .15: the larger of the two
+    assert (shown == (255, 0, 0)).all()
+    assert [text.get_text() for axes in drawn.axes for text in axes.texts] == ["no face\nfound"]
+    results["faces"] = {}
+    assert figures.faces(results, tmp_path) is None
 
 
 def test_without_matplotlib_the_rest_is_written(results, tmp_path, monkeypatch, caplog):

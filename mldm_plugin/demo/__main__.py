@@ -84,7 +84,7 @@ def run(scale: Person) -> None:
     evaluation.call()
     print_table(demo, json.loads(evaluation.made.with_name("metrics.json").read_text(encoding="utf-8")))
     say("\nLook at:")
-    for name in ("report/report.html", "report/figures/gallery.png", "runs/masked_ldm-s0/panels"):
+    for name in ("report/report.html", "report/figures/faces.png", "runs/masked_ldm-s0/panels"):
         if (scale.out / name).exists():
             say(f"   {scale.out / name}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from mldm_plugin.evaluation.thumbnails import gallery_cases
+from mldm_plugin.evaluation.thumbnails import Boxes, around, gallery_cases, largest_first
 from mldm_plugin.records.files import write_changed
 from mldm_plugin.requirements import pip_install
 
@@ -135,10 +135,31 @@ def distributions(results: dict[str, Any], out: Path) -> Any:
 
 def gallery(results: dict[str, Any], out: Path) -> Any:
     """Models down, prompts across; each column from the same noise, the photographs above where there are some."""
-    photographs = {key: one["path"] for key, one in (results.get("photographs_of_cases") or {}).items()}
+    return _rows_of_pictures(results, lambda path, faces: _picture(out / path), "")
+
+
+def faces(results: dict[str, Any], out: Path) -> Any:
+    """The same with the largest face of each picture, enlarged; where none was found in it, that is said."""
+
+    def largest(path: str, boxes: Boxes) -> Image.Image | None:
+        picture = _picture(out / path) if boxes else None
+        return picture and picture.crop(around(largest_first(boxes)[0], picture.size))
+
+    known = (results.get("faces") or {}).values()
+    found = any(boxes for of_model in known for boxes in of_model.values())
+    return _rows_of_pictures(results, largest, "no face\nfound") if found else None
+
+
+def _rows_of_pictures(results: dict[str, Any], look: Callable[[str, Boxes], Image.Image | None], without: str) -> Any:
+    """A row for each model, a column for each of `COLUMNS` prompts, of what `look` makes of a path and the face boxes;
+    where that is nothing, the words `without`.
+    """
+    photographs = {key: (one["path"], one.get("faces") or []) for key, one in _photographs(results).items()}
     rows = {"photograph": photographs} if photographs else {}
-    rows |= {name: results["pictures"].get(name) or {} for name in _names(results)}
-    keys = [key for key in gallery_cases(results) if any(key in paths for paths in rows.values())]
+    for name in _names(results):
+        boxes = (results.get("faces") or {}).get(name) or {}
+        rows[name] = {key: (path, boxes.get(key) or []) for key, path in (results["pictures"].get(name) or {}).items()}
+    keys = [key for key in gallery_cases(results) if any(key in of_row for of_row in rows.values())]
     keys = [keys[i * len(keys) // COLUMNS] for i in range(COLUMNS)] if len(keys) > COLUMNS else keys
     if not keys:
         return None
@@ -146,18 +167,23 @@ def gallery(results: dict[str, Any], out: Path) -> Any:
     figure, grid = _figure(len(rows), len(keys), side, side * len(keys), layout="compressed")  # no gaps between rows
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     texts = {case["key"]: case["text"] or case["key"] for case in results["cases"]}
-    for i, (name, paths) in enumerate(rows.items()):
-        for j, key in enumerate(keys):
-            axes = grid[i, j]
+    for axes_of_row, (name, of_row) in zip(grid, rows.items(), strict=True):
+        for axes, key in zip(axes_of_row, keys, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            picture = _picture(out / paths[key]) if key in paths else None
+            picture = look(*of_row[key]) if key in of_row else None
             if picture is not None:
                 axes.imshow(picture, interpolation="none")
-            if i == len(rows) - 1:
-                axes.set_xlabel(_wrapped(texts[key]), fontsize=5)
-        grid[i, 0].set_ylabel(name.replace("_", " "))
+            elif key in of_row:
+                axes.text(0.5, 0.5, without, ha="center", va="center", transform=axes.transAxes, fontsize=6)
+        axes_of_row[0].set_ylabel(name.replace("_", " "))
+    for axes, key in zip(grid[-1], keys, strict=True):
+        axes.set_xlabel(_wrapped(texts[key]), fontsize=5)
     return figure
+
+
+def _photographs(results: dict[str, Any]) -> dict[str, Any]:
+    return results.get("photographs_of_cases") or {}
 
 
 FIGURES: dict[str, Callable[[dict[str, Any], Path], Any]] = {
@@ -165,6 +191,7 @@ FIGURES: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "curves": curves,
     "distributions": distributions,
     "gallery": gallery,
+    "faces": faces,
 }
 
 

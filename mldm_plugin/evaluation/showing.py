@@ -28,7 +28,8 @@ def boxes_of(evaluation: Evaluation, kind: str) -> dict[str, dict[str, list[list
 
 
 def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """case → the path of its photograph, framed as the models see it, and the boxes of its faces."""
+    """case → the path of its photograph, framed as the models see it, and the boxes of its faces: those that a metric
+    found, where one has looked, else those of the data set."""
     photographs, found = evaluation.photographs, {}
     if photographs is None:
         return {}
@@ -39,9 +40,11 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
             path = Path(FOLDER) / f"{case.key}.png"
             (evaluation.asked.out / FOLDER).mkdir(exist_ok=True)
             stream = io.BytesIO()
-            to_pil_image((photographs.look(case.row).pixel_values + 1) / 2).save(stream, "PNG")
+            shown = photographs.look(case.row)
+            to_pil_image((shown.pixel_values + 1) / 2).save(stream, "PNG")
             write_changed(evaluation.asked.out / path, stream.getvalue())
-            found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", [])}
+            known = [] if shown.face_boxes is None else shown.face_boxes.tolist()
+            found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", known)}
     return found
 
 

@@ -121,7 +121,7 @@ def _embedded(path: str, faces: Boxes, hands: Boxes, out: Path) -> Row | None:
         return None
     width, height = picture.size
     sides = (width, height, width, height)
-    largest = [*_largest(faces), *_largest(hands)]
+    largest = [*largest_first(faces)[:CUTS], *largest_first(hands)[:CUTS]]
     return {
         "src": _jpeg(picture, SIDE),
         "ratio": round(width / height, 4),
@@ -131,8 +131,9 @@ def _embedded(path: str, faces: Boxes, hands: Boxes, out: Path) -> Row | None:
     }
 
 
-def _largest(boxes: Boxes) -> Boxes:
-    return sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[:CUTS]
+def largest_first(boxes: Boxes) -> Boxes:
+    """Boxes, by their areas."""
+    return sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))
 
 
 def around(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
