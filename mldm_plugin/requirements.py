@@ -19,6 +19,14 @@ def pip_install(*packages: str) -> str:
     return "pip install " + shlex.join(known.get(package.lower(), package) for package in packages)
 
 
+def installed(package: str) -> str | None:
+    """The version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def packages_of(extra: str) -> list[str]:
     """The names of the packages that an extra adds."""
     found = [_parts(line) for line in _declared()]

@@ -11,6 +11,8 @@ import torch
 from attached_scripts import COLUMNS, DREAMBOOTH, IMPORTED, LAUNCHER, ZERO, check_annotation
 from safetensors.torch import load_file
 
+from mldm_plugin.records.machine import read_machine
+
 COLUMN_VARIANTS = {
     "plain": ["--center_crop"],
     "crop_and_flip": ["--random_flip", "--dataloader_num_workers", "2"],
@@ -43,6 +45,11 @@ def test_trains_with_masks_in_place(run_attached, attach_ground, script, flags):
     assert all(r["masked_lpips"] > 0 for r in run.records)
     assert (run.folder / "mldm" / "panels" / "step-1.png").exists()
     assert "face" in (run.folder / "mldm" / "preset.yaml").read_text(encoding="utf-8")
+    assert len(read_machine(run.folder / "mldm")) == 1
+    page = (run.folder / "mldm" / "report.html").read_text(encoding="utf-8")
+    assert told.endswith(f"the run's page: {run.folder}/mldm/report.html\n")
+    assert all(line.split()[0] in page for line in verdicts)
+    assert (run.folder / "mldm" / "proof.txt").read_text(encoding="utf-8") in told
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,9 @@ def test_as_a_user_starts_it_with_accumulation(run_attached):
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *LAUNCHER)
     real, run = run_attached(COLUMNS, *flags, launcher=launcher, real=True), run_attached(COLUMNS, *flags)
     assert real.process.returncode == 0, real.process.stderr
-    assert real.process.stderr.endswith(run.process.stderr)
+    told, page = run.process.stderr[:-1].rsplit("\n", 1)
+    assert page == f"the run's page: {run.folder}/mldm/report.html"
+    assert f"{told}\n" in real.process.stderr
     assert real.weights
     assert all(torch.equal(real.weights[k], run.weights[k]) for k in real.weights.keys() | run.weights.keys())
     assert len(real.steps) == 4

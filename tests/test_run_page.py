@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from browser import browser, needs_browser
 from click.testing import CliRunner
 from PIL import Image
@@ -58,7 +59,6 @@ def told(html):
 
 
 def test_the_page_tells_what_the_run_was(run, tiny_data):
-    (run / "proof.txt").write_text(PROOF)
     html = page_of(run)
     page = told(html)
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -66,7 +66,13 @@ def test_the_page_tells_what_the_run_was(run, tiny_data):
     assert page["steps"]["done"] == len(steps)
     assert dict(page["settings"])["on"] == str(tiny_data)
     assert page["proof"]["rows"][0][0] == "masked_lpips"
-    assert len(page["proof"]["notes"]) == 1
+    assert page["proof"]["rows"][0][-1].startswith("reaches the network")
+    assert len(page["proof"]["notes"]) == 2
+    settings = dict(page["settings"])
+    assert re.fullmatch(r"[\d.]+ s a step, the median; .* for 2 steps with all between them", settings["speed"])
+    assert re.fullmatch(r"[\d.]+ GB of RAM at most, of the first process", settings["memory"])
+    assert "no GPU" in page["machine"]["machine"]
+    assert f"torch {torch.__version__}" in page["machine"]["versions"]
     curves = {one["name"]: one for one in page["curves"]}
     assert curves.keys() >= {"loss", "ldm", "lr", "masked_lpips"}
     assert curves["loss"]["mean"] == pytest.approx([step["loss"] for step in steps], rel=1e-5)
@@ -147,7 +153,7 @@ def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
 
 
 def test_a_run_of_which_little_is_left(run):
-    for name in ("arguments.json", "preset.yaml"):
+    for name in ("arguments.json", "preset.yaml", "proof.txt", "machine.json"):
         (run / name).unlink()
     shutil.rmtree(run / "panels")
     (run / "pytorch_lora_weights.safetensors").unlink()
@@ -165,7 +171,7 @@ def test_a_run_of_which_little_is_left(run):
 
 def test_an_attached_run_keeps_its_page_with_its_records(run):
     (run / "mldm").mkdir()
-    for name in ("metrics.jsonl", "preset.yaml", "panels"):
+    for name in ("metrics.jsonl", "preset.yaml", "panels", "proof.txt", "machine.json"):
         (run / name).rename(run / "mldm" / name)
     (run / "arguments.json").unlink()
     assert report(run)[0] == 0

@@ -210,6 +210,8 @@ class Attachment:
             announce(f"warning: no image had what these losses need, so they did nothing: {names}.")
         if self._stack is not None and (table := self._stack.audit.table()):
             announce(table)
+        if self._records is not None:
+            self._records.finish()
 
     def _announce(self, step: DiffusionStep, stack: LossStack) -> None:
         """What the checks of the first step have shown, and the first comparison of pictures with their sources."""

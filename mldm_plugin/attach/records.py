@@ -18,6 +18,8 @@ from mldm_plugin.records.curves import Curves
 from mldm_plugin.records.files import write_text
 from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.records.panels import draw_panel, save_panel
+from mldm_plugin.records.run_files import RunFiles
+from mldm_plugin.run_page.write import leave_page
 
 
 class Records:
@@ -28,9 +30,16 @@ class Records:
     """
 
     def __init__(
-        self, folder: Path | None, panel_steps: int, curve_steps: int, step: int, decoder: Decoder | None = None
+        self,
+        folder: Path | None,
+        panel_steps: int,
+        curve_steps: int,
+        step: int,
+        decoder: Decoder | None = None,
+        files: RunFiles | None = None,
+        script_folder: Path | None = None,
     ) -> None:
-        self._file = MetricsFile(folder) if folder is not None else None
+        self._files, self._script_folder = files, script_folder
         self._folder, self._decoder = folder, decoder
         self._panel_steps, self._curve_steps = panel_steps, curve_steps
         self._curves: Curves | None = None
@@ -67,7 +76,10 @@ class Records:
                 f"what balances {', '.join(balanced)} is not in the script's checkpoints: it is measured anew, and "
                 "until it is, the loss weighs nothing."
             )
-        return cls(folder, panel_steps, settings.curve_steps, step, decoder)
+        files = RunFiles(folder, step, 1 if accelerator is None else accelerator.num_processes)
+        output = scope.option("output_dir")
+        script_folder = Path(output) if output else None
+        return cls(folder, panel_steps, settings.curve_steps, step, decoder, files, script_folder)
 
     def add(self, scope: Scope, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
         """One micro-batch; with the last of an optimizer step its line is written."""
@@ -96,8 +108,8 @@ class Records:
         lr_scheduler = scope.get("lr_scheduler")
         if lr_scheduler is not None:
             numbers["lr"] = lr_scheduler.get_last_lr()[0]
-        if self._file is not None:
-            self._file.write({"step": self._step, **numbers})
+        if self._files is not None:
+            self._files.add({"step": self._step, **numbers}, stack.proof)
         accelerator.log({f"mldm/{k}": v for k, v in numbers.items() if v is not None}, step=self._step)
 
     def _draw(self, stack: LossStack, step: DiffusionStep, report: LossReport) -> None:
@@ -106,3 +118,9 @@ class Records:
             save_panel(
                 draw_panel(stack, step, report, self._decoder), self._folder / "panels" / f"step-{self._step + 1}.png"
             )
+
+    def finish(self) -> None:
+        """The script has ended: how fast it was, and the page of the run, beside what the script has trained."""
+        if self._files is not None and self._folder is not None:
+            self._files.close()
+            leave_page(self._script_folder or self._folder, self._folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mldm_plugin.requirements import pip_install
+from mldm_plugin.requirements import installed, pip_install
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -31,14 +31,6 @@ class Conflict:
 
     what: str
     mend: tuple[str, ...] = ()
-
-
-def installed(package: str) -> str | None:
-    """The version of a package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def versions() -> Iterator[str]:

@@ -15,9 +15,9 @@ import yaml
 
 from mldm_plugin.doctor.run import Run
 from mldm_plugin.engine.heard import LEAST_PICTURES, LEAST_SHARE, REACHED
-from mldm_plugin.evaluation.models import PROOF
 from mldm_plugin.prepare.remarks import Remark
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
+from mldm_plugin.records.run_files import PROOF
 
 PRESET = "preset.yaml"
 _LEVELS = 1000  # of Stable Diffusion's schedule, in which T is written

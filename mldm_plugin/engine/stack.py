@@ -60,6 +60,7 @@ class LossStack:
     Attributes:
         audit: what is measured of the gradients: `audit.read` in each optimizer step, `audit.table` at the end.
         start_up: the checks and proofs that are still to be done; None after the first steps.
+        proof: the start-up tables that were announced so far.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class LossStack:
         self.plain = PlainLoss(schedule, base_weighting)
         self.pictures = Pictures(decoder, target, precision, decode_batch)
         self.audit = Audit(self.terms, self.plain, combine, audit_steps, announce)
-        self._after_loss = after_loss
+        self._after_loss, self._announce = after_loss, announce
+        self.proof = ""
         self.start_up: StartUp | None = StartUp(
             self.terms,
             self.plain,
@@ -92,7 +94,7 @@ class LossStack:
             combine=combine,
             picture_check=picture_check,
             estimate_tolerance=estimate_tolerance,
-            announce=announce,
+            announce=self._tell_proof,
         )
 
     @classmethod
@@ -210,6 +212,10 @@ class LossStack:
             return ""
         step = self._with_boxes_clipped(step)
         return self.start_up.prove(step, find_gates(self.terms, step, self.schedule).has)
+
+    def _tell_proof(self, table: str) -> None:
+        self.proof += f"{table}\n"
+        self._announce(table)
 
     def _with_estimate(self, step: DiffusionStep) -> DiffusionStep:
         """The step with ẑ₀ of all images, for those who only look."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from mldm_plugin.evaluation.models import PROOF, Model
+from mldm_plugin.evaluation.models import Model
 from mldm_plugin.perceptual.lpips_network import TRUNKS
 from mldm_plugin.perceptual.weights import locate
+from mldm_plugin.records.run_files import PROOF
 
 LOSS_NETWORKS = {
     "masked_lpips": "vgg",
@@ -63,7 +64,7 @@ def preset_of(folder: Path) -> Path | None:
 
 def proof_of(folder: Path) -> str | None:
     """The start-up table of a run's training, where it was kept."""
-    file = _of_run(folder, PROOF)
+    file = _of_run(folder, PROOF, f"mldm/{PROOF}")
     return None if file is None else file.read_text(encoding="utf-8")
 
 

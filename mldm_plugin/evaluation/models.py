@@ -23,7 +23,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WEIGHTS = (".safetensors", ".bin")
 LORA = "pytorch_lora_weights.safetensors"
 SIDE, LATENTS = 512, 128  # of pictures where nothing is known; of latents, FluxPipeline.default_sample_size
-PROOF = "proof.txt"  # in a run's folder: the start-up table of its training
 A_MODEL = (
     "A model is a pipeline (a folder with model_index.json, or a name on the Hub), a LoRA (a folder with "
     f"{LORA}, or a .safetensors file), a ControlNet (a folder with its config.json), or a folder of pictures."

@@ -6,10 +6,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from mldm_plugin.evaluation.models import PROOF
-from mldm_plugin.records.files import write_changed
-from mldm_plugin.reproduce.commands import Training
-
 GRADIENT = 4  # the column of |gradient| in the table's rows
 
 
@@ -21,11 +17,6 @@ def proof_in(log: Path) -> list[str]:
     starts = [number for number, line in enumerate(lines) if line.startswith("Start-up proof")]
     rest = lines[starts[0] + 1 :] if starts else []
     return [lines[starts[0]], *itertools.takewhile(lambda line: line.startswith("  "), rest)] if starts else []
-
-
-def keep_proof(training: Training, table: Sequence[str]) -> None:
-    """Write it into the run, where `mldm evaluate` finds it."""
-    write_changed(training.folder / PROOF, ("\n".join(table) + "\n").encode())
 
 
 def in_short(table: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop, threads_each
-from mldm_plugin.reproduce.proofs import in_short, keep_proof, proof_in
+from mldm_plugin.reproduce.proofs import in_short, proof_in
 from mldm_plugin.reproduce.recipes import Arm, Recipe
 from mldm_plugin.reproduce.scales import Scale, run_name
 
@@ -197,9 +197,8 @@ class Reproduction:
     def show_proof(self, training: Training, bar: Any) -> bool:
         """Say above the bar that the losses reach the network, once the training has said so; whether it has."""
         table = proof_in(self.log(training))
-        if not table or not training.folder.is_dir():
+        if not table:
             return training.is_done  # without losses there is nothing to prove
-        keep_proof(training, table)
         bar.write(f"{training.name}: {in_short(table)}; {self.log(training)}", file=sys.stderr)
         return True
 

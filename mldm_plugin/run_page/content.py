@@ -16,6 +16,7 @@ from mldm_plugin.prepare.check import Report
 from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard
+from mldm_plugin.run_page.machine import machine_of, speed_of
 from mldm_plugin.run_page.told import command_of, preset_of, proof_of, settings_of
 
 TILES = 12  # rows of the training set; chosen: three lines, seen at one glance
@@ -39,7 +40,7 @@ def content(run: Run, answer: Answer, name: str, again: int | None = None) -> di
         "verdict": answer.verdict,
         "wrong": answer.wrong,
         "said": said,
-        "settings": settings_of(run, preset),
+        "settings": [*settings_of(run, preset), *speed_of(run)],
         "steps": _steps(run, answer.log),
         "losses": names,
         "curves": _curves(steps, names),
@@ -50,6 +51,7 @@ def content(run: Run, answer: Answer, name: str, again: int | None = None) -> di
         "data": _data(answer.data),
         "layers": _layers(answer.changes),
         "command": command_of(run),
+        "machine": machine_of(run),
         "folder": str(run.records or run.weights),
         "points": POINTS,
     }

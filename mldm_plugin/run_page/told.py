@@ -12,7 +12,7 @@ import yaml
 
 from mldm_plugin.doctor.losses import PRESET
 from mldm_plugin.doctor.run import Run
-from mldm_plugin.evaluation.models import PROOF
+from mldm_plugin.records.run_files import PROOF
 
 REPEATED = ("loss_plugin", "set")  # flags that are given once for each value
 _PROOF = re.compile(r"\s+(\S+)\s+(\S+)\s+(\d+|all)\s+(\S+)\s+(\S+)\s\s(.*)")
@@ -37,8 +37,9 @@ def proof_of(run: Run) -> dict[str, Any] | None:
         lines = ((run.records or Path()) / PROOF).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    rows = [match.groups() for line in lines[2:] if (match := _PROOF.match(line))]
-    notes = [line.strip() for line in lines[2:] if not _PROOF.match(line)]
+    told = [line for line in lines if line.startswith("  ") and line.split()[:2] != ["loss", "weight"]]
+    rows = [match.groups() for line in told if (match := _PROOF.match(line))]
+    notes = [line.strip() for line in told if not _PROOF.match(line)]
     return {"title": lines[0], "rows": rows, "notes": notes} if rows else None
 
 

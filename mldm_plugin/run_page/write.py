@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from mldm_plugin.announce import announce
@@ -59,19 +60,37 @@ def write_page(what: Path, out: Path | None = None, base: str | None = None, dat
     return out
 
 
-def leave_page(folder: Path) -> None:
+def leave_page(folder: Path, records: Path | None = None) -> None:
     """Write the page of a run that has ended, from its records and weights alone: its pictures are not looked at again.
 
     A page that cannot be written costs a line, never a run.
+
+    Args:
+        folder: of what was trained, which may hold several files of weights; the page is then of the records alone.
+        records: where they lie, if not in `folder`; the page is written beside them.
     """
     try:
-        run = find_run(folder)
+        run, answer = _ended(folder, records)
         out = where(folder, run)
-        put(page_of(run, name_of(folder), examine(run, pictures=False)), out)
+        put(page_of(run, name_of(folder), answer), out)
     except Exception as error:  # whatever it is, the run is trained and saved
-        announce(f"warning: the page of the run was not written ({error}); mldm report {folder} tries again.")
+        again = f"mldm report {records or folder} tries again"
+        announce(f"warning: the page of the run was not written ({error}); {again}.")
     else:
         announce(f"the run's page: {out}")
+
+
+def _ended(folder: Path, records: Path | None) -> tuple[Run, Answer]:
+    """Of the records alone, where they lie elsewhere and what `folder` holds is not one file that is known."""
+    try:
+        run = find_run(folder)
+        run = run if records is None else replace(run, records=records)
+        return run, examine(run, pictures=False)
+    except MldmError:
+        if records is None:
+            raise
+        run = find_run(records)
+        return run, examine(run, pictures=False)
 
 
 def watch(

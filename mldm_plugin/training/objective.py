@@ -125,6 +125,11 @@ class Objective:
             examples = find_examples(training_set, person=person, face=face, keypoints=keypoints)
             self.stack.prove(_probe(examples, trainer))
 
+    @property
+    def proof(self) -> str:
+        """The start-up tables that were told so far; empty without losses."""
+        return "" if self.stack is None else self.stack.proof
+
     def measured(self, step: int, accelerator: Accelerator) -> dict[str, float]:
         """What was measured of the losses' gradients, if so many optimizer steps are time for it; see `Audit.read`."""
         return {} if self.stack is None else self.stack.audit.read(step, accelerator)

@@ -21,6 +21,7 @@ from mldm_plugin.errors import MldmError, NonFiniteLossError, RunFolderError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
 from mldm_plugin.records.metrics import MetricsFile
+from mldm_plugin.records.run_files import RunFiles
 from mldm_plugin.run_page.write import leave_page
 from mldm_plugin.training import hub
 from mldm_plugin.training.agreement import ReportedElsewhereError, together
@@ -113,7 +114,7 @@ class Run:
         self.steps = optimizer_steps(flags, len(loader))
         self.timesteps = Timesteps(accelerator, flags, trainer.noise_scheduler.config.num_train_timesteps)
         self.checkpoints = Checkpoints(accelerator, trainer, self.folder)
-        self.metrics, self.meter = MetricsFile(self.folder), StepMeter(self.objective.names)
+        self.meter = StepMeter(self.objective.names)
         self.resume()
         self.begin(record)
 
@@ -190,7 +191,7 @@ class Run:
         rate = self.lr_scheduler.get_last_lr()[0]
         record = {"step": self.steps_done, "loss": numbers["loss"], "lr": rate, "ldm": numbers["ldm"], **numbers}
         if self.accelerator.is_main_process:
-            self.metrics.write(record)
+            self.files.add(record, self.objective.proof)
         shown = {k: v for k, v in record.items() if v is not None and k != "step"}
         self.accelerator.log(shown, step=self.steps_done)
         bar.update(1)
@@ -211,6 +212,8 @@ class Run:
     def finish(self, stopped: bool) -> None:
         """Save the trained weights, sample them once more and upload them, unless the run was only interrupted."""
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.files.close()
         if not stopped:
             self.checkpoints.require_finite(self.steps_done)
         if self.accelerator.is_main_process and not stopped:
@@ -271,7 +274,9 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         record.write()
-        self.metrics.truncate(self.steps_done)
+        MetricsFile(self.folder).truncate(self.steps_done)
+        self.files = RunFiles(self.folder, self.steps_done, self.accelerator.num_processes)
+        self.files.keep(self.objective.proof)
         if self.evaluating is not None:
             self.evaluating.file.take_up(self.steps_done)
         single = {k: v for k, v in flags.model_dump().items() if not isinstance(v, list) and k != "hub_token"}
