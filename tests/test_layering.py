@@ -1,7 +1,8 @@
 """The shape of the code: imports run downwards only, and nothing grows past its size.
 
-cli → demo, project → reproduce, faces → people_mini → training, attach, bench → run_page → doctor → evaluation →
-prepare → records, planning, page → data → engine → decode, preset, conditions → perceptual, plugins → errors
+cli → demo, project → reproduce, faces → people_mini → training, attach, bench → run_page, calibration → doctor →
+evaluation → prepare → records, planning, page → data → engine → decode, preset, conditions → perceptual, plugins →
+errors
 hooks → the public names of mldm_plugin, errors, perceptual and the names of conditions, never each other
 """
 
@@ -29,7 +30,7 @@ LAYERS = (
     {"prepare"},
     {"evaluation"},
     {"doctor"},
-    {"run_page"},
+    {"run_page", "calibration"},
     {"training", "attach", "bench"},
     {"people_mini"},
     {"reproduce", "faces"},

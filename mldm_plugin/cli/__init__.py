@@ -14,6 +14,7 @@ from mldm_plugin import __version__
 from mldm_plugin.cli import (
     attach,
     bench,
+    calibrate,
     data,
     doctor,
     evaluate,
@@ -74,5 +75,6 @@ main.add_command(evaluate.evaluate)
 main.add_command(reproduce.reproduce)
 main.add_command(bench.bench)
 main.add_command(plan.plan)
+main.add_command(calibrate.calibrate)
 main.add_command(attach.run)
 main.add_command(attach.patch)

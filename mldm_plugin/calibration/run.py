@@ -1,0 +1,70 @@
+"""A calibration from what the command line names: the model, the photographs, the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mldm_plugin.calibration.measure import Calibration
+from mldm_plugin.calibration.propose import Telling
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.cases import open_photographs
+from mldm_plugin.evaluation.models import load_pipeline, parse_models, side_of
+from mldm_plugin.evaluation.predicting import Asker
+from mldm_plugin.plugins import load_plugins
+from mldm_plugin.preset import Preset, load_preset
+from mldm_plugin.weights_first import fetch_needed
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was found, and with what."""
+
+    preset: Preset
+    schedule: NoiseSchedule
+    timesteps: Sequence[int]
+    tellings: Mapping[str, Telling]
+
+
+def calibration(
+    model: str,
+    data: Path,
+    others: Path | None,
+    *,
+    base: str | None,
+    name: str,
+    overrides: Sequence[str],
+    names: Sequence[str],
+    photographs: int,
+    draws: int,
+    resolution: int | None,
+) -> Calibrated:
+    """Look at `photographs` rows of `data`, evenly over all, and at T of nothing else.
+
+    Raises:
+        MldmError: a model, preset, data set or network that cannot be used.
+    """
+    plugins = load_plugins(names)
+    preset = load_preset(name, overrides, plugins=plugins)
+    if not any(loss.weight > 0 for loss in preset.losses.values()):
+        raise MldmError(
+            f"preset {name} has no loss of positive weight: name one that has, or --set losses.face.weight=1."
+        )
+    fetch_needed(preset, plugins)
+    [run] = parse_models([f"model={model}"], base)[0].runs
+    if run.kind in ("pictures", "conditional"):
+        raise MldmError(f"--model {model} draws nothing from captions: expected a pipeline, a LoRA or a ControlNet.")
+    side = resolution or side_of(run.base or run.what)
+    shown = open_photographs(data, side)
+    further = shown if others is None else open_photographs(others, side)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = load_pipeline(run, device, torch.float32)
+    calibration = Calibration(preset, plugins, pipeline.vae, pipeline.scheduler, draws=draws)
+    number = min(photographs, len(shown))
+    rows = [round(i * (len(shown) - 1) / max(number - 1, 1)) for i in range(number)]
+    tellings = calibration(Asker(pipeline), shown, rows, further, device)
+    return Calibrated(preset, calibration.schedule, calibration.timesteps, tellings)
