@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
 _TIMESTEPS = 1000  # of Stable Diffusion's schedule
-LENGTHS = frozenset({"max_train_steps", "num_train_epochs", "max_train_epochs"})  # of which a script takes one
 # Presets by task; those of the Masked LDM paper, with what `mldm reproduce` and the demo train; and those of faces from
 # attributes and masks.
 GROUPS = {"task": FOLDER, "paper": FOLDER / "paper", "faces": FOLDER / "faces"}
@@ -99,6 +99,11 @@ class Preset(BaseModel):
         ge=0,
         description="steps between two readings of the losses' gradients; null is 100 a loss, 0 never",
     )
+    estimate: str = Field(
+        default="one_step",
+        description="of the clean latents that losses look at: one_step is the network's; direct-S is that after a "
+        "step of S timesteps, by the noise that is known",
+    )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
     training: dict[str, dict[str, Any]] = Field(
@@ -112,6 +117,18 @@ class Preset(BaseModel):
                 why = "detach: true" if loss.detach else "audit_steps: 0"
                 raise ValueError(f"losses.{name}: {why} leaves no gradient to balance it by; leave one of them out")
         return self
+
+    @field_validator("estimate")
+    @classmethod
+    def _known_estimate(cls, estimate: str) -> str:
+        if not re.fullmatch(r"one_step|direct-[1-9][0-9]{0,2}", estimate):
+            raise ValueError(f"expected one_step, or direct-S with S timesteps, as in direct-40; got {estimate!r}")
+        return estimate
+
+    @property
+    def direct_steps(self) -> int | None:
+        """S of `direct-S`; None for the one-step estimate."""
+        return None if self.estimate == "one_step" else int(self.estimate.removeprefix("direct-"))
 
     @field_validator("training", mode="before")
     @classmethod
@@ -160,39 +177,6 @@ def task_preset(script: str) -> str:
             f"{', '.join(known)} (mldm presets list)."
         )
     return min(found, key=lambda name: name.startswith("dreambooth") != ("dreambooth" in script))
-
-
-def nothing_for(script: str, training: Mapping[str, Any]) -> str:
-    """That a preset leaves a script as it is."""
-    return f"has settings for {', '.join(f'{name}.py' for name in training)}, none for {script}.py: its own hold."
-
-
-def fills(section: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """What of a script's settings fills flags that were left unset; where a length was given, no other length does."""
-    told = LENGTHS if LENGTHS.intersection(given) else set()
-    return {name: value for name, value in section.items() if name not in given and name not in told}
-
-
-def as_flags(given: Mapping[str, Any]) -> list[str]:
-    """Flags of a command line: true is a switch, false and null are left out.
-
-    >>> as_flags({"rank": 4, "random_flip": True, "center_crop": False})
-    ['--rank', '4', '--random_flip']
-    """
-    words = []
-    for name, value in given.items():
-        if value is True:
-            words.append(f"--{name}")
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        elif value is not None and value is not False:
-            words += [f"--{name}", str(value)]
-    return words
-
-
-def changed_line(preset: str, name: str, default: Any, value: Any) -> str:
-    """A line on one flag."""
-    return f"preset {preset}: {name} {'unset' if default is None else default} → {value}"
 
 
 def load_preset(

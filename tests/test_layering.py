@@ -23,7 +23,7 @@ LAYERS = (
     {"errors", "announce", "stopping", "threads", "requirements"},
     {"hookspecs"},
     {"perceptual", "plugins"},
-    {"decode", "preset", "conditions"},
+    {"decode", "preset", "preset_flags", "conditions"},
     {"engine", "weights_first"},
     {"data"},
     {"records", "planning", "page"},

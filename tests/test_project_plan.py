@@ -22,7 +22,8 @@ from mldm_plugin.evaluation.models import LORA
 from mldm_plugin.people_mini.words import words
 from mldm_plugin.prepare.folder import sources
 from mldm_plugin.prepare.kohya_dataset import read_dataset, write_dataset
-from mldm_plugin.preset import as_flags, fills, load_preset
+from mldm_plugin.preset import load_preset
+from mldm_plugin.preset_flags import as_flags, fills
 from mldm_plugin.project.finished import keep_names, mark_finished
 from mldm_plugin.project.models import MODELS, how_to_get, known_model
 from mldm_plugin.project.photos import Photo, look_at

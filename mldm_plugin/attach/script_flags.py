@@ -10,7 +10,7 @@ from typing import Any
 
 from mldm_plugin.announce import announce
 from mldm_plugin.errors import PresetError
-from mldm_plugin.preset import changed_line, fills, nothing_for
+from mldm_plugin.preset_flags import changed_line, fills, nothing_for
 
 
 def fill_when_parsed(preset: str, script: str, training: Mapping[str, Mapping[str, Any]]) -> None:

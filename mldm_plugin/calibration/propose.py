@@ -89,7 +89,7 @@ def weight(telling: Telling, timesteps: Sequence[int], limit: int, additive: boo
 def over_uniform(values: Numbers, timesteps: Sequence[int], limit: int) -> float:
     """The mean over uniform t from 0 to `limit` of what is known at some timesteps and lies on lines between.
 
-    >>> over_uniform(np.array([1.0, 3.0, 100.0]), [0, 100, 900], 100)
+    >>> round(over_uniform(np.array([1.0, 3.0, 100.0]), [0, 100, 900], 100), 6)
     2.0
     """
     places = np.arange(limit + 1)

@@ -46,7 +46,8 @@ def list_presets(group: str | None, names: tuple[str, ...]) -> None:
 def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Print the preset NAME, a name or a .yaml file, with its comments, and what each training script is given."""
     from mldm_plugin.errors import PresetError
-    from mldm_plugin.preset import as_flags, find_preset, load_preset
+    from mldm_plugin.preset import find_preset, load_preset
+    from mldm_plugin.preset_flags import as_flags
 
     if resolved:
         click.echo(load_preset(name, overrides, plugins=_plugins(("mldm", *names))).dump(), nl=False)

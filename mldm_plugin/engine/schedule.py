@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.direct import direct, part_of_error
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
 
@@ -87,6 +88,8 @@ class NoiseSchedule:
         prediction_type: what the network's output is.
         alphas_cumprod: (T,) ᾱ of a diffusion schedule; None means flow matching, or EDM.
         num_train_timesteps: for flow matching, the timestep that stands for σ = 1.
+        direct_steps: the clean estimate is that after a step of so many timesteps, by the noise that is known
+            (direct.py); None is the one-step estimate.
         edm: z_t = z₀ + σ ε (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"), with
             the σ of each image in the step's `sigmas`. The network's output is taken after preconditioning.
     """
@@ -98,6 +101,7 @@ class NoiseSchedule:
         num_train_timesteps: int = 1000,
         *,
         edm: bool = False,
+        direct_steps: int | None = None,
     ) -> None:
         if prediction_type not in get_args(PredictionType):
             raise CheckError(
@@ -107,6 +111,7 @@ class NoiseSchedule:
         self.prediction_type = prediction_type
         self.num_train_timesteps = num_train_timesteps
         self.edm = edm
+        self.direct_steps = direct_steps
         self.alphas_cumprod = None if alphas_cumprod is None or edm else alphas_cumprod.detach().cpu()
         self._table = None if self.alphas_cumprod is None else _tabulate(self.alphas_cumprod)
 
@@ -184,15 +189,35 @@ class NoiseSchedule:
         return snr >= _least_snr(max_timestep)
 
     def pred_latents(self, step: DiffusionStep) -> Tensor:
-        """ẑ₀ of every image of a step, (N, C, h, w) float32, with gradient to `step.model_pred`."""
+        """The clean estimate of every image of a step, (N, C, h, w) float32, with gradient to `step.model_pred`: ẑ₀,
+        or x̂₀ of direct.py."""
         alpha, sigma = self.coefficients(step.timesteps, step.sigmas)
-        return pred_latents(
+        estimate = pred_latents(
             self.prediction_type,
             step.model_pred.float(),
             step.noisy_latents.float(),
             alpha[:, None, None, None],
             sigma[:, None, None, None],
         )
+        if self.direct_steps is None:
+            return estimate
+        after = self._steps_before(step.timesteps, sigma, self.direct_steps)
+        return direct(step.latents.detach(), estimate, part_of_error(alpha, sigma, *after))
+
+    def _steps_before(self, timesteps: Tensor, sigma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """α and σ of each image so many timesteps nearer to the picture; 1 and 0 below the first."""
+        if self._table is None:
+            sigma = (sigma - steps / self.num_train_timesteps).clamp_min(0)
+            return 1 - sigma, sigma
+        before = timesteps.long() - steps
+        alpha, sigma, _ = self._look_up(before.clamp_min(0))
+        return torch.where(before < 0, 1.0, alpha), torch.where(before < 0, 0.0, sigma)
+
+    def describe(self) -> str:
+        """Which clean estimate it is, for the start-up table; empty for the one-step estimate."""
+        if self.direct_steps is None:
+            return ""
+        return f"the clean estimate is that after a step of {self.direct_steps} timesteps, by the noise that is known"
 
     def knows(self, timesteps: Tensor) -> bool:
         """Whether all of them, (N,), are timesteps of this schedule: whole numbers from 0 for a diffusion schedule.

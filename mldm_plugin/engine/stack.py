@@ -144,7 +144,7 @@ class LossStack:
         hook = plugins.manager.hook.after_loss
         return cls(
             terms,
-            schedule=_build_schedule(noise_scheduler, alphas_cumprod, prediction_type),
+            schedule=_build_schedule(preset, noise_scheduler, alphas_cumprod, prediction_type),
             decoder=_build_decoder(preset, terms, _one_of(vae, decode), scaling_factor, latents_mean, latents_std),
             combine=preset.combine,
             target=preset.target,
@@ -259,14 +259,23 @@ def _tell_idle(preset: Preset, plugins: Plugins, announce: Callable[[str], None]
         )
 
 
-def _build_schedule(noise_scheduler: Any, alphas_cumprod: Any, prediction_type: str | None) -> NoiseSchedule:
+def _build_schedule(
+    preset: Preset, noise_scheduler: Any, alphas_cumprod: Any, prediction_type: str | None
+) -> NoiseSchedule:
     if (noise_scheduler is None) == (alphas_cumprod is None):
         raise PresetError(
             "expected noise_scheduler or alphas_cumprod, and one of them: pass what the host adds noise by."
         )
     if alphas_cumprod is None:
-        return NoiseSchedule.from_scheduler(noise_scheduler, prediction_type)
-    return NoiseSchedule.from_alphas_cumprod(torch.as_tensor(alphas_cumprod), prediction_type)
+        schedule = NoiseSchedule.from_scheduler(noise_scheduler, prediction_type)
+    else:
+        schedule = NoiseSchedule.from_alphas_cumprod(torch.as_tensor(alphas_cumprod), prediction_type)
+    schedule.direct_steps = preset.direct_steps
+    if schedule.edm and preset.direct_steps is not None:
+        raise PresetError(
+            f"estimate: {preset.estimate} goes back by timesteps, of which EDM has none: use estimate: one_step."
+        )
+    return schedule
 
 
 def _one_of(vae: Any, decode: Callable[[Tensor], Tensor] | None) -> Any:

@@ -126,6 +126,7 @@ class StartUp:
         if rows and (stand_in := pictures.differs_by(step)) and notes:
             notes.append(describe_cosines(stand_in, rows))
         notes += [pictures.describe(step)] if notes else []
+        notes += [schedule.describe()] if notes else []
         self.unproven -= {t.name for t in terms}
         if not self.checks and pictures.decoder is not None:
             pictures.decoder.settle()  # a late proof has brought float32 weights back

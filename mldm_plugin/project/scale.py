@@ -13,7 +13,7 @@ from typing import Any
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.models import LORA
 from mldm_plugin.prepare.stored import listed_rows
-from mldm_plugin.preset import as_flags
+from mldm_plugin.preset_flags import as_flags
 from mldm_plugin.project import places
 from mldm_plugin.project.models import OURS, REPEATS, how_to_get, is_kohyas, pipeline_of
 from mldm_plugin.project.run_file import GIVEN, NAME, PRECISIONS, Run

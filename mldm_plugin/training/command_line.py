@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
-from mldm_plugin.preset import changed_line, fills, nothing_for, task_preset
+from mldm_plugin.preset import task_preset
+from mldm_plugin.preset_flags import changed_line, fills, nothing_for
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.flags import ControlNetFlags, LoraFlags, TrainerFlags
 
