@@ -64,7 +64,7 @@ def serve(monkeypatch, folder):
 
 def test_the_table_is_complete_and_its_import_is_cheap():
     names = {"vgg16", "alexnet", "dlib_resnet", "vggface2_resnet50", "vggface2_inception"}
-    names |= {"mtcnn", "scrfd_10g", "mask_rcnn", "faceres", "fid_inception"}
+    names |= {"mtcnn", "scrfd_10g", "mask_rcnn", "faceres", "fid_inception", "dinov2_small"}
     names |= {"mediapipe_palm", "mediapipe_hand", "mediapipe_person", "mediapipe_pose", "mediapipe_selfie"}
     assert set(WEIGHT_FILES) == names
     for name, file in WEIGHT_FILES.items():

@@ -311,6 +311,25 @@ _TABLE = (
         ),
         instead="`fd_vgg16` and `kd_vgg16` need none of it",
     ),
+    # Meta publishes no digest: this is the one that public repositories that pin the file agree on.
+    WeightFile(
+        name="dinov2_small",
+        licence="Apache-2.0 (Meta, DINOv2 ViT-S/14); trained on LVD-142M, pictures of the web.",
+        terms="Apache-2.0",
+        sources=(
+            Addresses(
+                "torch",
+                (
+                    Address(
+                        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+                        file_name="dinov2_vits14_pretrain.pth",
+                        sha256="b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+                        size=88_283_115,
+                    ),
+                ),
+            ),
+        ),
+    ),
     _mediapipe(
         "mediapipe_palm",
         "palm_detection/palm_detection_full",
