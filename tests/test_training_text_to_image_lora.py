@@ -127,6 +127,26 @@ def test_validation_at_the_end_of_passes_changes_nothing(train_lora, tmp_path):
     assert pictures == ["step-000002-prompt-0-0.png", "step-000004-prompt-0-0.png"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, with NumPy 2
+@pytest.mark.parametrize(("sampler", "kind", "steps"), [("dpm++", "DPMSolverMultistep", 20), ("ddim", "DDIM", 30)])
+def test_validation_pictures_by_another_sampler(train_lora, tmp_path, monkeypatch, sampler, kind, steps):
+    """Which is told what the network predicts, and changes nothing of the training."""
+    seen, called = [], StableDiffusionPipeline.__call__
+
+    def drawn(pipeline, *args, **options):
+        scheduler = pipeline.scheduler
+        seen.append((type(scheduler).__name__, scheduler.config.prediction_type, options["num_inference_steps"]))
+        return called(pipeline, *args, **options)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", drawn)
+    flags = ["--prediction_type", "v_prediction"]
+    sampling = ["--validation_prompt", "a person", "--num_validation_images", 1, "--validation_scheduler", sampler]
+    assert train_lora(tmp_path / "run", *flags, *sampling) == 0
+    assert set(seen) == {(f"{kind}Scheduler", "v_prediction", steps)}
+    assert train_lora(tmp_path / "plain", *flags) == 0
+    assert same_weights(tmp_path / "run", tmp_path / "plain")
+
+
 def test_a_presets_settings_for_this_trainer_are_told_and_those_for_another_left_out(train_lora, tmp_path, capfd):
     preset = tmp_path / "own.yaml"
     sections = "{train_controlnet: {conditioning: none}, train_text_to_image_lora: {learning_rate: 0.5}}"

@@ -163,6 +163,10 @@ class TrainerFlags(DiffusersFlags):
     panel_steps: NonNegativeInt | None = None
     """Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin 500 by default."""
 
+    validation_scheduler: Literal["dpm++", "ddim"] | None = None
+    """Sampler of the validation pictures: dpm++ is DPM-Solver++ in 20 steps, ddim DDIM in as many as without the flag;
+    by default that of diffusers' script, or of the pipeline."""
+
     evaluate_steps: PositiveInt | None = None
     """Before the first step, every so many optimizer steps and at the end, look through the network at photographs that
     it is not trained on, and say which step is the best (docs/evaluation_in_training.md)."""

@@ -15,10 +15,13 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 
+from mldm_plugin.evaluation.models import set_sampler
 from mldm_plugin.training import generators
 from mldm_plugin.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+DPM_STEPS = 20  # as `mldm evaluate` takes; Lu et al., "DPM-Solver++" (arXiv 2211.01095): 15 to 20 with guidance
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ def sample(
         if flags.enable_xformers_memory_efficient_attention:
             pipeline.enable_xformers_memory_efficient_attention()
         options: dict[str, Any] = {"num_inference_steps": trainer.inference_steps}
+        if flags.validation_scheduler is not None:
+            set_sampler(pipeline, flags.validation_scheduler)
+            if flags.validation_scheduler == "dpm++":
+                options["num_inference_steps"] = DPM_STEPS
         if flags.seed is not None:
             options["generator"] = torch.Generator(device=device).manual_seed(flags.seed)
         sampled = []
