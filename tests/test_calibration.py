@@ -212,12 +212,13 @@ def run(*words):
     return result.exit_code, result.output
 
 
-def test_the_command(tiny_pipeline, tiny_data, preset, tmp_path):
+def test_the_command(tiny_pipeline, tiny_data, preset, tmp_path, caplog):
     words = ["--model", tiny_pipeline, "--data", tiny_data, "--preset", preset, "--resolution", 64]
     words += ["--photographs", 2, "--draws", 2]
     status, told = run(*words, "--out", tmp_path / "one")
     assert status == 0, told
     assert "masked_lpips: 2 photographs; encoded and decoded alone" in told
+    assert "held out" not in told + caplog.text, "nothing is trained yet"
     for t in TIMESTEPS:
         assert f"\n  {t:>5} " in told
     written = json.loads((tmp_path / "one" / "calibration.json").read_text())

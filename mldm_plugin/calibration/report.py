@@ -157,7 +157,7 @@ def _draw_loss(axes: Any, name: str, telling: Telling, limit: int | None, timest
     left.plot(timesteps, own, color=COLOURS[1], marker="o", markersize=3, label="its own")
     left.axhline(telling.mean_floor(), color=COLOURS[0], linestyle=":", label="the VAE's floor")
     left.set(title=f"{name}: distance of the clean estimate to", xlabel="t")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.1 * max(own.max(), other.max()))
     left.legend(frameon=False, fontsize=6)
     signal = telling.signal()
     shown = np.where(signal > 0, signal, np.nan)

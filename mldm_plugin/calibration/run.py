@@ -43,7 +43,7 @@ def calibration(
     draws: int,
     resolution: int | None,
 ) -> Calibrated:
-    """Look at `photographs` rows of `data`, evenly over all, and at T of nothing else.
+    """Look at `photographs` rows of `data`, evenly over all.
 
     Raises:
         MldmError: a model, preset, data set or network that cannot be used.
@@ -59,8 +59,8 @@ def calibration(
     if run.kind in ("pictures", "conditional"):
         raise MldmError(f"--model {model} draws nothing from captions: expected a pipeline, a LoRA or a ControlNet.")
     side = resolution or side_of(run.base or run.what)
-    shown = open_photographs(data, side)
-    further = shown if others is None else open_photographs(others, side)
+    shown = open_photographs(data, side, held_out=False)
+    further = shown if others is None else open_photographs(others, side, held_out=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_pipeline(run, device, torch.float32)
     calibration = Calibration(preset, plugins, pipeline.vae, pipeline.scheduler, draws=draws)

@@ -86,8 +86,9 @@ def open_photographs(
     columns: Mapping[str, str] | None = None,
     cache: str | None = None,
     conditions: Mapping[str, ConditionEncoder] | None = None,
+    held_out: bool = True,
 ) -> Photographs:
-    """The validation or test split of an image folder, or all of it where it has none, which is warned of.
+    """The validation or test split of an image folder, or all of it where it has none.
 
     Args:
         folder: with a metadata.jsonl, or parquet files.
@@ -95,12 +96,13 @@ def open_photographs(
         columns: names of columns, by those of `Columns`; the others have the names that docs/data.md gives them.
         cache: folder of `datasets`.
         conditions: what else is read of each row, by name.
+        held_out: whether they must be none that were trained on, so that a folder without such a split is warned of.
 
     Raises:
         DataError: a folder that cannot be read, or without captions or a condition's column.
     """
     rows, split = open_held_out(str(folder), cache)
-    if split not in HELD_OUT:
+    if held_out and split not in HELD_OUT:
         log.warning(f"{folder} has no split 'validation' or 'test': are its pictures held out from every training?")
     present = rows.column_names
     named: Any = {"picture": "image", "caption": "text", **COLUMNS, **(columns or {})}
