@@ -138,7 +138,13 @@ def alarms_table() -> str:
             continue
         least = shown_by_200(one["error"], one["cases"])
         interval = f"{one['low']:.1%} to {one['high']:.1%}"
-        rows.append([f"`{name}`", str(one["cases"]), f"{one['rate']:.1%}", interval, number(least)])
+        rate = f"{one['rate']:.1%}"
+        if (again := one.get("again")) is not None:
+            rate, interval = (
+                f"{rate}; again {again['rate']:.1%}",
+                f"{interval}; again {again['low']:.1%} to {again['high']:.1%}",
+            )
+        rows.append([f"`{name}`", str(one["cases"]), rate, interval, number(least)])
     return as_table(rows)
 
 
