@@ -254,7 +254,7 @@ def test_the_table_is_bold_only_where_a_difference_is_shown(results):
 def test_a_table_tells_n_and_a_single_model_its_intervals(tmp_path):
     results = make_results(tmp_path, models=("only",))
     lines = {line.split(" of it")[0]: line for line in as_tex(results).splitlines() if "of it" in line}
-    assert re.search(r"& 5 & \$2\.\d+\$ \[\$\d\.\d+\$, \$\d\.\d+\$\] \\\\$", lines["sharp"])
+    assert re.search(r"& 5 & \$\d\.\d+\$ \[\$\d\.\d+\$, \$\d\.\d+\$\] \\\\$", lines["sharp"])
     results["metrics"][2]["rows"] = {"a": 90, "b": 40}
     assert "& 40--90 &" in as_tex(results)
 

@@ -110,6 +110,15 @@ def test_what_is_drawn_is_not_drawn_again(pipeline, tmp_path):
     assert not np.asarray(Image.open(kept)).any(), "a picture that was there was drawn again"
 
 
+def test_a_progress_bar_counts_what_is_drawn(pipeline, tmp_path, capsys):
+    draw(pipeline, CASES[:2], FEW, tmp_path, title="mldm")
+    said = capsys.readouterr().err
+    assert "mldm: 100%" in said
+    assert "2/2" in said
+    draw(pipeline, CASES[:2], FEW, tmp_path, title="mldm")
+    assert capsys.readouterr().err == "", "nothing was left to draw"
+
+
 def test_repetitions_are_of_other_noise(pipeline, tmp_path):
     draw(pipeline, CASES[:1], Sampling(steps=2, repetitions=2, resolution=64), tmp_path)
     assert not same(pixels(tmp_path, CASES[:1]), pixels(tmp_path, CASES[:1], 1))
