@@ -135,9 +135,7 @@ def test_cases_without_conditions_are_told_of(models, faces, tmp_path):
         metrics=("brightness", "attribute_accuracy"),
     )
     assert "multi drew 2 of 2 pictures without conditions." in dict(results["warnings"])
-    assert results["missing"]["attribute_accuracy"] == (
-        "it needs --judges, what `python -m mldm_plugin.faces judges` trains"
-    )
+    assert results["missing"]["attribute_accuracy"] == "it needs --judges, what `mldm faces judges` trains"
 
 
 # What is measured

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 
 from mldm_plugin.cli import main as mldm
+from mldm_plugin.cli.faces import faces as main
 from mldm_plugin.conditions.judges import (
     SMALL,
     AttributeJudge,
@@ -26,7 +27,6 @@ from mldm_plugin.conditions.judges import (
 )
 from mldm_plugin.errors import DataError
 from mldm_plugin.faces import autoencoder
-from mldm_plugin.faces.__main__ import main
 from mldm_plugin.faces.judges import train_judge
 from mldm_plugin.faces.parsed import write_parsed
 from mldm_plugin.faces.pictures import Faces, read_faces
@@ -90,7 +90,7 @@ def test_judges_are_trained_and_read_again(folder, tmp_path):
     assert (parts.shape, parts.dtype) == ((2, 64, 64), torch.uint8)
     (tmp_path / "parts.safetensors").write_bytes(b"no weights")
     for folder, kind in ((tmp_path, PartsJudge), (tmp_path / "nowhere", AttributeJudge)):
-        with pytest.raises(DataError, match="train it: python -m mldm_plugin.faces judges FACES --out"):
+        with pytest.raises(DataError, match="train it: mldm faces judges FACES --out"):
             read_judge(kind, folder)
 
 

@@ -114,7 +114,7 @@ def test_without_judges_it_is_said(tmp_path):
     metrics = make_metrics(load_plugins(), names, {"judges": None})
     assert all("it needs --judges" in metrics.missing[name] for name in names)
     metrics = make_metrics(load_plugins(), names, {"judges": tmp_path})
-    assert all("train it: python -m mldm_plugin.faces judges" in metrics.missing[name] for name in names)
+    assert all("train it: mldm faces judges" in metrics.missing[name] for name in names)
 
 
 def test_another_judge_is_another_measurement(folder, tmp_path):

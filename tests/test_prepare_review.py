@@ -16,11 +16,12 @@ from PIL import Image
 
 from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError
+from mldm_plugin.page.server import MOST_JSON
 from mldm_plugin.prepare import plans
 from mldm_plugin.prepare.check import check
 from mldm_plugin.prepare.review import folder as reviewed
 from mldm_plugin.prepare.review.folder import Review
-from mldm_plugin.prepare.review.server import MOST_JSON, ReviewServer
+from mldm_plugin.prepare.review.server import ReviewServer
 from mldm_plugin.prepare.review.session import opened
 from mldm_plugin.prepare.run import Output, prepare
 
@@ -297,7 +298,7 @@ def ask(server):
     """A request with the token, unless told otherwise."""
 
     def ask(path, method="GET", headers=(), **more):
-        headers = {"X-Review-Token": server.token, **dict(headers)}
+        headers = {"X-Page-Token": server.token, **dict(headers)}
         return requests.request(
             method, f"http://127.0.0.1:{server.server_port}{path}", headers=headers, timeout=10, **more
         )
@@ -349,7 +350,7 @@ def test_decisions_masks_and_faces_are_written(people, ask):
 def test_nothing_but_the_page_and_the_rows_is_served(server, path):
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as sent:
         sent.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nX-Review-Token: {server.token}\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nX-Page-Token: {server.token}\r\n"
             "Connection: close\r\n\r\n".encode()
         )
         answer = b""
@@ -361,8 +362,8 @@ def test_nothing_but_the_page_and_the_rows_is_served(server, path):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"X-Review-Token": ""},
-        {"X-Review-Token": "x" * 32},
+        {"X-Page-Token": ""},
+        {"X-Page-Token": "x" * 32},
         {"Host": "evil.example"},
         {"Host": "127.0.0.1:1"},
         {"Origin": "http://evil.example"},
@@ -507,7 +508,7 @@ def test_a_killed_command_has_saved_all_and_another_goes_on(people):
         server, token = said[1].removeprefix("open ").strip().split("#")
         with pytest.raises(DataError, match="being reviewed already"), opened(people):
             pass
-        told = {"headers": {"X-Review-Token": token}, "json": {"decision": "thrown out"}, "timeout": 60}
+        told = {"headers": {"X-Page-Token": token}, "json": {"decision": "thrown out"}, "timeout": 60}
         assert requests.put(f"{server}rows/1/decision", **told).status_code == 200
     finally:
         process.kill()

@@ -22,7 +22,7 @@ class AttributeAccuracy:
     vary in CelebA-HQ; of drawn portraits eighteen.
 
     Args:
-        judges: folder of `python -m mldm_plugin.faces judges`.
+        judges: folder of `mldm faces judges`.
 
     Raises:
         DataError: no judge in it.

@@ -30,7 +30,7 @@ class _OfMasks:
     """What both share: the parser, and how many pixels of each label agree.
 
     Args:
-        judges: folder of `python -m mldm_plugin.faces judges`.
+        judges: folder of `mldm faces judges`.
 
     Raises:
         DataError: no judge in it.

@@ -18,6 +18,7 @@ from mldm_plugin.cli import (
     data,
     doctor,
     evaluate,
+    faces,
     losses,
     new_loss,
     plan,
@@ -73,6 +74,7 @@ main.add_command(train.train)
 main.add_command(sample.sample)
 main.add_command(evaluate.evaluate)
 main.add_command(reproduce.reproduce)
+main.add_command(faces.faces)
 main.add_command(bench.bench)
 main.add_command(plan.plan)
 main.add_command(calibrate.calibrate)

@@ -72,7 +72,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 @click.option(
     "--judges",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="What `python -m mldm_plugin.faces judges` trained: judges of the attributes and parts of faces.",
+    help="What `mldm faces judges` trained: judges of the attributes and parts of faces.",
 )
 @click.option("--metrics", default="", metavar="A,B", help="Only these (default: all that can be had).")
 @click.option(

@@ -1,6 +1,6 @@
 """Two judges of faces: which attributes a picture shows, and where its parts are; and how they agree with a condition.
 
-`python -m mldm_plugin.faces judges` trains them.
+`mldm faces judges` trains them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def read_judge(kind: type[Judge], folder: Path) -> tuple[Judge, int, str]:
         judge.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         said = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        how = f"python -m mldm_plugin.faces judges FACES --out {folder}"
+        how = f"mldm faces judges FACES --out {folder}"
         raise DataError(f"{path} is no judge ({said}); train it: {how}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     return judge.eval(), int(known["side"]), f"{path.stem}_judge {digest} at {known['side']} px, of this project"

@@ -56,9 +56,14 @@ def drawn(
     return pictures
 
 
+def side_drawn(pipeline: ConditionalLDMPipeline) -> int:
+    """Of the pictures that such a pipeline draws, in pixels; it draws no other."""
+    return int(pipeline.unet.config.sample_size * pipeline.image_processor.config.vae_scale_factor)
+
+
 def check_side(pipeline: ConditionalLDMPipeline, side: int | None) -> None:
     """Raises MldmError where another size is asked for than such a pipeline was made for."""
-    own = pipeline.unet.config.sample_size * pipeline.image_processor.config.vae_scale_factor
+    own = side_drawn(pipeline)
     if side is not None and side != own:
         raise MldmError(f"it draws {own} pixels and no other size, asked were {side}: leave out --resolution.")
 

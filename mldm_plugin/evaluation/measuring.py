@@ -23,7 +23,7 @@ from mldm_plugin.plugins import Plugins
 
 log = logging.getLogger(__name__)
 
-NEEDED = {"judges": "it needs --judges, what `python -m mldm_plugin.faces judges` trains"}  # pictures otherwise
+NEEDED = {"judges": "it needs --judges, what `mldm faces judges` trains"}  # pictures otherwise
 # Among the values of a picture: (k, 4) pixels of the faces and the hands that its metrics looked at.
 BOXES = {"faces": "faces@boxes", "hands": "hands@boxes"}
 

@@ -63,12 +63,12 @@ class Run:
     @property
     def takes_hints(self) -> bool:
         """Whether it is a ControlNet that was trained with hints, as far as its run folder says."""
-        return self.kind == "controlnet" and _argument(Path(self.what), "conditioning") != "none"
+        return self.kind == "controlnet" and argument_of(Path(self.what), "conditioning") != "none"
 
     @cached_property
     def seed(self) -> int | None:
         """That it was trained from, where its run folder says so."""
-        return _argument(Path(self.what), "seed")
+        return argument_of(Path(self.what), "seed")
 
 
 @dataclass
@@ -180,12 +180,12 @@ def _base_of(folder: Path, base: str | None, what: str) -> str:
     """The base that was given, or the one that a run of ours was started from."""
     if base is not None:
         return base
-    if (found := _argument(folder, "pretrained_model_name_or_path")) is not None:
+    if (found := argument_of(folder, "pretrained_model_name_or_path")) is not None:
         return found
     raise MldmError(f"{what} is an adapter: say with --base what pipeline it was trained on.")
 
 
-def _argument(folder: Path, name: str) -> Any:
+def argument_of(folder: Path, name: str) -> Any:
     """What a run was started with, by its folder or one inside it; None where nothing says it."""
     for place in (folder, folder.parent, folder.parent.parent):  # RUN/checkpoint-N/controlnet lies inside its run
         try:

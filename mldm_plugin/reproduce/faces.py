@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -101,7 +100,7 @@ class FacesMini(_Faces):
 
     def data(self) -> list[Command]:
         """Draw the portraits; train what encodes and what judges them."""
-        drawn, faces = self.out / "drawn", (sys.executable, "-m", "mldm_plugin.faces")
+        drawn, faces = self.out / "drawn", ("mldm", "faces")
         draw = ("mldm", "data", "synthetic", "--portraits", "--count", self.portraits, "--size", self.side)
         encoded = (self.pictures, "--out", self.autoencoder, "--steps", self.autoencoder_steps, "--side", self.side)
         judged = (self.pictures, "--out", self.judges, "--steps", self.judge_steps, "--side", self.side)
@@ -179,7 +178,7 @@ class FacesPaper(_Faces):
 
     def data(self) -> list[Command]:
         """Read CelebAMask-HQ; train the judges on it."""
-        judges = (sys.executable, "-m", "mldm_plugin.faces", "judges")
+        judges = ("mldm", "faces", "judges")
         large = ("--large", "--side", 256, "--steps", JUDGE_STEPS)
         return [
             _command(

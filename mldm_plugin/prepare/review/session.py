@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from mldm_plugin.errors import DataError
+from mldm_plugin.page.server import serve
 from mldm_plugin.prepare.review import notes
 from mldm_plugin.prepare.review.folder import Review, tops_of
 from mldm_plugin.prepare.review.server import ReviewServer
@@ -46,17 +46,8 @@ def hold_review(folder: Path, port: int, opens_browser: bool) -> None:
         DataError: the folder cannot be reviewed, or the port is taken.
     """
     with opened(folder) as review:
-        try:
-            server = ReviewServer(review, port)
-        except OSError as error:
-            raise DataError(f"port {port} cannot be used ({error.strerror}): name another --port, or none.") from error
-        with server, contextlib.suppress(KeyboardInterrupt):
-            sys.stdout.write(f"{told(review)}\nopen {server.address}\nCtrl-C ends; all is saved as you go.\n")
-            sys.stdout.flush()
-            if opens_browser:
-                webbrowser.open(server.address)
-            server.serve_forever()
-        server.lock.acquire()  # what is being saved is saved; nothing else begins
+        lines = (told(review), "Ctrl-C ends; all is saved as you go.")
+        serve(lambda: ReviewServer(review, port), port, lines, opens_browser)
         sys.stdout.write(f"\n{told(review)}\n")
 
 

@@ -5,11 +5,11 @@ const watchers = [];
 let waiting = [];
 let sending = false;
 
-async function asked(path, options = {}) {
-  const reply = await fetch(path, { ...options, headers: { 'X-Review-Token': TOKEN } });
+export async function asked(path, options = {}) {
+  const reply = await fetch(path, { ...options, headers: { 'X-Page-Token': TOKEN } });
   if (reply.ok) return reply;
   const told = await reply.json().catch(() => ({}));
-  const error = new Error(told.error || `the review answers ${reply.status}`);
+  const error = new Error(told.error || `the command answers ${reply.status}`);
   error.final = true; // it was heard; asking again would bring the same
   throw error;
 }
