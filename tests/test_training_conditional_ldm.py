@@ -9,7 +9,7 @@ from diffusers import VQModel
 from PIL import Image
 from run_trainer import command, records, run_here
 from safetensors.torch import load_file
-from tiny_data import SIZES, write_data
+from tiny_data import add_conditions, write_data
 
 from mldm_plugin.conditions.celeba import ATTRIBUTES
 from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline
@@ -19,24 +19,13 @@ from mldm_plugin.evaluation.checkpoints import models_of_run
 from mldm_plugin.evaluation.models import load_pipeline, parse_models
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditional_ldm import ConditionalTrainer, load_autoencoder, unet_config
+from mldm_plugin.training.conditions import with_drops
 
 SMALL = (
     *("--block_out_channels", 16, 32, "--attention_head_dim", 8, "--layers_per_block", 1, "--cross_attention_dim", 16),
     *("--attention_resolutions", 8, 4, "--num_train_epochs", 9, "--validation_rows", 0, "--learning_rate", 1e-3),
 )
 BOTH = ("--condition", "attributes", "semantic_mask", "--condition_option", "semantic_mask.channels=[8, 8, 8, 16]")
-
-
-def add_conditions(folder, pictures=7):
-    """Attributes and parts for each row of `write_data`, at random."""
-    random, rows = np.random.default_rng(1), {}
-    for i in range(pictures):
-        width, height = SIZES[i % len(SIZES)]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 19, (height, width), dtype=np.uint8)).save(folder / f"{i}_parts.png")
-        said = {name: bool(random.random() < 0.5) for name in ATTRIBUTES}
-        rows[i] = {"attributes": said, "parts_file_name": f"{i}_parts.png"}
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -173,15 +162,14 @@ def test_every_weight_has_a_gradient_in_every_step(tiny_pipeline):
         assert [n for n, p in trainer.trained.named_parameters() if p.grad is None] == []
 
 
-def test_conditions_are_dropped_as_often_as_asked_each_by_itself(tiny_pipeline):
-    trainer = make_trainer(tiny_pipeline, condition_dropout=0.25)
+def test_conditions_are_dropped_as_often_as_asked_each_by_itself():
     there = torch.ones(4000, dtype=torch.bool)
-    present = trainer._with_drops({"present": {"attributes": there, "semantic_mask": there}})["present"]
+    present = with_drops({"present": {"attributes": there, "semantic_mask": there}}, 0.25)["present"]
     dropped = [1 - keep.float().mean().item() for keep in present.values()]
     assert dropped == pytest.approx([0.25, 0.25], abs=0.03)
     both = (~present["attributes"] & ~present["semantic_mask"]).float().mean().item()
     assert both == pytest.approx(0.0625, abs=0.02)
-    never = trainer._with_drops({"present": {"attributes": ~there}})["present"]
+    never = with_drops({"present": {"attributes": ~there}}, 0.25)["present"]
     assert not never["attributes"].any(), "what a picture does not have cannot be given to it"
 
 

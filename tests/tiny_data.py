@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mldm_plugin.conditions.celeba import ATTRIBUTES
+
 SIZES = [(80, 96), (70, 64), (64, 64), (100, 75), (128, 90)]
 
 
@@ -67,3 +69,15 @@ def write_preset(path: Path) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+def add_conditions(folder: Path, pictures: int = 7) -> dict[int, dict[str, Any]]:
+    """Attributes and parts for each row of `write_data`, at random."""
+    random, rows = np.random.default_rng(1), {}
+    for i in range(pictures):
+        width, height = SIZES[i % len(SIZES)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 19, (height, width), dtype=np.uint8)).save(folder / f"{i}_parts.png")
+        said = {name: bool(random.random() < 0.5) for name in ATTRIBUTES}
+        rows[i] = {"attributes": said, "parts_file_name": f"{i}_parts.png"}
+    return rows

@@ -54,6 +54,8 @@ def sample(
     from mldm_plugin.project.samples import choose_cases, draw_samples, open_finished, write_card
 
     finished = open_finished(run, base)
+    if (export or push_to_hub) and finished.models[-1].runs[0].reads_conditions:
+        raise MldmError(f"{run} has conditions, which no other program reads: it is not exported or uploaded.")
     out = out or run / "samples"
     cases = choose_cases(prompts, file or finished.prompts)
     sampling = Sampling(sampler, steps, guidance if guidance is not None else finished.guidance, pictures, seed)

@@ -86,7 +86,7 @@ def _conditions(evaluation: Evaluation) -> list[tuple[str, str]]:
     without = sum(case.row is None for case in evaluation.cases)
     if not without:
         return []
-    blind = [model.name for model in evaluation.models if any(run.kind == "conditional" for run in model.runs)]
+    blind = [model.name for model in evaluation.models if any(run.reads_conditions for run in model.runs)]
     return [
         (
             f"{', '.join(blind)} drew {without} of {len(evaluation.cases)} pictures without conditions.",

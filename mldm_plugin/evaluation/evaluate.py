@@ -100,7 +100,7 @@ class Evaluation:
         self.given = {name: _pictures_or_none(getattr(asked, name)) for name in ("person", "train_data")}
         self.photographs: Photographs | None = None
         runs = [run for model in self.models for run in model.runs]
-        self.encoders = encoders_of(run.what for run in runs if run.kind == "conditional")
+        self.encoders = encoders_of(str(run.folder) for run in runs if run.reads_conditions)
         if asked.data is not None:
             self.photographs = casing.open_photographs(asked.data, self.resolution, conditions=self.encoders)
         self.cases = self.choose_cases()
@@ -179,7 +179,8 @@ class Evaluation:
 
     def how(self, run: Run) -> dict[str, Any]:
         """All that pictures of a run depend on, besides their cases."""
-        hints = stamp(self.asked.data) if run.kind in ("controlnet", "conditional") else None
+        beside = run.kind == "controlnet" or run.reads_conditions
+        hints = stamp(self.asked.data) if beside else None
         precision, sampling = str(self.asked.precision), self.asked.sampling.told()
         return {"run": asdict(run), "digest": run.digest, "precision": precision, "sampling": sampling, "hints": hints}
 

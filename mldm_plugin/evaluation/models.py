@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -64,6 +65,18 @@ class Run:
     def takes_hints(self) -> bool:
         """Whether it is a ControlNet that was trained with hints, as far as its run folder says."""
         return self.kind == "controlnet" and argument_of(Path(self.what), "conditioning") != "none"
+
+    @property
+    def folder(self) -> Path:
+        """Where its weights lie."""
+        return Path(self.what).parent if Path(self.what).is_file() else Path(self.what)
+
+    @property
+    def reads_conditions(self) -> bool:
+        """Whether it draws from conditions, alone or beside text."""
+        from mldm_plugin.conditions.beside_text import has_conditions
+
+        return self.kind == "conditional" or (self.kind in ("lora", "controlnet") and has_conditions(self.folder))
 
     @cached_property
     def seed(self) -> int | None:
@@ -197,7 +210,9 @@ def argument_of(folder: Path, name: str) -> Any:
 
 def _files_that_count(folder: Path, kind: str) -> list[Path]:
     suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
-    inside = folder.iterdir() if kind in ("pictures", "lora") else folder.rglob("*")
+    inside = folder.rglob("*")
+    if kind in ("pictures", "lora"):
+        inside = itertools.chain(folder.iterdir(), (folder / "conditions").glob("*"))
     return sorted(
         file
         for file in inside
@@ -215,6 +230,7 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
     from diffusers.utils import logging as speaking
 
+    from mldm_plugin.conditions.beside_text import BesideText, read_conditions
     from mldm_plugin.conditions.pipeline import ConditionalLDMPipeline, put_step
 
     speaking.set_verbosity_error()  # it speaks of safety checkers and of text encoders without LoRA
@@ -237,6 +253,8 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
             _require_whole(pipeline, run)
             pipeline.fuse_lora()  # a fifth of the time on a CPU
             pipeline.unload_lora_weights()
+        if run.kind != "conditional" and run.reads_conditions:
+            BesideText(pipeline, read_conditions(run.folder))
     except MldmError:
         raise
     except Exception as error:  # whatever diffusers, transformers or peft say of files that are not theirs

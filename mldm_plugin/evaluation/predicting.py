@@ -56,7 +56,8 @@ class Listener:
 
 
 class Asker:
-    """Asks a pipeline's network for one prediction: see `one_step.Predict`. No guidance.
+    """Asks a pipeline's network for one prediction: see `one_step.Predict`. No guidance. Conditions beside text are
+    those of the photograph.
 
     Args:
         pipeline: of diffusers, from text, with or without a ControlNet.
@@ -82,6 +83,8 @@ class Asker:
         if (hint := hint_option(pipeline)) is not None:
             known = example.conditioning_pixel_values
             options[hint] = (torch.zeros_like(example.pixel_values) if known is None else known)[None]
+        if (beside := getattr(pipeline, "beside_text", None)) is not None:
+            beside.given = [example.conditions]
         pipeline.scheduler = listener = Listener(own, timestep)
         try:
             pipeline([caption], latents=given, **options)

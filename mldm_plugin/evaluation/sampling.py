@@ -81,7 +81,7 @@ def draw(
     Args:
         pipeline: of diffusers, from text to pictures, with or without a ControlNet, or from conditions.
         photographs: whose hints a ControlNet gets, without one a black one; and whose conditions a pipeline gets that
-            draws from them.
+            draws from them, alone or beside text.
         batch: pictures at a time on a GPU; halved where its memory is too small. A CPU draws one by one: beside others
             a picture's last bits would change, and little time would be won.
         share: this process and the number of them; every process draws its own share.
@@ -121,6 +121,8 @@ def _drawn(
     if isinstance(pipeline, ConditionalLDMPipeline):
         check_side(pipeline, sampling.resolution)
         return drawn(pipeline, [_conditions(case, photographs) for case, _ in some], generators, **options)
+    if (beside := getattr(pipeline, "beside_text", None)) is not None:
+        beside.given = [_conditions(case, photographs) for case, _ in some]
     if sampling.resolution is not None:
         options |= {"height": sampling.resolution, "width": sampling.resolution}
     if (name := hint_option(pipeline)) is not None:

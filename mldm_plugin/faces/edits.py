@@ -99,21 +99,18 @@ class MaskEdits:
 
 
 def edits_with(encoder: ConditionEncoder, masks: Sequence[Tensor], avoid: Tensor) -> MaskEdits:
-    """The edits of a face's mask, with the parts of the first other face that has them and no more of them alike.
+    """The edits of a face's mask, with the parts of the other face that shows most of them.
 
     Args:
         masks: (1, S, S) of other faces.
-        avoid: the face's own.
+        avoid: the face's own, of which nothing is taken.
     """
     donors, parts = {}, parts_of(encoder)
     for group, (names, _) in GROUPS.items():
         own = torch.tensor([parts.index(n) + 1 for n in names if n in parts], dtype=torch.uint8)
-        least = LEAST * avoid.numel()
-        for mask in masks if len(own) else ():
-            there = torch.isin(mask, own)
-            if there.sum() >= least and not torch.equal(there, torch.isin(avoid, own)):
-                donors[group] = mask
-                break
+        areas = [0 if torch.equal(mask, avoid) else int(torch.isin(mask, own).sum()) for mask in masks]
+        if max(areas, default=0) >= LEAST * avoid.numel():
+            donors[group] = masks[areas.index(max(areas))]
     return MaskEdits(encoder, donors)
 
 

@@ -14,7 +14,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.cases import Case, cases_of_file, key_of
 from mldm_plugin.evaluation.claims import claim
 from mldm_plugin.evaluation.judges import networks_in, preset_of
-from mldm_plugin.evaluation.models import LORA, Model, Run, load_pipeline, parse_models, set_sampler
+from mldm_plugin.evaluation.models import LORA, Model, Run, argument_of, load_pipeline, parse_models, set_sampler
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.perceptual.weights.table import weight_file
@@ -58,7 +58,8 @@ def open_finished(run: Path, base: str | None) -> Finished:
         if models[0].runs[0].kind not in ("lora", "controlnet"):
             raise MldmError(f"{run} is no finished run: it has no {NAME} and no weights; give the folder of a run.")
         kind = "ControlNet" if models[0].runs[0].kind == "controlnet" else "LoRA"
-        return Finished(_with_base(models), None, None, run, {WITHOUT: f"no {kind}", WITH: f"with {kind}"})
+        absent = ", conditions absent" if models[0].runs[0].reads_conditions else ""
+        return Finished(_with_base(models), None, None, run, {WITHOUT: f"no {kind}", WITH: f"with {kind}{absent}"})
     told = read_run(run)
     trained = {name: run / "runs" / f"{folder}-s0" for name, folder in (("plain", "plain"), (WITH, "mldm"))}
     if not (trained[WITH] / LORA).is_file():
@@ -76,6 +77,11 @@ def _with_base(models: list[Model]) -> list[Model]:
     if run.takes_hints:
         raise MldmError(
             f"{run.what} was trained with hints: mldm evaluate --model NAME={run.what} --data DIR draws them."
+        )
+    if run.reads_conditions and not argument_of(run.folder, "condition_dropout"):
+        raise MldmError(
+            f"{run.what} was trained with conditions in every picture (--condition_dropout 0), and a prompt has none: "
+            f"mldm evaluate --model NAME={run.what} --data DIR draws it with those of photographs."
         )
     return [*([Model(WITHOUT, [Run(run.base, "pipeline")])] if run.base is not None else []), *models]
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mldm_plugin.training.flags import Repeated, Several, TrainerFlags
+from mldm_plugin.training.flags import TrainerFlags
 
 
 class ConditionalFlags(TrainerFlags):
@@ -18,7 +18,7 @@ class ConditionalFlags(TrainerFlags):
     stands_in: ClassVar[bool] = False
     description: ClassVar[str] = "Train a latent diffusion model on attributes, semantic masks, or both, from scratch."
     added: ClassVar[tuple[str, ...]] = (
-        *("condition", "condition_option", "condition_dropout", "block_out_channels", "layers_per_block"),
+        *("block_out_channels", "layers_per_block"),
         *("attention_resolutions", "attention_head_dim", "cross_attention_dim", "scaling_factor", "beta_start"),
         *("beta_end", "use_ema", "ema_decay", "random_flip", "validation_steps", "validation_rows"),
     )
@@ -31,14 +31,6 @@ class ConditionalFlags(TrainerFlags):
     train_batch_size: PositiveInt = 48
     num_train_epochs: PositiveInt = 600
     learning_rate: float = 9.6e-5
-    condition: Several = None
-    """What pictures are made from: attributes, semantic_mask, or conditions of a plugin; their tokens are joined in
-    this order. Without it the model is unconditional."""
-    condition_option: Repeated = None
-    """An option of a condition, for example semantic_mask.pooled=true. May be repeated."""
-    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Share of pictures that a condition is taken from, each by itself, so that the model learns to do without it and
-    guidance works. The paper drops none."""
     block_out_channels: list[int] = Field(default=[224, 448, 672, 896])
     """Widths of the U-Net's levels."""
     layers_per_block: PositiveInt = 2
@@ -73,15 +65,5 @@ class ConditionalFlags(TrainerFlags):
         """Which flags cannot work together."""
         yield from super().faults()
         yield from self._resolution_faults()
-        if self.condition_dropout and not self.condition:
-            yield "--condition_dropout drops nothing without --condition."
-        if self.condition and len({*self.condition}) < len(self.condition):
-            yield f"--condition {' '.join(self.condition)} names one twice."
-        for option in self.condition_option or ():
-            name, _, rest = option.partition(".")
-            if "=" not in rest:
-                yield f"--condition_option {option}: expected NAME.OPTION=VALUE, such as semantic_mask.pooled=true."
-            elif name not in (self.condition or ()):
-                yield f"--condition_option {option}: {name} is no --condition of this run."
         if odd := [width for width in self.block_out_channels if width % self.attention_head_dim]:
             yield f"--attention_head_dim {self.attention_head_dim} does not divide the width {odd[0]}."

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel, VQModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -32,6 +31,7 @@ from mldm_plugin.errors import MldmError, RunFolderError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
 from mldm_plugin.training.conditional_flags import ConditionalFlags
+from mldm_plugin.training.conditions import make_conditions, tokens_of, with_drops
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
 
 AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -49,10 +49,7 @@ class ConditionedUNet(nn.Module):
         self, noisy: Tensor, timesteps: Tensor, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> Tensor:
         """What the U-Net answers to z_t (N, C, h, w) at t (N,); values and presence as `Conditions` takes them."""
-        tokens = self.conditions(values, present, len(noisy))
-        for name, encoder in self.conditions.each():
-            if name not in values:  # no picture of the batch has it; DDP wants every weight used in each step
-                tokens = tokens + 0 * sum(parameter.sum() for parameter in encoder.parameters())
+        tokens = tokens_of(self.conditions, values, present, len(noisy))
         return self.unet(noisy, timesteps, tokens, return_dict=False)[0]
 
     def enable_gradient_checkpointing(self) -> None:
@@ -84,8 +81,7 @@ class ConditionalTrainer(Trainer):
             beta_start=flags.beta_start, beta_end=flags.beta_end, beta_schedule="scaled_linear", clip_sample=False
         )
         try:
-            options = options_of(flags)
-            conditions = Conditions(width=flags.cross_attention_dim, conditions=list(options.items()))
+            conditions = make_conditions(flags, flags.cross_attention_dim)
             unet = UNet2DConditionModel(**unet_config(flags, self.vae.config))
         except ValueError as error:
             raise MldmError(f"the flags do not make a network: {error}") from error
@@ -109,7 +105,7 @@ class ConditionalTrainer(Trainer):
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(latents)
         noisy_latents = self.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
-        model_pred = self.predict(model, self._with_drops(batch), noisy_latents, timesteps)
+        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
         return DiffusionStep(
             latents=latents,
             noise=noise,
@@ -120,16 +116,6 @@ class ConditionalTrainer(Trainer):
             base_loss=F.mse_loss(model_pred.float(), noise.float()),
             **annotation_of(batch),
         )
-
-    def _with_drops(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with conditions taken away at random, each by itself."""
-        share, present = self.flags.condition_dropout, batch.get("present", {})
-        if not share:
-            return batch
-        return {
-            **batch,
-            "present": {k: v & (torch.rand(v.shape, device=v.device) >= share) for k, v in present.items()},
-        }
 
     def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The output of the U-Net, with the conditions of a batch."""
@@ -226,18 +212,6 @@ def load_autoencoder(flags: ConditionalFlags) -> Any:
         f"{name} has no autoencoder: {faults[0]} Expected a pipeline with a folder vae or vqvae, or a folder of "
         f"{' or '.join(AUTOENCODERS)}, in diffusers' format."
     )
-
-
-def options_of(flags: ConditionalFlags) -> dict[str, dict[str, Any]]:
-    """Each condition's options; a semantic mask has the pictures' resolution."""
-    options: dict[str, dict[str, Any]] = {name: {} for name in flags.condition or ()}
-    if MASK in options:
-        options[MASK]["resolution"] = flags.resolution
-    for given in flags.condition_option or ():
-        name, _, rest = given.partition(".")
-        option, _, value = rest.partition("=")
-        options[name][option] = yaml.safe_load(value)
-    return options
 
 
 def unet_config(flags: ConditionalFlags, vae: Any) -> dict[str, Any]:

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UniPCMultistepScheduler
 from torch import Tensor, nn
 
+from mldm_plugin.conditions.beside_text import has_conditions
 from mldm_plugin.data.annotations import read_picture
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
+from mldm_plugin.training.conditions import with_drops
 from mldm_plugin.training.flags import ControlNetFlags
 from mldm_plugin.training.stable_diffusion import StableDiffusionTrainer, loading
 from mldm_plugin.training.trainer import Prompt, annotation_of
@@ -50,7 +52,7 @@ class ControlNetTrainer(StableDiffusionTrainer):
         with loading(flags.pretrained_model_name_or_path):
             own = flags.controlnet_model_name_or_path
             controlnet = ControlNetModel.from_pretrained(own) if own else ControlNetModel.from_unet(self.unet)
-        self.trained = controlnet.train()
+        self.trained = self.controlnet = controlnet.train()
         if flags.conditioning == "none":
             remove_hint(controlnet)
         self.use_memory_savers(self.unet, controlnet)
@@ -66,6 +68,9 @@ class ControlNetTrainer(StableDiffusionTrainer):
         self.hints = flags.conditioning_image_column if flags.conditioning == "image" else None
         self.empty_prompts = flags.proportion_empty_prompts
         self.framing = {"random_crop": flags.random_crop, "random_flip": flags.random_flip}
+        self.train_beside_text(controlnet)
+        if own and has_conditions(Path(own)):
+            self.load_conditions(Path(own))
 
     def diffusion_step(
         self, model: nn.Module, batch: dict[str, Any], draw_timesteps: Callable[[Tensor], Tensor]
@@ -76,7 +81,7 @@ class ControlNetTrainer(StableDiffusionTrainer):
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(latents)
         noisy_latents = scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
-        model_pred = self.predict(model, batch, noisy_latents, timesteps)
+        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
         predicts_v = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timesteps) if predicts_v else noise
         return DiffusionStep(
@@ -92,14 +97,11 @@ class ControlNetTrainer(StableDiffusionTrainer):
 
     def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The U-Net's output, steered by the ControlNet `model`."""
-        text = self.text_of(batch)
         hint = batch.get("conditioning_pixel_values")
         if hint is None:
             side = self.flags.resolution
             hint = noisy_latents.new_zeros(len(noisy_latents), 3, side, side)
-        down, middle = model(
-            noisy_latents, timesteps, encoder_hidden_states=text, controlnet_cond=hint.to(self.dtype), return_dict=False
-        )
+        (down, middle), text = self.ask(model, batch, noisy_latents, timesteps, controlnet_cond=hint.to(self.dtype))
         return self.unet(
             noisy_latents,
             timesteps,
@@ -111,12 +113,13 @@ class ControlNetTrainer(StableDiffusionTrainer):
 
     def save(self, folder: Path) -> None:
         """As `ControlNetModel.from_pretrained` reads it."""
-        controlnet: Any = self.trained
-        controlnet.save_pretrained(folder)
+        self.controlnet.save_pretrained(folder)
+        self.save_conditions(folder)
 
     def load(self, folder: Path) -> None:
         """Put back what `save` wrote."""
-        self.trained.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict())
+        self.controlnet.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict())
+        self.load_conditions(folder)
 
     def prompts(self) -> list[Prompt]:
         """Prompts with their hints; a single one of either goes with all of the other.
@@ -138,10 +141,10 @@ class ControlNetTrainer(StableDiffusionTrainer):
 
     def make_pipeline(self, stored: Path | None) -> Any:
         """The ControlNet in training, or the one that was stored, with the scheduler that the script samples by."""
-        controlnet = self.trained if stored is None else ControlNetModel.from_pretrained(stored).to(self.dtype)
+        controlnet = self.controlnet if stored is None else ControlNetModel.from_pretrained(stored).to(self.dtype)
         pipeline = self.load_pipeline(StableDiffusionControlNetPipeline, unet=self.unet, controlnet=controlnet)
         pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
-        return pipeline
+        return self.with_conditions(pipeline, stored)
 
     def samples_after_step(self, step: int) -> bool:
         """Every --validation_steps."""

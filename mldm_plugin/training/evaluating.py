@@ -115,6 +115,7 @@ class Evaluating:
         batch: dict[str, Any] = {"text": self._texts[caption]}
         if trainer.hints is not None and (hint := example.conditioning_pixel_values) is not None:
             batch["conditioning_pixel_values"] = hint[None].to(trainer.device)
+        batch["conditions"] = {name: value[None].to(trainer.device) for name, value in example.conditions.items()}
         timesteps = torch.tensor([int(timestep)], device=trainer.device)
         return trainer.predict(trainer.trained, batch, noisy.to(trainer.dtype), timesteps)
 
@@ -153,7 +154,8 @@ def _open(trainer: Trainer, accelerator: Accelerator) -> Photographs:
                 f"{trainer.flags.script} trains on every picture of {flags.train_data_dir}, which has no splits train "
                 "and validation, so none is left to evaluate on: give --evaluate_data_dir a folder elsewhere."
             )
-        photographs = open_photographs(folder, flags.resolution, columns=columns, cache=flags.cache_dir)
+        given: Any = {"columns": columns, "cache": flags.cache_dir, "conditions": trainer.conditions}
+        photographs = open_photographs(folder, flags.resolution, **given)
         if photographs.split not in HELD_OUT and folder == Path(flags.train_data_dir or "").resolve():
             raise DataError(
                 f"{folder} has no split 'validation' or 'test' to evaluate on: put photographs that are not trained on "

@@ -160,6 +160,14 @@ class TrainerFlags(DiffusersFlags):
     latents_cache_dir: str | None = None
     """Where --cache_latents keeps what it encodes; by default beside the folder of the data set, named like it with
     .latents at the end."""
+    condition: Several = None
+    """What pictures are made from, beside captions where there are any: attributes, semantic_mask, or conditions of a
+    plugin. Their tokens are joined in this order, behind those of the caption, and their encoders are trained."""
+    condition_option: Repeated = None
+    """An option of a condition, for example semantic_mask.pooled=true. May be repeated."""
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Share of pictures that a condition is taken from, each by itself, so that the model learns to do without it and
+    guidance works."""
     panel_steps: NonNegativeInt | None = None
     """Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin 500 by default."""
 
@@ -213,6 +221,19 @@ class TrainerFlags(DiffusersFlags):
             yield "--latents_cache_dir is for --cache_latents; give both, or neither."
         if self.evaluate_data_dir is not None and self.evaluate_steps is None:
             yield "--evaluate_data_dir is for --evaluate_steps; give both, or neither."
+        yield from self._condition_faults()
+
+    def _condition_faults(self) -> Iterator[str]:
+        if self.condition_dropout and not self.condition:
+            yield "--condition_dropout drops nothing without --condition."
+        if self.condition and len({*self.condition}) < len(self.condition):
+            yield f"--condition {' '.join(self.condition)} names one twice."
+        for option in self.condition_option or ():
+            name, _, rest = option.partition(".")
+            if "=" not in rest:
+                yield f"--condition_option {option}: expected NAME.OPTION=VALUE, such as semantic_mask.pooled=true."
+            elif name not in (self.condition or ()):
+                yield f"--condition_option {option}: {name} is no --condition of this run."
 
     @model_validator(mode="after")
     def _complete(self) -> TrainerFlags:

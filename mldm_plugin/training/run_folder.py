@@ -63,6 +63,7 @@ class RunFolder:
         given = {k: v for k, v in flags.model_dump().items() if k != "hub_token"}
         given |= {k: str(Path(given[k]).resolve()) for k in PLACES if given.get(k) and Path(given[k]).exists()}
         self._arguments = {**given, "num_processes": processes}
+        self._unasked = {name: field.default for name, field in type(flags).model_fields.items()}
 
     def check(self, *, resuming: bool) -> None:
         """Refuse a folder that another run has written to. Writes nothing.
@@ -106,9 +107,10 @@ class RunFolder:
         own = json.loads(json.dumps(self._arguments))
         free = FREE_ON_RESUME | (LENGTH if own["lr_scheduler"] in CONSTANT else frozenset())
         found = [
-            f"--{name} was {stored.get(name)!r}, is {own[name]!r}"
+            f"--{name} was {was!r}, is {own[name]!r}"
             for name in own
-            if name not in free and stored.get(name) != own[name]
+            for was in [stored.get(name, self._unasked.get(name))]  # a run may be older than a flag
+            if name not in free and was != own[name]
         ]
         return found + self._preset_differences()
 

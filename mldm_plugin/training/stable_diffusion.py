@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PretrainedConfig
 
-from mldm_plugin.errors import MldmError
+from mldm_plugin.conditions.beside_text import FOLDER, BesideText, has_conditions, read_conditions
+from mldm_plugin.conditions.conditions import Conditions
+from mldm_plugin.errors import MldmError, RunFolderError
+from mldm_plugin.training.conditions import TextAndConditions, make_conditions
 from mldm_plugin.training.flags import TrainerFlags
 from mldm_plugin.training.trainer import Trainer
 
@@ -22,7 +28,10 @@ class StableDiffusionTrainer(Trainer):
 
     Attributes:
         text_encoder, unet: of the pipeline, beside the `vae`; the U-Net may be what is trained.
+        beside: encoders of conditions whose tokens are read behind the text's; None without --condition.
     """
+
+    beside: Conditions | None = None
 
     def __init__(
         self,
@@ -59,6 +68,61 @@ class StableDiffusionTrainer(Trainer):
         for network in self.frozen:
             network.requires_grad_(False)
         self.captions = flags.caption_column
+
+    def train_beside_text(self, network: nn.Module) -> None:
+        """What is trained: this network, and the encoders of --condition beside it, whose tokens it reads behind text.
+
+        Raises:
+            MldmError: there is no such condition, or its options do not fit.
+        """
+        self.trained = network
+        if not self.flags.condition:
+            return
+        try:
+            self.beside = make_conditions(self.flags, self.unet.config.cross_attention_dim).to(self.device).train()
+        except ValueError as error:
+            raise MldmError(f"--condition: {error}") from error
+        self.conditions = dict(self.beside.each())
+        self.trained = TextAndConditions(network, self.beside)
+
+    def ask(self, model: nn.Module, batch: dict[str, Any], noisy: Tensor, timesteps: Tensor, **options: Any) -> Any:
+        """What `model` answers, and all that it read: the text, and the tokens of conditions behind it."""
+        text = self.text_of(batch)
+        if self.beside is None:
+            return model(noisy, timesteps, encoder_hidden_states=text, return_dict=False, **options), text
+        values, present = batch.get("conditions", {}), batch.get("present", {})
+        answer, read = model(noisy, timesteps, text, values, present, **options)
+        return answer, read.to(self.dtype)
+
+    def save_conditions(self, folder: Path) -> None:
+        """The encoders that were trained, beside the weights."""
+        if self.beside is not None:
+            self.beside.save_pretrained(folder / FOLDER)
+
+    def load_conditions(self, folder: Path) -> None:
+        """Put back what `save_conditions` wrote.
+
+        Raises:
+            RunFolderError: other conditions, or none where there should be some.
+        """
+        there = has_conditions(folder)
+        if there != (self.beside is not None):
+            how = (
+                "leave out --condition" if self.beside is not None else "give the --condition that it was trained with"
+            )
+            raise RunFolderError(f"{folder} has {'' if there else 'no '}encoders of conditions: {how}.")
+        if self.beside is None:
+            return
+        try:
+            self.beside.load_state_dict(read_conditions(folder).state_dict())
+        except RuntimeError as error:
+            raise RunFolderError(f"{folder / FOLDER} holds other conditions: resume it with its own.") from error
+
+    def with_conditions(self, pipeline: Any, stored: Path | None) -> Any:
+        """A pipeline that reads the tokens of conditions, those in training or those that were stored, too."""
+        if self.beside is not None:
+            BesideText(pipeline, copy.deepcopy(self.beside) if stored is None else read_conditions(stored))
+        return pipeline
 
     def load_pipeline(self, kind: Any, **parts: Any) -> Any:
         """A pipeline of a class of diffusers around the frozen networks and `parts`, the rest from its files."""

@@ -27,6 +27,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import RunFolderError
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
+from mldm_plugin.training.conditions import with_drops
 from mldm_plugin.training.flags import LoraFlags
 from mldm_plugin.training.stable_diffusion import StableDiffusionTrainer
 from mldm_plugin.training.trainer import Prompt, annotation_of
@@ -60,7 +61,7 @@ class LoraTrainer(StableDiffusionTrainer):
         if flags.prediction_type is not None:
             self.noise_scheduler.register_to_config(prediction_type=flags.prediction_type)
         self.check_prediction_type()
-        self.trained = unet = self.unet.to(device)
+        unet = self.unet.to(device)
         if unet.dtype != dtype:
             unet.to(dtype)
         unet.add_adapter(
@@ -68,8 +69,11 @@ class LoraTrainer(StableDiffusionTrainer):
         )
         if dtype == torch.float16:
             cast_training_params(unet, dtype=torch.float32)
+        self.trained = unet
         self.use_memory_savers(unet)
         unet.train()
+        self.train_beside_text(unet)
+        self.frozen = (self.vae, self.text_encoder)
         self.clips_gradients = flags.clip_gradients
         if not flags.clip_gradients:
             log.info("gradients are not clipped, as in diffusers' script; --clip_gradients would, to --max_grad_norm.")
@@ -90,7 +94,7 @@ class LoraTrainer(StableDiffusionTrainer):
         noisy_latents = scheduler.add_noise(latents, noise, timesteps)
         predicts_noise = scheduler.config.prediction_type == "epsilon"
         target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
-        model_pred = self.predict(model, batch, noisy_latents, timesteps)
+        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
 
         weights = min_snr_weights(scheduler, timesteps, self.flags.snr_gamma)
         if weights is None:
@@ -112,13 +116,15 @@ class LoraTrainer(StableDiffusionTrainer):
 
     def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
         """The output of the U-Net `model`."""
-        return model(noisy_latents, timesteps, self.text_of(batch), return_dict=False)[0]
+        answer, _ = self.ask(model, batch, noisy_latents, timesteps)
+        return answer[0]
 
     def save(self, folder: Path) -> None:
         """As a pipeline's `load_lora_weights` reads it, in float32."""
         weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
         weights = {name: weight.float() for name, weight in weights.items()}
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+        self.save_conditions(folder)
 
     def load(self, folder: Path) -> None:
         """Put back what `save` wrote; raises RunFolderError for a LoRA of other layers or another rank."""
@@ -131,6 +137,7 @@ class LoraTrainer(StableDiffusionTrainer):
                 f"{file} holds a LoRA of other layers or another rank: resume it with its own --rank and model."
             )
         set_peft_model_state_dict(self.unet, stored, adapter_name="default")
+        self.load_conditions(folder)
 
     def prompts(self) -> list[Prompt]:
         """The one prompt, if there is one."""
@@ -145,7 +152,7 @@ class LoraTrainer(StableDiffusionTrainer):
             pipeline.load_lora_weights(stored)
         prediction_type = self.noise_scheduler.config.prediction_type
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
-        return pipeline
+        return self.with_conditions(pipeline, stored)
 
     def samples_after_pass(self, epoch: int) -> bool:
         """Every --validation_epochs."""
