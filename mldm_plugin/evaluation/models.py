@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -210,7 +210,7 @@ def argument_of(folder: Path, name: str) -> Any:
 
 def _files_that_count(folder: Path, kind: str) -> list[Path]:
     suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
-    inside = folder.rglob("*")
+    inside: Iterable[Path] = folder.rglob("*")
     if kind in ("pictures", "lora"):
         inside = itertools.chain(folder.iterdir(), (folder / "conditions").glob("*"))
     return sorted(

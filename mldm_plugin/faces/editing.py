@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import math
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -71,9 +70,10 @@ class EditServer(LocalServer):
             raise RefusedError(HTTPStatus.NOT_FOUND, "only a face can be drawn.")
         asked = body.value()
         steps = _whole(asked, "steps", 1, MOST_STEPS)
-        seed, guidance = _whole(asked, "seed", 0, MOST_SEED), asked.get("guidance")
+        seed = _whole(asked, "seed", 0, MOST_SEED)
+        guidance: Any = asked.get("guidance")
         is_number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
-        if not is_number or not math.isfinite(guidance) or not 0 <= guidance <= MOST_GUIDANCE:
+        if not is_number or not 0 <= float(guidance) <= MOST_GUIDANCE:  # as a NaN is not, either
             raise DataError(f"guidance is {guidance!r}, expected a number from 0 to {MOST_GUIDANCE:g}.")
         given = self.conditions_of(asked)
         with self.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ class MaskEdits:
         if "hair" in self.parts:
             found["more hair"] = self.more_hair
         for group, donor in self.donors.items():
-            found[f"another's {group}"] = lambda labels, group=group, donor=donor: self.taken(labels, donor, group)
+            found[f"another's {group}"] = functools.partial(self.taken, donor=donor, group=group)
         return found
 
     @property
