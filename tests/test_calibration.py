@@ -54,6 +54,7 @@ def test_a_photograph_without_a_face_takes_no_part():
     none = [[np.nan, np.nan]]
     one = telling([[[1.0, 2.0]], none], [[[2.0, 5.0]], none], floor=np.array([0.5, np.nan]))
     assert one.photographs == 1
+    assert telling([[[1.0, 2.0]]], none, floor=np.array([0.5])).photographs == 0
     assert one.signal() == pytest.approx([2 / 2**0.5])
     assert one.mean_floor() == 0.5
 
@@ -195,6 +196,16 @@ def test_the_same_again_to_the_bit(preset):
         assert all(np.array_equal(getattr(one[name], x), getattr(other[name], x)) for x in vars(one[name]))
 
 
+@pytest.mark.parametrize(("additive", "wanted"), [(False, 0.1), (True, 0.1 / 0.9)])
+def test_a_loss_that_is_balanced_is_given_the_share_itself(additive, wanted, preset, tmp_path):
+    """Its factor makes its gradient as long as the plain loss's, whatever it is by itself."""
+    (tmp_path / "balanced.yaml").write_text(PRESET.replace("network: alex", "balance: gradient, network: alex"))
+    found = calibrate(tmp_path / "balanced.yaml", ddpm(), error=0.3)
+    lpips, mse = (weight(found[name], (60, 400), 400, additive, 0.1) for name in ("masked_lpips", "masked_mse"))
+    assert lpips == pytest.approx(wanted)
+    assert mse != pytest.approx(wanted)
+
+
 def test_photographs_without_anybody_are_refused(preset):
     plugins = load_plugins(["mldm"])
     one = Calibration(load_preset(preset, plugins=plugins), plugins, tiny_vae(), ddpm(), draws=2)
@@ -235,11 +246,15 @@ def test_the_command(tiny_pipeline, tiny_data, preset, tmp_path, caplog):
     [
         (["--preset", "baseline"], "has no loss of positive weight"),
         (["--model", "DATA"], "draws nothing from captions"),
+        (["--model", "SEVERAL"], "is 2 models: name one of them"),
         (["--share", "1"], "is not in the range"),
     ],
 )
-def test_what_cannot_be_calibrated_is_a_line(tiny_pipeline, tiny_data, preset, words, said):
-    words = [str(tiny_data) if word == "DATA" else word for word in words]
+def test_what_cannot_be_calibrated_is_a_line(tiny_pipeline, tiny_data, preset, words, said, tmp_path):
+    for name in "ab":
+        (tmp_path / name).symlink_to(tiny_pipeline)
+    meant = {"DATA": str(tiny_data), "SEVERAL": f"{tmp_path}/[ab]"}
+    words = [meant.get(word, word) for word in words]
     status, told = run("--model", tiny_pipeline, "--data", tiny_data, "--preset", preset, *words)
     assert status != 0
     assert said in told

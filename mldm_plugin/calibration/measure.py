@@ -205,7 +205,11 @@ class Calibration:
             return {term.name: term.evaluate(step)[0] for term in terms}
 
     def _lengths(self, step: DiffusionStep, leaf: Tensor, values: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-        """Of the gradient of each loss at the network's output, without its weight, and of the plain loss's."""
+        """Of the gradient of each loss at the network's output, without its weight, and of the plain loss's.
+
+        A loss that is balanced is made as long as that one (engine/balance.py).
+        """
+        balanced = {term.name for term in self.terms if term.balance is not None}
         plain = self.stack.plain.gradient(replace(step, model_pred=leaf.detach()), whole=False).norm().item()
         found = {}
         with torch.autocast(leaf.device.type, enabled=False), computing_in(self.stack.pictures.dtype_for(step)):
@@ -213,7 +217,8 @@ class Calibration:
                 own = None
                 if value.requires_grad:
                     (own,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
-                found[name] = {"gradient": 0.0 if own is None else own.norm().item(), "plain": plain}
+                length = 0.0 if own is None else own.norm().item()
+                found[name] = {"gradient": plain if length and name in balanced else length, "plain": plain}
         return found
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-LEAST = 2.0  # signal to noise; chosen: where noise is normal, one estimate in 44 is nearer to the other photograph
+# Signal to noise. Chosen: of a photograph whose difference is the mean one, under noise that is normal, one estimate in
+# 44 is nearer to the other photograph.
+LEAST = 2.0
 SHARE = 0.1  # of the gradient; as what a loss is told to be raised to where it is not heard (engine/heard.py)
 
 
@@ -22,7 +24,8 @@ class Telling:
         own: of the clean estimate against its own photograph, (P, T, D).
         other: of the same estimate against another photograph, (P, T, D).
         floor: of the photograph encoded and decoded, (P,).
-        gradient, plain: lengths of its gradient at the network's output, unweighted, and of the plain loss's, (P, T).
+        gradient, plain: lengths of its gradient at the network's output, unweighted but balanced if it is to be, and of
+            the plain loss's, (P, T).
     """
 
     own: Numbers
@@ -34,7 +37,7 @@ class Telling:
     @property
     def photographs(self) -> int:
         """That had what the loss looks at, and another to be told from."""
-        return int(np.isfinite(self.own).all(axis=(1, 2)).sum())
+        return len(_kept(self.other - self.own))
 
     def signal(self) -> Numbers:
         """(T,) of each t, how far the other photograph is beyond the own, in spreads over noise.
