@@ -88,10 +88,12 @@ class NoiseSchedule:
         prediction_type: what the network's output is.
         alphas_cumprod: (T,) ᾱ of a diffusion schedule; None means flow matching, or EDM.
         num_train_timesteps: for flow matching, the timestep that stands for σ = 1.
-        direct_steps: the clean estimate is that after a step of so many timesteps, by the noise that is known
-            (direct.py); None is the one-step estimate.
         edm: z_t = z₀ + σ ε (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"), with
             the σ of each image in the step's `sigmas`. The network's output is taken after preconditioning.
+
+    Attributes:
+        direct_steps: the clean estimate is that after a step of so many timesteps, by the noise that is known
+            (direct.py); None is the one-step estimate.
     """
 
     def __init__(
@@ -101,7 +103,6 @@ class NoiseSchedule:
         num_train_timesteps: int = 1000,
         *,
         edm: bool = False,
-        direct_steps: int | None = None,
     ) -> None:
         if prediction_type not in get_args(PredictionType):
             raise CheckError(
@@ -111,7 +112,7 @@ class NoiseSchedule:
         self.prediction_type = prediction_type
         self.num_train_timesteps = num_train_timesteps
         self.edm = edm
-        self.direct_steps = direct_steps
+        self.direct_steps: int | None = None
         self.alphas_cumprod = None if alphas_cumprod is None or edm else alphas_cumprod.detach().cpu()
         self._table = None if self.alphas_cumprod is None else _tabulate(self.alphas_cumprod)
 
