@@ -225,6 +225,8 @@ def test_photographs_of_the_shown_cases_are_kept_as_the_models_see_them(tmp_path
     with Image.open(tmp_path / "photographs/a.png") as kept:
         assert kept.size == (8, 6)
         assert kept.getpixel((0, 0)) == (255, 255, 255)
+    theirs = None
+    assert showing.photographs_of(evaluation, ["b"])["b"]["faces"] is None, "nor does the data set tell of any"
     evaluation.photographs = None
     assert showing.photographs_of(evaluation, ["a"]) == {}
 
@@ -297,6 +299,10 @@ def test_faces_are_enlarged_in_a_figure_of_their_own(tmp_path):
     assert shown.shape == (26, 26, 3)  # of 20 and a margin of .15: the larger of the two
     assert (shown == (255, 0, 0)).all()
     assert [text.get_text() for axes in drawn.axes for text in axes.texts] == ["no face\nfound"]
+    del results["faces"]["mldm"]["00000"]
+    results["photographs_of_cases"]["00001"]["faces"] = None
+    drawn = figures.faces(results, tmp_path)
+    assert [text.get_text() for axes in drawn.axes for text in axes.texts] == ["not looked\nfor"] * 2
     results["faces"] = {}
     assert figures.faces(results, tmp_path) is None
 

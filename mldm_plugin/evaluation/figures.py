@@ -135,30 +135,31 @@ def distributions(results: dict[str, Any], out: Path) -> Any:
 
 def gallery(results: dict[str, Any], out: Path) -> Any:
     """Models down, prompts across; each column from the same noise, the photographs above where there are some."""
-    return _rows_of_pictures(results, lambda path, faces: _picture(out / path), "")
+    return _rows_of_pictures(results, lambda path, faces: _picture(out / path))
 
 
 def faces(results: dict[str, Any], out: Path) -> Any:
-    """The same with the largest face of each picture, enlarged; where none was found in it, that is said."""
+    """The same with the largest face of each picture, enlarged; where none was found, or looked for, that is said."""
 
-    def largest(path: str, boxes: Boxes) -> Image.Image | None:
-        picture = _picture(out / path) if boxes else None
+    def largest(path: str, boxes: Boxes | None) -> Image.Image | str | None:
+        if not boxes:
+            return "not looked\nfor" if boxes is None else "no face\nfound"
+        picture = _picture(out / path)
         return picture and picture.crop(around(largest_first(boxes)[0], picture.size))
 
     known = (results.get("faces") or {}).values()
     found = any(boxes for of_model in known for boxes in of_model.values())
-    return _rows_of_pictures(results, largest, "no face\nfound") if found else None
+    return _rows_of_pictures(results, largest) if found else None
 
 
-def _rows_of_pictures(results: dict[str, Any], look: Callable[[str, Boxes], Image.Image | None], without: str) -> Any:
-    """A row for each model, a column for each of `COLUMNS` prompts, of what `look` makes of a path and the face boxes;
-    where that is nothing, the words `without`.
-    """
-    photographs = {key: (one["path"], one.get("faces") or []) for key, one in _photographs(results).items()}
+def _rows_of_pictures(results: dict[str, Any], look: Callable[[str, Boxes | None], Image.Image | str | None]) -> Any:
+    """A row for each model, a column for each of `COLUMNS` prompts, of the picture or the words that `look` makes of a
+    path and the face boxes, None where nobody has looked for any."""
+    photographs = {key: (one["path"], one.get("faces")) for key, one in _photographs(results).items()}
     rows = {"photograph": photographs} if photographs else {}
     for name in _names(results):
         boxes = (results.get("faces") or {}).get(name) or {}
-        rows[name] = {key: (path, boxes.get(key) or []) for key, path in (results["pictures"].get(name) or {}).items()}
+        rows[name] = {key: (path, boxes.get(key)) for key, path in (results["pictures"].get(name) or {}).items()}
     keys = [key for key in gallery_cases(results) if any(key in of_row for of_row in rows.values())]
     keys = [keys[i * len(keys) // COLUMNS] for i in range(COLUMNS)] if len(keys) > COLUMNS else keys
     if not keys:
@@ -171,11 +172,11 @@ def _rows_of_pictures(results: dict[str, Any], look: Callable[[str, Boxes], Imag
         for axes, key in zip(axes_of_row, keys, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            picture = look(*of_row[key]) if key in of_row else None
-            if picture is not None:
-                axes.imshow(picture, interpolation="none")
-            elif key in of_row:
-                axes.text(0.5, 0.5, without, ha="center", va="center", transform=axes.transAxes, fontsize=6)
+            seen = look(*of_row[key]) if key in of_row else None
+            if isinstance(seen, str):
+                axes.text(0.5, 0.5, seen, ha="center", va="center", transform=axes.transAxes, fontsize=6)
+            elif seen is not None:
+                axes.imshow(seen, interpolation="none")
         axes_of_row[0].set_ylabel(name.replace("_", " "))
     for axes, key in zip(grid[-1], keys, strict=True):
         axes.set_xlabel(_wrapped(texts[key]), fontsize=5)

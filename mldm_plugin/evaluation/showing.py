@@ -29,7 +29,7 @@ def boxes_of(evaluation: Evaluation, kind: str) -> dict[str, dict[str, list[list
 
 def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """case → the path of its photograph, framed as the models see it, and the boxes of its faces: those that a metric
-    found, where one has looked, else those of the data set."""
+    found, where one has looked, else those of the data set, None where it tells none of any."""
     photographs, found = evaluation.photographs, {}
     if photographs is None:
         return {}
@@ -43,7 +43,7 @@ def photographs_of(evaluation: Evaluation, keys: Sequence[str]) -> dict[str, dic
             shown = photographs.look(case.row)
             to_pil_image((shown.pixel_values + 1) / 2).save(stream, "PNG")
             write_changed(evaluation.asked.out / path, stream.getvalue())
-            known = [] if shown.face_boxes is None else shown.face_boxes.tolist()
+            known = None if shown.face_boxes is None else shown.face_boxes.tolist()
             found[case.key] = {"path": str(path), "faces": boxes.get(f"{case.row:05d}", known)}
     return found
 
