@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mldm_plugin.cli import main
-from mldm_plugin.doctor.run import find_run
+from mldm_plugin.doctor.run import Run, find_run
 from mldm_plugin.engine.heard import Tally
 from mldm_plugin.run_page import film as films
 from mldm_plugin.run_page import write
 from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard, tally_of
+from mldm_plugin.run_page.machine import speed_of
 
 NASTY = "</script><img src=x onerror=alert(1)><!--\u2028"
 PROOF = """Start-up proof (convex mix): gradient of each loss at the network output
@@ -150,6 +151,15 @@ def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
     assert status == 1
     assert "name another file" in output
     assert report(tmp_path / "nowhere")[0] == 1
+
+
+def test_a_start_that_did_no_step_and_numbers_that_no_float_holds_do_not_tell_the_speed(tmp_path):
+    done = {"from_step": 0, "steps": 2_000_000, "seconds": 40, "median": 2.0, "memory": {"ram": 10**400}}
+    entries = [done, {"from_step": 2_000_000, "steps": 0, "seconds": 0.5, "median": None}]
+    (tmp_path / "machine.json").write_text(json.dumps(entries))
+    [(name, speed)] = speed_of(Run(None, None, tmp_path, {}, None, None))
+    assert name == "speed"
+    assert speed == "2 s a step, the median; 40 s for 2000000 steps with all between them, in 2 starts"
 
 
 def test_a_run_of_which_little_is_left(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ def speed_of(run: Run) -> list[tuple[str, str]]:
     if not entries or not (steps := sum(_number(one, "steps") for one in entries)):
         return []
     seconds = sum(_number(one, "seconds") for one in entries)
-    median = _number(entries[-1], "median")
+    median = [_number(one, "median") for one in entries if _number(one, "steps")][-1]  # a start may do no step
     starts = f", in {len(entries)} starts" if len(entries) > 1 else ""
-    whole = f"{_seconds(seconds)} for {steps:g} steps with all between them{starts}"
+    whole = f"{_seconds(seconds)} for {steps:.0f} steps with all between them{starts}"
     speed = f"{_seconds(median)} a step, the median; {whole}"
     used = {name: max(_number(one.get("memory"), name) for one in entries) for name in ("gpu", "ram")}
     words = {"gpu": "of the GPU in tensors", "ram": "of RAM"}
@@ -48,9 +49,13 @@ def machine_of(run: Run) -> dict[str, str]:
 
 
 def _number(entry: Any, name: str) -> float:
-    """0 where it is not one."""
+    """0 where it is not one, or is one that no float holds."""
     value = entry.get(name) if isinstance(entry, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) and value == value and abs(value) < float("inf") else 0.0
+    try:
+        number = float(value) if isinstance(value, (int, float)) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _seconds(seconds: float) -> str:
