@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from mldm_plugin.cli import main
 from mldm_plugin.evaluation import spreading
+from mldm_plugin.evaluation.processes import LOOK
 from mldm_plugin.evaluation.spreading import spread
 
 RANK = "import os, sys, time; rank = int(os.environ['RANK'])\n"
@@ -106,12 +107,19 @@ def runs(pid):
         return False
 
 
-def test_a_kill_of_the_one_that_started_them_leaves_none_at_work(tmp_path):
-    """SIGKILL cannot be passed on: those that share an evaluation notice by themselves, and the next call is alone."""
+@pytest.mark.parametrize("alone", [False, True], ids=["waited for", "by a shell that is left"])
+def test_a_kill_of_the_one_that_started_them_leaves_none_at_work(alone, tmp_path):
+    """SIGKILL cannot be passed on: those that share an evaluation notice by themselves, and the next call is alone.
+
+    Those that nobody waits for, as a shell starts them for a night, work on.
+    """
     there = f"open(r'{tmp_path}/' + str(rank), 'w').write(str(os.getpid()))\ntime.sleep(120)"
-    words = program(f"from mldm_plugin.evaluation.processes import Processes\nassert Processes().number == 2\n{there}")
+    first = f"del os.environ[{spreading.SPREAD!r}]\n" if alone else ""
+    share = "from mldm_plugin.evaluation.processes import Processes\nassert Processes().number == 2\n"
+    words = program(first + share + there)
     text = f"from mldm_plugin.evaluation.spreading import spread\nspread({words!r}, 2)"
-    process = subprocess.Popen([sys.executable, "-c", text])
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([sys.executable, "-c", text], stderr=said)
     end = time.monotonic() + 120
     while not all((tmp_path / str(k)).is_file() and (tmp_path / str(k)).read_text() for k in range(2)):
         assert process.poll() is None
@@ -121,7 +129,13 @@ def test_a_kill_of_the_one_that_started_them_leaves_none_at_work(tmp_path):
     assert all(map(runs, pids))
     process.kill()
     process.wait()
+    if alone:
+        time.sleep(4 * LOOK)
+        assert all(map(runs, pids))
+        for pid in pids:
+            psutil.Process(pid).kill()
     end = time.monotonic() + 30
     while any(map(runs, pids)):
         assert time.monotonic() < end, "they are still at work"
         time.sleep(0.05)
+    assert ("for the one that started it" in (tmp_path / "said").read_text()) != alone

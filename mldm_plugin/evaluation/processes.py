@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, str_to_bool
 
 from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.spreading import SPREAD
 
 T = TypeVar("T")
 LOOK = 0.5  # seconds between two looks at the process that started this one
+# Whose processes have one that waits for them: ours, those of torchrun and of `accelerate launch`. A shell that started
+# them one by one may be left.
+WAITED_FOR = (SPREAD, "TORCHELASTIC_RUN_ID")
 
 
 class Processes:
@@ -29,7 +34,7 @@ class Processes:
     def __init__(self) -> None:
         self._state = PartialState(cpu=True)  # they tell each other words, for which no GPU is needed
         self.rank, self.number = self._state.process_index, self._state.num_processes
-        if self.number > 1:
+        if self.number > 1 and any(name in os.environ for name in WAITED_FOR):
             end_with(os.getppid())
         self.device = torch.device("cpu")
         on_cpu = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
@@ -64,7 +69,8 @@ class Processes:
 
 
 def end_with(parent: int) -> None:
-    """End this process at once when the one that started it is gone, even by a kill that it could not pass on.
+    """End this process at once, and say so, when the one that started it is gone, even by a kill that it could not pass
+    on.
 
     Else it would draw on unseen, beside the processes of the next call, into the same files. On Windows nobody notices.
     """
@@ -72,7 +78,11 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK)
-        os._exit(1)
+        try:
+            sys.stderr.write(f"mldm: process {os.getpid()} ends, for the one that started it ({parent}) is gone.\n")
+            sys.stderr.flush()
+        finally:  # whoever was to read it may be gone, too
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import IO
 
 LOOK = 0.1  # seconds between two looks at the processes
+SPREAD = "MLDM_SPREAD"  # set in the processes that are started here
 PATIENCE = 10.0  # seconds that the others have to say what is wrong, and again to end
 
 
@@ -29,7 +30,7 @@ def spread(words: Sequence[str], processes: int) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SPREAD: str(processes)}
     with ExitStack() as files:
         said = [None, *(files.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes))]
         started = [
