@@ -55,9 +55,9 @@ def calibration(
             f"preset {name} has no loss of positive weight: name one that has, or --set losses.face.weight=1."
         )
     fetch_needed(preset, plugins)
-    run, *further = parse_models([f"model={model}"], base)[0].runs
-    if further:
-        raise MldmError(f"--model {model} is {1 + len(further)} models: name one of them.")
+    run, *more = parse_models([f"model={model}"], base)[0].runs
+    if more:
+        raise MldmError(f"--model {model} is {1 + len(more)} models: name one of them.")
     if run.kind in ("pictures", "conditional"):
         raise MldmError(f"--model {model} draws nothing from captions: expected a pipeline, a LoRA or a ControlNet.")
     side = resolution or side_of(run.base or run.what)
