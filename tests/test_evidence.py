@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 ALL = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))
 STUDY = ALL["gpu"]
 PEOPLE = ("P009", "P010")
+NOTHING = ("not shown", "no difference is shown")
+IN_ONE_STEP = ("one_step_face", "one_step_lpips_person", "one_step_lpips_outside")
 CLAIMS = {(one["hypothesis"], one["metric"]): one for one in STUDY["claims"]}
 
 
@@ -99,3 +101,69 @@ def test_the_longer_plain_training_had_more_time():
     assert said("docs/evidence.md", r"([\d.]+) times the time of a step here") == [
         round(each["t400"] / each["plain"], 2)
     ]
+
+
+EVERY = ALL["evidence"]["arms"]
+
+
+def of_seeds(arm, metric):
+    """Differences to the plain loss by seed, as shares of its mean."""
+    plain = np.array(EVERY["plain"]["metrics"][metric]["seeds"])
+    return (np.array(EVERY[arm]["metrics"][metric]["seeds"]) - plain) / plain.mean()
+
+
+def test_which_claims_of_every_arm_are_shown_and_which_refuted():
+    claims = ALL["evidence"]["claims"]
+    assert len(claims) == 26
+    told = {(c["hypothesis"], c["metric"]): c["verdict"] for c in claims if c["verdict"] not in NOTHING}
+    assert told == {
+        ("H3", "one_step_blur_person"): "the opposite is shown",
+        ("H4", "one_step_face"): "shown",
+        ("H4", "one_step_lpips_outside"): "the opposite is shown",
+    }
+    assert {(c["hypothesis"], c["metric"]) for c in claims if c["refuted"]} == {
+        key for key, verdict in told.items() if "opposite" in verdict
+    }
+    sizes = {c["metric"]: c["detectable"] / c["against_mean"] for c in claims if c["hypothesis"] == "H1"}
+    pattern = r"could have seen ([\d.]+) % of the face distance and ([\d.]+) % of LPIPS on people at equal steps"
+    wanted = [round(100 * sizes[m], 1) for m in ("one_step_face", "one_step_lpips_person")]
+    assert said("docs/evidence.md", pattern) == wanted
+    assert len(EVERY) == 12
+    trainings = sum(len(of_arm["metrics"]["one_step_face"]["seeds"]) for arm, of_arm in EVERY.items() if arm != "base")
+    assert trainings == 55
+
+
+@pytest.mark.parametrize("arm", ["t400", "additive", "face_0.75"])
+def test_what_is_said_of_arms_without_a_claim(arm):
+    """Each number, and that all seeds agree, at equal time, too."""
+    metrics = ("one_step_face", "one_step_lpips_person", "one_step_lpips_outside", "one_step_error")
+    shares = [of_seeds(arm, metric) for metric in metrics]
+    assert all((share > 0).all() or (share < 0).all() for share in shares)
+    number = r"([\d.]+) %"
+    pattern = rf"`{re.escape(arm)}`[^:]*: face distance −{number}, LPIPS on people −{number}, elsewhere −{number}, "
+    found = said("docs/evidence.md", pattern + rf"error of ε \+{number}")
+    assert found == [round(100 * abs(share.mean()), 1) for share in shares]
+
+
+def test_what_is_said_of_the_rest_without_a_claim():
+    """One arm whose pictures of people all seeds agree on, masked_mse, and the plain loss for longer."""
+    of_people = {arm for arm in EVERY if arm not in ("plain", "base") and agree(of_seeds(arm, "kd_alexnet_person"))}
+    assert of_people == {"face_0.75"}
+    [share] = said("docs/evidence.md", r"kernel distance of people that is (\d+) % lower")
+    assert share == round(-100 * of_seeds("face_0.75", "kd_alexnet_person").mean())
+    errors = [of_seeds("masked_mse", metric) for metric in ("one_step_error_person", "one_step_error")]
+    assert all(map(agree, errors))
+    pattern = r"error of ε \*on people\* −([\d.]+) %, of whole pictures \+([\d.]+) %"
+    assert said("docs/evidence.md", pattern) == [round(100 * abs(e.mean()), 1) for e in errors]
+    longer = [of_seeds("plain_t400", metric) for metric in ("one_step_face", "one_step_lpips_person")]
+    assert not agree(longer[0])
+    found = said("docs/evidence.md", r"face distance \+([\d.]+) %, LPIPS on people \+([\d.]+) %, with no sign")
+    assert found == [round(100 * e.mean(), 1) for e in longer]
+    ratio = np.mean([of_seeds("additive", m).mean() / of_seeds("t400", m).mean() for m in IN_ONE_STEP])
+    assert 0.7 < ratio < 0.8  # three quarters
+    assert 0.3 < of_seeds("additive", "one_step_error").mean() / of_seeds("t400", "one_step_error").mean() < 0.37
+
+
+def agree(shares):
+    """Whether all seeds have the same sign."""
+    return (shares > 0).all() or (shares < 0).all()
