@@ -61,17 +61,42 @@ def test_a_photograph_without_a_face_takes_no_part():
 
 def test_a_loss_that_does_not_look_at_the_photograph_tells_nothing():
     one = telling([[[1.0, 2.0]]], [[[1.0, 2.0]]])
-    assert max_timestep(one.signal(), [100]) is None
+    assert max_timestep(one.tells(), [100]) is None
     proposal = report.propose(one, [100], NoiseSchedule.from_scheduler(ddpm()), additive=False, share=0.1)
     assert proposal == report.Proposal(None, None, None, None)
 
 
 @pytest.mark.parametrize(
-    ("signal", "limit"),
-    [([9, 5, 1], 60), ([9, 5, LEAST], 100), ([1, 9, 9], None), ([9, np.nan, 9], 20), ([np.inf, 3, 0], 60)],
+    ("tells", "limit"),
+    [([True, True, False], 60), ([True, True, True], 100), ([False, True, True], None), ([True, False, True], 20)],
 )
-def test_the_limit_is_the_last_that_tells_without_a_gap(signal, limit):
-    assert max_timestep(np.array(signal, float), [20, 60, 100]) == limit
+def test_the_limit_is_the_last_that_tells_without_a_gap(tells, limit):
+    assert max_timestep(tells, [20, 60, 100]) == limit
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(LEAST + 0.5, True), (LEAST - 0.5, False), (np.nan, False)])
+def test_a_loss_tells_from_a_signal_of_two_on(apart, wanted):
+    """Eight photographs that differ alike, by so many spreads of the noise, of two draws."""
+    noise = np.array([-1.0, 1.0]) / 2**0.5  # of variance 1
+    one = telling(np.zeros((8, 1, 2)), np.broadcast_to(apart + noise, (8, 1, 2)))
+    assert one.tells().tolist() == [wanted]
+
+
+def test_a_loss_without_noise_tells_what_it_sees():
+    assert telling(np.zeros((3, 1, 2)), np.ones((3, 1, 2))).tells().tolist() == [True]
+    assert telling(np.ones((3, 1, 2)), np.zeros((3, 1, 2))).tells().tolist() == [False]
+
+
+def test_a_single_photograph_tells_nothing_for_sure():
+    assert telling([[[0.0, 0.1]]], [[[50.0, 50.2]]]).tells().tolist() == [False]
+
+
+@pytest.mark.parametrize(("photographs", "draws"), [(2, 2), (2, 4), (16, 2)])
+def test_nothing_is_told_by_chance(photographs, draws):
+    """Of a loss to which both photographs are one: less than the 2.5 % that the interval leaves on that side."""
+    dice, times = np.random.default_rng(0), 4000
+    other = dice.normal(size=(photographs, times, draws))
+    assert telling(np.zeros_like(other), other).tells().mean() < 0.025
 
 
 @given(st.floats(1e-4, 1e4), st.floats(1e-4, 1e4), st.floats(0.01, 0.99), st.booleans())
@@ -99,6 +124,18 @@ def test_a_face_is_placed_on_a_face():
     assert moved[:, 17:31, 13:27].min() == 1.0
     assert moved[:, 15, :].max() < 0.6
     assert moved[:, 20:30, :11].max() == -1.0
+
+
+def test_what_is_made_small_is_averaged():
+    """Sixteen pixels of noise become one of a quarter of their spread."""
+    picture = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    small = placed(picture, (0, 0, 64, 64), (24, 24, 40, 40))[:, 24:40, 24:40]
+    assert small.std() < 0.35
+    half = torch.ones(3, 64, 64)
+    half[:, :, 32:] = -1.0
+    assert (
+        placed(half, (0, 0, 64, 64), (24, 24, 40, 40))[:, 24:40, 24:30] > 0.99
+    ).all()  # in the place it was asked to
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(4, 12))
@@ -139,13 +176,13 @@ def preset(tmp_path_factory):
     return path
 
 
-def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400)):
+def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400), shown=None):
     """By a network whose clean estimate is off by `error` times noise of its own, whatever it predicts."""
     plugins = load_plugins(["mldm"])
     one = Calibration(
         load_preset(preset, plugins=plugins), plugins, tiny_vae(), scheduler, draws=2, timesteps=timesteps
     )
-    shown = photographs()
+    shown = shown or photographs()
     latents = {text: one.encoder.encode(shown.look(i).pixel_values[None])[0] for i, text in enumerate(shown.captions)}
 
     def predict(noisy, t, caption, example):
@@ -154,7 +191,7 @@ def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400)):
         clean = latents[caption] + error * off
         return one.schedule.target(clean, (noisy - alpha * clean) / sigma, alpha, sigma)
 
-    return one(predict, shown, range(3), shown)
+    return one(predict, shown, range(len(shown)), shown)
 
 
 def test_a_network_that_knows_leaves_the_floor_and_is_never_wrong(preset):
@@ -167,6 +204,16 @@ def test_a_network_that_knows_leaves_the_floor_and_is_never_wrong(preset):
     assert (mse.right() == 1).all()
     assert (mse.other > 0.01).all()
     assert (lpips.gradient > 0).all()
+
+
+def test_rows_sorted_by_person_are_told_from_another_person(preset):
+    """Two pictures of one, then two of another: no picture beside one that is the same."""
+    two = photographs(2)
+    rows = (0, 0, 1, 1)
+    shown = Photographs(lambda row: two.look(rows[row]), [f"person {row}" for row in range(4)], "train")
+    found = calibrate(preset, ddpm(), shown=shown)["masked_mse"]
+    assert found.photographs == 4
+    assert (found.other > 0.01).all()
 
 
 def test_beside_the_decoded_photograph_there_is_no_floor(preset, tmp_path):

@@ -107,11 +107,13 @@ class Calibration:
     def _pairs(
         self, photographs: Photographs, rows: Sequence[int], others: Photographs, device: Any
     ) -> list[Photograph]:
-        """Each photograph with the next one that can be placed on it, by a face if there is one, else by a person."""
+        """Each photograph with one that can be placed on it, by a face if there is one, else by a person: of the same
+        folder the first beyond half of it, where rows that are sorted by person come to another one."""
         found = []
         for row in rows:
             example = photographs.look(row)
-            further = [(row + i) % len(others) for i in range(len(others))]
+            begin = row + (len(others) // 2 if others is photographs else 0)
+            further = [(begin + i) % len(others) for i in range(len(others))]
             further = [number for number in further if others is not photographs or number != row]
             other = _next_on(places_of(example), others, further)
             if other is not None:

@@ -59,6 +59,9 @@ def placed(picture: Tensor, source: Box, target: Box) -> Tensor:
             [0.0, scale, 2 * (sy + scale * (height / 2 - ty)) / height - 1],
         ]
     )
+    if scale > 1:  # else it would take single pixels of what it makes small
+        smaller = [max(round(side / scale), 1) for side in (height, width)]
+        picture = F.interpolate(picture[None], smaller, mode="bilinear", antialias=True)[0]
     grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False).to(picture)
     return F.grid_sample(picture[None], grid, padding_mode="reflection", align_corners=False)[0]
 

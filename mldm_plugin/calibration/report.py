@@ -52,7 +52,7 @@ def propose(
     telling: Telling, timesteps: Sequence[int], schedule: NoiseSchedule, *, additive: bool, share: float
 ) -> Proposal:
     """The largest T at which the loss still tells photographs apart, and λ for this share of the gradient there."""
-    if not telling.photographs or (limit := max_timestep(telling.signal(), timesteps)) is None:
+    if not telling.photographs or (limit := max_timestep(telling.tells(), timesteps)) is None:
         return Proposal(None, None, None, None)
     strength = weight(telling, timesteps, limit, additive, share)
     snr = stable_diffusion_snr()[limit].item()
@@ -86,7 +86,8 @@ def lines(
 
 def _told(proposal: Proposal, share: float) -> str:
     if proposal.limit is None:
-        return f"it does not tell photographs apart at any of these t (signal below {LEAST:g}): no T is proposed"
+        why = f"signal below {LEAST:g}, or so few photographs that it may be chance"
+        return f"it is not shown to tell photographs apart from the first of these t on ({why}): no T is proposed"
     where = f"T = {proposal.limit} (SNR {proposal.snr:.3g}; σ = {proposal.flow:.2f} of a flow)"
     if proposal.floor > MOST_FLOOR:
         where += f", {proposal.floor:.0%} of it the VAE's own error, which target: decoded takes out"
