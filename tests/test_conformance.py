@@ -90,6 +90,7 @@ def test_our_own_trainer(record, expected, monkeypatch):
     monkeypatch.setattr(ControlNetTrainer, "predict", lambda *_: step["model_pred"])
     trainer = ControlNetTrainer()
     trainer.noise_scheduler, trainer.dtype = ddpm(), torch.float32
+    trainer.flags = SimpleNamespace(condition_dropout=0.0)
     batch = {"pixel_values": step["pixel_values"], "person_mask": step["person_mask"]}
     batch["face_boxes"] = FaceBoxes([BOXES, BOXES])
     torch.manual_seed(SEED)

@@ -27,6 +27,7 @@ import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 x = torch.tensor([rank + 1.0]); dist.all_reduce(x)
 print(f"{rank} of {dist.get_world_size()}: {x.item()}")
+dist.destroy_process_group()
 """
     assert spread(program(text), 2) == 0
     assert capfd.readouterr().out == "0 of 2: 3.0\n", "the first speaks for all"

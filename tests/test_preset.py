@@ -300,7 +300,7 @@ def test_presets_of_faces_are_networks_of_their_conditions(name, mini, plugins):
     """Each makes a network; the paper's numbers of tokens: 1 for attributes, 64 for a mask, 1 pooled, 65 for both."""
     conditions = pytest.importorskip("mldm_plugin.conditions.conditions")
     from mldm_plugin.training.conditional_flags import ConditionalFlags
-    from mldm_plugin.training.conditional_ldm import options_of
+    from mldm_plugin.training.conditions import options_of
 
     preset = load_preset(f"faces-{name}{mini}", plugins=plugins)
     assert (preset.base.weighting, preset.base.options) == ("p2", {"k": 1.0, "gamma": 0.5})

@@ -36,7 +36,8 @@ def test_the_bar_shows_losses_and_the_file_everything():
     run = SimpleNamespace(
         lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.1]),
         accelerator=SimpleNamespace(is_main_process=True, log=lambda *_, **__: None),
-        metrics=SimpleNamespace(write=written.append),
+        files=SimpleNamespace(add=lambda record, proof: written.append(record)),
+        objective=SimpleNamespace(proof=""),
         steps_done=7,
     )
     bar = SimpleNamespace(update=lambda _: None, set_postfix=shown.append)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -34,8 +35,12 @@ class Processes:
     def __init__(self) -> None:
         self._state = PartialState(cpu=True)  # they tell each other words, for which no GPU is needed
         self.rank, self.number = self._state.process_index, self._state.num_processes
-        if self.number > 1 and any(name in os.environ for name in WAITED_FOR):
-            end_with(os.getppid())
+        if self.number > 1:
+            atexit.register(
+                self._state.destroy_process_group
+            )  # left to the interpreter, its threads abort now and then
+            if any(name in os.environ for name in WAITED_FOR):
+                end_with(os.getppid())
         self.device = torch.device("cpu")
         on_cpu = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
         if torch.cuda.is_available() and not on_cpu:
