@@ -107,6 +107,29 @@ def test_pure_noise_is_no_fault():
     two_terms(scheduler=scheduler)(make_step((999,), scheduler=scheduler))
 
 
+MIXED = {
+    "gated by the first image's timestep, as WithAnyone's losses are": lambda s: (
+        s.pred_images.square().flatten(1).mean(1) * (s.timesteps[0] < 60).float()
+    ),
+    "the mean over the batch": lambda s: (s.pred_latents - s.latents).square().mean().expand(len(s)) * 1,
+    "the other images' values": lambda s: s.pred_images.square().flatten(1).mean(1).cumsum(0),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("max_timestep", [100, None])
+def test_a_loss_that_mixes_images_stops_the_run(name, max_timestep):
+    terms = Term("face", FaceLoss(), 0.2), Term("mine", loss(MIXED[name]), 0.2, max_timestep)
+    with pytest.raises(CheckError, match=r"loss 'mine' (mixes images: two at different|would train nothing)"):
+        make_stack(*terms)(make_step((50, 900)))
+
+
+def test_a_loss_that_draws_random_numbers_is_let_pass_with_a_warning(caplog):
+    stack = make_stack(Term("mine", loss(lambda s: s.pred_images.flatten(1).std(1) * torch.rand(len(s))), 0.2))
+    stack(make_step((50, 50)))
+    assert "loss 'mine' draws random numbers: whether it mixes images was not checked" in caplog.text
+
+
 def test_random_networks_are_named_in_the_table():
     stack = make_stack(Term("picture", PictureLoss(), 0.2, remark="weights: random"))
     assert "reaches the network; weights: random" in stack.prove(make_step((900,)))

@@ -6,8 +6,10 @@ said so. Here each active term must show a gradient at `model_pred`, or the run 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,12 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError
 
+log = logging.getLogger(__name__)
+
 # A gradient further off than this (25°) from the VAE's own is warned about. Chosen.
 _LEAST_COSINE = 0.9
+# Of a value, by which an image may differ beside another one from what it is alone: rounding is far less. Chosen.
+_MIXED = 0.1
 # The probe's output differs from the target by this share of unit noise, so that every loss has a slope. Chosen.
 _PROBE_ERROR = 0.1
 
@@ -42,7 +48,7 @@ class ProofRow:
 
 @torch.enable_grad()
 def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictures: Pictures) -> ProofRow:
-    """Show that a term has a finite, non-zero gradient at the network's output.
+    """Show that a term has a finite, non-zero gradient at the network's output, and looks at each image by itself.
 
     A probe takes the place of the network: the target plus a little noise, at a timestep inside the term's gate.
     Random numbers come from a generator of its own.
@@ -51,10 +57,10 @@ def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictur
         image: a step of one image that has what the term needs.
 
     Raises:
-        CheckError: the term is dead or not finite; it says why.
+        CheckError: the term is dead, not finite, or mixes images; it says why.
         LossError: a loss that does not return one value per image.
     """
-    probe = _probe(schedule, term, image)
+    probe = _probe(schedule, image, (_middle(term),))
     sees, features = "pred_images" in term.needs, "pred_features" in term.needs
     with pictures.in_its_precision(image):
         seen = pictures.of(probe, features) if sees else probe
@@ -69,6 +75,7 @@ def prove_term(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictur
     row = ProofRow(term, value.mean().item(), 0.0 if gradient is None else gradient.norm().item(), cosine)
     if not term.detach:
         _refuse_dead(row, value)
+        _refuse_mixing(term, image, schedule, pictures)
     return row
 
 
@@ -92,10 +99,57 @@ def _cosine(
     return None if exact is None else torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0).item()
 
 
-def _probe(schedule: NoiseSchedule, term: Term, image: DiffusionStep) -> DiffusionStep:
-    """`image` at half the term's T, with an output that is wrong by a little noise."""
-    middle = 500 if term.max_timestep is None else term.max_timestep // 2
-    timesteps = schedule.timesteps_at(stable_diffusion_snr()[middle].item(), image.timesteps)
+@torch.no_grad()
+def _refuse_mixing(term: Term, image: DiffusionStep, schedule: NoiseSchedule, pictures: Pictures) -> None:
+    """An image at the term's T and one at half of it: each must be worth what it is alone, in either order.
+
+    WithAnyone's released code (arXiv 2510.14975) asks of the first image alone whether a loss applies, and so takes
+    others with it, or leaves them out.
+    """
+    top = 999 if term.max_timestep is None else term.max_timestep
+    probe = _probe(schedule, image.select([0, 0]), (top, _middle(term)))
+    with pictures.in_its_precision(image):
+        probe = _seen_alone(term, probe, pictures)
+        alone = torch.cat([term.evaluate(probe.select([row]))[0] for row in (0, 1)])
+        both, swapped = term.evaluate(probe)[0], term.evaluate(probe.select([1, 0]))[0].flip(0)
+        if _alike(both, alone) and _alike(swapped, alone):
+            return
+        if not _alike(term.evaluate(probe)[0], both):
+            log.warning("loss %r draws random numbers: whether it mixes images was not checked.", term.name)
+            return
+    raise CheckError(
+        f"loss {term.name!r} mixes images: two at different noise levels are worth {alone.tolist()} each alone, "
+        f"{both.tolist()} in one batch and {swapped.tolist()} in the other order. Compute each image from itself; look "
+        "for timesteps[0], and for a mean or a sum over the batch."
+    )
+
+
+def _seen_alone(term: Term, probe: DiffusionStep, pictures: Pictures) -> DiffusionStep:
+    """`probe` with its pictures, decoded one at a time, since a run may have memory for no more."""
+    if "pred_images" not in term.needs:
+        return probe
+    features = "pred_features" in term.needs
+    rows = [pictures.of(probe.select([row]), features) for row in range(len(probe))]
+    names = ("pred_images", "target_images")
+    seen: dict[str, Any] = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
+    for name in ("pred_features", "target_features") if features else ():
+        seen[name] = tuple(map(torch.cat, zip(*(getattr(row, name) for row in rows), strict=True)))
+    return replace(probe, **seen)
+
+
+def _alike(some: Tensor, others: Tensor) -> bool:
+    return bool(((some - others).abs() <= _MIXED * torch.maximum(some.abs(), others.abs())).all())
+
+
+def _middle(term: Term) -> int:
+    return 500 if term.max_timestep is None else term.max_timestep // 2
+
+
+def _probe(schedule: NoiseSchedule, image: DiffusionStep, levels: Sequence[int]) -> DiffusionStep:
+    """`image`, one each of `levels` of Stable Diffusion's schedule, with outputs that are wrong by a little noise."""
+    snr = stable_diffusion_snr()
+    places = zip(levels, image.timesteps.split(1), strict=True)
+    timesteps = torch.cat([schedule.timesteps_at(snr[level].item(), like) for level, like in places])
     alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps))
     latents = image.latents.detach().float()
     generator = torch.Generator().manual_seed(0)
