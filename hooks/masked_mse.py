@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mldm_plugin import DiffusionStep, hookimpl
 from mldm_plugin.errors import DataError
+from mldm_plugin.perceptual.limb_squares import hand_squares
 
 _NEEDS = {"people": "person_mask", "faces": "face_boxes", "hands": "keypoints"}
-_ARMS = ((5, 7, 9), (6, 8, 10))  # shoulder, elbow, wrist in COCO's 17 keypoints
 
 
 def masked_error(error: Tensor, cover: Tensor, normalise: str) -> Tensor:
@@ -37,20 +37,9 @@ def masked_error(error: Tensor, cover: Tensor, normalise: str) -> Tensor:
 
 
 def hand_boxes(keypoints: Tensor) -> Tensor:
-    """A square around each hand whose elbow and wrist are labelled: (K, 17, 3) → (M, 4) pixel x0, y0, x1, y1.
-
-    Its centre lies a third of the forearm beyond the wrist, its side is 1.5 times the longer of the forearm and 0.9
-    upper arms. Source: OpenPose (Cao et al., arXiv 1812.08008), handDetector.
-    """
-    boxes = []
-    for person in keypoints.detach().cpu().float():
-        for shoulder, elbow, wrist in (person[list(arm)] for arm in _ARMS):
-            if elbow[2] > 0 and wrist[2] > 0:
-                centre = wrist[:2] + (wrist[:2] - elbow[:2]) * 0.33
-                upper = (elbow[:2] - shoulder[:2]).norm() * (shoulder[2] > 0)
-                half = 0.75 * torch.maximum((wrist[:2] - elbow[:2]).norm(), 0.9 * upper)
-                boxes.append(torch.cat([centre - half, centre + half]))
-    return torch.stack(boxes) if boxes else torch.zeros(0, 4)
+    """(M, 4) pixel x0, y0, x1, y1 around the hands of people (K, 17, 3), upright; OpenPose's."""
+    centre, half = hand_squares(keypoints)[:, :3].split([2, 1], dim=1)
+    return torch.cat([centre - half / 2, centre + half / 2], dim=1)
 
 
 def in_boxes(boxes: Tensor, grow: float, height: int, width: int) -> Tensor:

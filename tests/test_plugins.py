@@ -40,7 +40,7 @@ def test_the_built_in_set():
     plugins = load_plugins(["mldm"])
     assert set(plugins.names()) >= {"debiased", "face", "masked_lpips", "min_snr", "p2"}
     assert set(plugins.losses.entries) == {
-        *("dino", "face", "identity", "latent_perceptual", "masked_lpips", "masked_mse")
+        *("dino", "face", "identity", "keypoints", "latent_perceptual", "masked_lpips", "masked_mse")
     }
     assert set(plugins.base_weightings.entries) == {"debiased", "min_snr", "p2"}
     assert load_plugins().manager is not plugins.manager

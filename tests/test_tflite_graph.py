@@ -168,6 +168,19 @@ def test_only_what_wanted_outputs_need_is_computed():
     assert len(TfliteGraph(read_tflite(content)).operators) == 1  # the chain's first one leads nowhere
 
 
+def test_tensors_inside_the_graph_come_before_its_outputs():
+    content = tflite_file((1, 6, 7, 3), [OPERATORS["relu"], ("LOGISTIC", [1], (1, 6, 7, 3), {})])
+    state, picture = read_tflite(content), torch.randn(1, 3, 6, 7)
+    inside, last = TfliteGraph(state, inside=[1])(picture)
+    torch.testing.assert_close(inside, picture.permute(0, 2, 3, 1).relu())
+    torch.testing.assert_close(last, inside.sigmoid())
+    cut = TfliteGraph(state, outputs=(), inside=[1])
+    assert len(cut.operators) == 1
+    assert torch.equal(cut(picture)[0], inside)
+    with pytest.raises(WeightsError, match=r"computes no tensors \[7\]"):
+        TfliteGraph(state, inside=[7])
+
+
 def test_a_transposed_convolution_puts_blocks_side_by_side():
     weight = np.arange(1, 5, dtype=np.float32).reshape(1, 2, 2, 1)
     options = {"bytes": struct.pack("<3i", 1, 2, 2)}

@@ -28,12 +28,13 @@ class TfliteGraph(nn.Module):
     Args:
         state: `constant.I` and `graph`, from `read_tflite`.
         outputs: which of the graph's outputs are wanted; what only others need is left out. None is all of them.
+        inside: numbers of tensors inside the graph that are wanted, too; they come before the outputs.
 
     Args to the call:
         images: (N, 3, H, W) of the network's `size`, in the range that it was trained on.
 
     Returns:
-        A list of the outputs, (N, …) in TFLite's order of axes.
+        A list of what is wanted, (N, …) in TFLite's order of axes.
 
     Raises:
         WeightsError: a graph that refers to what is not there, or pictures of another size.
@@ -41,13 +42,18 @@ class TfliteGraph(nn.Module):
     Source: TensorFlow Lite's operator reference and its reference kernels, for padding, resizing and rounding.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], outputs: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], outputs: Sequence[int] | None = None, inside: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         graph = _graph_of(state)
+        if unknown := set(inside) - {operator["output"] for operator in graph["operators"]}:
+            raise WeightsError(f"The graph computes no tensors {sorted(unknown)}; take outputs of its operators.")
         self._input: int = graph["input"]["tensor"]
         _, height, width, self._channels = graph["input"]["shape"]
         self.size: tuple[int, int] = (height, width)
-        self._outputs = [graph["outputs"][i] for i in (range(len(graph["outputs"])) if outputs is None else outputs)]
+        last = range(len(graph["outputs"])) if outputs is None else outputs
+        self._outputs = [*inside, *(graph["outputs"][i] for i in last)]
         self.operators = _needed(graph["operators"], self._outputs)
         self._lists: dict[int, list[int]] = {}
         computed = {self._input}
