@@ -7,6 +7,7 @@ import pytest
 from mldm_plugin.evaluation import judges
 from mldm_plugin.evaluation.judges import choose_judges, networks_of_losses
 from mldm_plugin.evaluation.models import Model, Run
+from mldm_plugin.perceptual.weights import WEIGHT_FILES
 from mldm_plugin.plugins import load_plugins
 
 
@@ -37,6 +38,15 @@ def test_what_a_run_was_trained_on_is_in_its_preset(tmp_path):
     (tmp_path / "preset.yaml").write_text("losses:\n  face: {weight: 0}\n")
     assert networks_of_losses(Model("m", [Run(str(tmp_path), "lora", "base")])) == set()
     assert networks_of_losses(Model("m", [Run("name/on-the-hub", "pipeline")])) == set()
+
+
+def test_a_loss_without_a_choice_of_networks_is_known_by_its_own(tmp_path):
+    """By the names under which metrics look with them; each built-in loss with weights is one of either kind."""
+    options = {name: inspect.signature(loss).parameters for name, loss in load_plugins().losses.entries.items()}
+    fixed = {name for name, asked in options.items() if "weights" in asked and "network" not in asked}
+    assert fixed == judges.ONLY_NETWORKS.keys()
+    assert judges.networks_in("losses: {dino: {weight: 0.1}, keypoints: {weight: 0}}") == {"dinov2"}
+    assert judges.ONLY_NETWORKS["keypoints"] < WEIGHT_FILES.keys()
 
 
 def test_a_preset_that_leaves_the_network_out_means_the_losses_own():

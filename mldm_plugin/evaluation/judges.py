@@ -18,6 +18,8 @@ LOSS_NETWORKS = {
     "face": "vggface2_resnet50",
     "identity": "dlib_resnet",
 }  # where a preset leaves the network out
+# Of losses that offer no other, or one of the same family; of keypoints all that its parts may look with.
+ONLY_NETWORKS = {"dino": {"dinov2"}, "keypoints": {"mediapipe_hand", "mediapipe_pose"}}
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,7 @@ def _of_run(folder: Path, *names: str) -> Path | None:
 def networks_in(preset: str) -> set[str]:
     """The networks that the losses of a preset, as YAML, look with."""
     losses = (yaml.safe_load(preset) or {}).get("losses") or {}
-    networks = {
-        (options or {}).get("network", LOSS_NETWORKS.get(name))
-        for name, options in losses.items()
-        if (options or {}).get("weight", 0)
-    }
-    return {TRUNKS.get(network, network) for network in networks if network}
+    used = {name: options for name, options in losses.items() if (options or {}).get("weight", 0)}
+    networks = {options.get("network", LOSS_NETWORKS.get(name)) for name, options in used.items()}
+    only = {network for name in used for network in ONLY_NETWORKS.get(name, ())}
+    return only | {TRUNKS.get(network, network) for network in networks if network}
