@@ -91,6 +91,10 @@ def test_masks_edited_by_hand(model):
     expected[9, 6:10] = skin
     expected[8, 5:11] = mouth
     assert torch.equal(made["another's mouth"], expected)
+    for hair_is, taken in ((0, False), (hair, True)):  # under a hat it is not whole, and that of another is taken
+        under, bare = torch.zeros_like(own), torch.zeros_like(own)
+        under[0, 2:9], under[0, :2], bare[0, 2:4] = hair, label("hat"), hair_is
+        assert ("hair" in edits_with(encoder, [own, under, bare], own).donors) == taken
     assert parts_of(encoder) == list(PARTS)
     with pytest.raises(DataError, match="AttributesEncoder names no parts"):
         parts_of(model.encoders["attributes"])

@@ -100,7 +100,7 @@ class MaskEdits:
 
 
 def edits_with(encoder: ConditionEncoder, masks: Sequence[Tensor], avoid: Tensor) -> MaskEdits:
-    """The edits of a face's mask, with the parts of the other face that shows most of them.
+    """The edits of a face's mask, with the parts of the other face that shows most of them; hair of one without a hat.
 
     Args:
         masks: (1, S, S) of other faces.
@@ -109,7 +109,9 @@ def edits_with(encoder: ConditionEncoder, masks: Sequence[Tensor], avoid: Tensor
     donors, parts = {}, parts_of(encoder)
     for group, (names, _) in GROUPS.items():
         own = torch.tensor([parts.index(n) + 1 for n in names if n in parts], dtype=torch.uint8)
-        areas = [0 if torch.equal(mask, avoid) else int(torch.isin(mask, own).sum()) for mask in masks]
+        over = parts.index("hat") + 1 if group == "hair" and "hat" in parts else -1
+        others = [not torch.equal(mask, avoid) and not bool((mask == over).any()) for mask in masks]
+        areas = [int(torch.isin(mask, own).sum()) if fits else 0 for mask, fits in zip(masks, others, strict=True)]
         if max(areas, default=0) >= LEAST * avoid.numel():
             donors[group] = masks[areas.index(max(areas))]
     return MaskEdits(encoder, donors)
