@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 
 from mldm_plugin.cli import main as mldm
-from mldm_plugin.cli.faces import faces as main
 from mldm_plugin.conditions.judges import (
     SMALL,
     AttributeJudge,
@@ -45,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 def run(*words):
-    done = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    done = CliRunner().invoke(mldm, ["faces", *map(str, words)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
