@@ -269,7 +269,7 @@ def test_a_signal_saves_and_ends_in_good_order(train, tmp_path):
 
 
 def test_a_loss_that_stays_nan_ends_the_run_with_a_checkpoint(train, tmp_path, the_error):
-    flags = make_loss(tmp_path, "value * (1 if Own.calls < 4 else float('nan'))")
+    flags = make_loss(tmp_path, "value * (1 if Own.calls < 8 else float('nan'))")
     run = tmp_path / "run"
     assert train(run, *flags, "--max_train_steps", 20) == 1
     assert "'own'" in the_error()
@@ -330,7 +330,7 @@ def test_a_loss_that_cannot_train_stops_before_anything_is_written(train, tmp_pa
 
 
 def test_a_loss_that_breaks_later_is_named(train, tmp_path, the_error):
-    flags = make_loss(tmp_path, "value if Own.calls < 4 else value.mean()")
+    flags = make_loss(tmp_path, "value if Own.calls < 8 else value.mean()")
     assert train(tmp_path / "run", *flags, "--max_train_steps", 5) == 1
     assert "expected a float tensor of shape" in the_error()
     assert len(records(tmp_path / "run")) == 2
