@@ -77,6 +77,11 @@ class Page:
         x, y = points[-1]
         self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
 
+    def scroll_to(self, node):
+        """Bring the node to the middle and wait two frames: the first has the event of scrolling, which hides notes."""
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+        self.value(f"{node}.scrollIntoView({{ behavior: 'instant', block: 'center' }}); {frames}")
+
     def hover(self, x, y):
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 

@@ -51,7 +51,7 @@ def test_it_fits_in_the_colours_of_the_hour_and_a_party_is_told_in_red(shown, wi
 @needs_browser
 def test_a_face_is_enlarged_under_the_pointer_and_all_of_them_on_a_tap(shown):
     opened(shown, DESK, dark=False)
-    shown.value(f"{SHOT}.scrollIntoView({{ behavior: 'instant', block: 'center' }})")
+    shown.scroll_to(SHOT)
     place = (
         f"(({{ left, top, width, height }}) => [left + width / 2, top + height / 2])({SHOT}.getBoundingClientRect())"
     )
@@ -60,7 +60,7 @@ def test_a_face_is_enlarged_under_the_pointer_and_all_of_them_on_a_tap(shown):
     large = shown.until(f"{FACE.format('#hint')}?.naturalWidth && {FACE.format('#hint')}.getBoundingClientRect().width")
     assert large > 3 * small
     opened(shown, PHONE, dark=False)
-    shown.value(f"{SHOT}.scrollIntoView({{ behavior: 'instant', block: 'center' }})")
+    shown.scroll_to(SHOT)
     shown.drag(shown.value(place))
     shown.until("document.getElementById('lightbox').open")
     assert shown.value("document.querySelectorAll('#lightbox .crops img').length") == 4

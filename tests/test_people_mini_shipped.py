@@ -14,11 +14,13 @@ from mldm_plugin.people_mini.who import PEOPLE
 
 
 def test_it_is_small_and_in_half_precision():
-    assert sum(f.stat().st_size for f in PIPELINE.rglob("*") if f.is_file()) < 40e6
-    assert CLASSIFIER.stat().st_size < 6e6
-    for path in PIPELINE.rglob("*.safetensors"):
+    files = [CLASSIFIER, *(f for f in PIPELINE.rglob("*") if f.is_file())]
+    assert sum(f.stat().st_size for f in files) < 40e6
+    for path in (f for f in files if f.suffix == ".safetensors"):
         with safe_open(path, "pt") as opened:
-            assert {opened.get_slice(name).get_dtype() for name in opened.keys()} == {"F16"}, path  # noqa: SIM118
+            types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        counted = {name for name in types if name.endswith("num_batches_tracked")}  # by batch norms, whole numbers
+        assert {types[name] for name in types.keys() - counted} == {"F16"}, path
     assert set(PEOPLE) == set(TRAINED_PEOPLE)
     assert not set(PEOPLE) & {*TUNING_PEOPLE, *TEST_PEOPLE}
 

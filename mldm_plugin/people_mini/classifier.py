@@ -125,12 +125,13 @@ def train_classifier(pixels: Tensor, labels: Tensor, steps: int, batch: int = 12
 
 
 def write_classifier(network: Classifier, path: Path) -> None:
-    """Write its weights, so that other samples are judged by the same network."""
-    save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, path)
+    """Write its weights in half precision, so that other samples are judged by the same network."""
+    weights = network.state_dict().items()
+    save_file({name: (value.half() if value.is_floating_point() else value).cpu() for name, value in weights}, path)
 
 
 def read_classifier(path: Path, device: torch.device) -> Classifier:
-    """The network of `write_classifier`."""
+    """The network of `write_classifier`, in single precision."""
     network = Classifier()
     network.load_state_dict(load_file(path))
     return network.to(device).eval()

@@ -72,12 +72,11 @@ def sampled(pipeline: Any, texts: list[str], steps: int, guidance: float, batch:
 
 def classifier_of(train: list[Path], file: Path, steps: int, device: torch.device) -> Classifier:
     """The classifier in `file`, or one trained on the drawings of these archives and written there."""
-    if file.is_file():
-        return read_classifier(file, device)
-    seen = drawings_of(train, held_out=False)
-    network = train_classifier(stacked(seen).to(device), labels_of([s.record.attributes for s in seen]), steps)
-    write_classifier(network, file)
-    return network
+    if not file.is_file():
+        seen = drawings_of(train, held_out=False)
+        labels = labels_of([s.record.attributes for s in seen])
+        write_classifier(train_classifier(stacked(seen).to(device), labels, steps), file)
+    return read_classifier(file, device)
 
 
 def measure(
