@@ -131,7 +131,7 @@ def _run(what: str, base: str | None) -> Run:
         return Run(what, "conditional" if class_of(path, "model_index.json") == CONDITIONAL else "pipeline")
     if (path / LORA).is_file():
         return Run(what, "lora", _base_of(path, base, what))
-    if class_of(path) == "ControlNetModel":
+    if is_controlnet(path):
         return Run(what, "controlnet", _base_of(path, base, what))
     if _has_parts(path):
         return Run(what, "conditional", _finished_run(path))
@@ -160,7 +160,12 @@ def pictures_in(run: Run) -> list[Path]:
 
 def is_trained(folder: Path) -> bool:
     """Whether a folder holds a LoRA, a ControlNet, or a model that draws from conditions, alone or as a pipeline."""
-    return (folder / LORA).is_file() or class_of(folder) == "ControlNetModel" or _has_parts(folder)
+    return (folder / LORA).is_file() or is_controlnet(folder) or _has_parts(folder)
+
+
+def is_controlnet(folder: Path) -> bool:
+    """Whether a folder holds a ControlNet of one of diffusers' families, as `FluxControlNetModel`."""
+    return (class_of(folder) or "").endswith("ControlNetModel")
 
 
 def _has_parts(folder: Path) -> bool:
@@ -226,8 +231,9 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
     Raises:
         MldmError: it does not load, or the adapter changes nothing in it.
     """
+    import diffusers
     import transformers
-    from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
+    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
     from diffusers.utils import logging as speaking
 
     from mldm_plugin.conditions.beside_text import BesideText, read_conditions
@@ -242,7 +248,8 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         kind = ConditionalLDMPipeline if run.kind == "conditional" else DiffusionPipeline
         pipeline = kind.from_pretrained(run.base or run.what, **options)
         if run.kind == "controlnet":
-            controlnet = ControlNetModel.from_pretrained(run.what, **precision)
+            network = getattr(diffusers, class_of(Path(run.what)) or "")
+            controlnet = network.from_pretrained(run.what, **precision)
             pipeline = AutoPipelineForText2Image.from_pipe(pipeline, controlnet=controlnet)
         elif run.kind == "conditional" and run.base is not None:
             put_step(pipeline, Path(run.what))
