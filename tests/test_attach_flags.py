@@ -51,6 +51,13 @@ def test_what_is_misspelt_or_missing(argv, message):
         take(argv, name="own")
 
 
+def test_a_value_that_a_flag_cannot_have_is_told_in_a_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        take(["--preset", "p", "--mldm-panel-steps", "many"])
+    expected = "mldm: argument --mldm-panel-steps: invalid int value: 'many' (see python -m mldm_plugin --help)\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_flag_of_the_scripts_own_is_left_alone_or_named():
     _, rest = take(["--presets", "x", "--preset", "mldm"], 'parser.add_argument("--presets")')
     assert rest == ["--presets", "x"]

@@ -92,7 +92,26 @@ def test_other_errors_stay_tracebacks(monkeypatch):
     assert isinstance(CliRunner().invoke(main, ["presets", "list"]).exception, ZeroDivisionError)
 
 
-def test_a_wrong_option_is_told_by_click():
-    result = CliRunner().invoke(main, ["presets", "show", "mldm", "--bogus"])
-    assert result.exit_code == 2
-    assert "No such option" in result.stderr
+@pytest.mark.parametrize(
+    ("typed", "told", "command"),
+    [
+        ("presets show mldm --bogus", "--bogus", "mldm presets show"),
+        ("--bogus", "--bogus", "mldm"),
+        ("trian run.yaml", "No such command 'trian'", "mldm"),
+        ("start", "Missing argument 'PHOTOS'", "mldm start"),
+        ("start nowhere", "'nowhere' does not exist", "mldm start"),
+        ("data coco --instances x.json", "--images DIR is missing: the folder with the pictures.", "mldm data coco"),
+        ("plan --vram 8 --train x", "is not one of 'controlnet', 'lora'", "mldm plan"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_told_in_a_line_too(typed, told, command):
+    result = CliRunner().invoke(main, typed.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("mldm: ")
+    assert told in line
+    assert line.endswith(f" (see {command} --help)")
+
+
+def test_a_group_alone_shows_its_help():
+    assert "Usage: mldm data" in CliRunner().invoke(main, ["data"]).output

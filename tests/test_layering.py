@@ -20,7 +20,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 # Lowest first; a module imports from layers below its own, and from its own package.
 LAYERS = (
-    {"errors", "announce", "stopping", "threads", "requirements"},
+    {"errors", "announce", "parser", "stopping", "threads", "requirements"},
     {"hookspecs"},
     {"perceptual", "plugins"},
     {"decode", "preset", "preset_flags", "conditions"},

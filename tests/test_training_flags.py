@@ -237,9 +237,12 @@ def test_what_one_trainer_refuses(kind, argv, words):
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_a_word_that_is_no_choice_is_refused(kind, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         parse(kind, ["--timestep_sampling", "even"])
-    assert "uniform" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("mldm: argument --timestep_sampling: invalid choice: 'even'")
+    assert "uniform" in line
+    assert line.endswith(f"(see {kind.script} --help)")
     assert (
         "'uniform' or 'stratified', got 'even'" in training_faults({kind.section(): {"timestep_sampling": "even"}})[0]
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
+from mldm_plugin.parser import Parser
 from mldm_plugin.preset import task_preset
 
 PANEL_STEPS = 500  # chosen: as rare as the checkpoints of diffusers' scripts
@@ -97,7 +98,7 @@ SPELLINGS = {"--loss-plugin": "--loss_plugin"}
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags, for their help and for the documentation."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mldm_plugin",
         usage="accelerate launch -m mldm_plugin SCRIPT [the script's flags] --loss-plugin mldm [--preset NAME] …",
         description="Run a training script, unedited, with the losses of a preset.",

@@ -6,6 +6,8 @@ answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
@@ -43,12 +45,33 @@ class _Refusal(click.ClickException):
         click.echo(f"mldm: {self.message}", file=file, err=file is None)
 
 
+class _Misuse(_Refusal):
+    """A command line that cannot be read, told in one line."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except MldmError as error:
+        raise _Refusal(str(error)) from error
+    except click.UsageError as error:
+        if type(error).show is not click.UsageError.show:  # a group without a command shows its help
+            raise
+        command = error.ctx.command_path if error.ctx else "mldm"
+        raise _Misuse(f"{' '.join(error.format_message().split())} (see {command} --help)") from error
+
+
 class _Commands(click.Group):
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _told_in_a_line():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _told_in_a_line():
             return super().invoke(ctx)
-        except MldmError as error:
-            raise _Refusal(str(error)) from error
 
 
 @click.group(cls=_Commands, name="mldm", context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,13 +5,13 @@ It is `mldm reproduce likeness` with one seed, told step by step.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from mldm_plugin.errors import MldmError
+from mldm_plugin.parser import Parser
 from mldm_plugin.people_mini.unseen import HELD_OUT, LEARNT, NAMES
 from mldm_plugin.reproduce.commands import processes_here, seconds_a_step
 from mldm_plugin.reproduce.proofs import proof_in
@@ -35,7 +35,7 @@ COLUMNS = {
 
 def main() -> int:
     """The command: 0 when it came to its end, whichever loss did better."""
-    parser = argparse.ArgumentParser(prog="python -m mldm_plugin.demo", description=__doc__)
+    parser = Parser(prog="python -m mldm_plugin.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps, at least 2 (default: {STEPS})")
     parser.add_argument("--person", choices=sorted(NAMES), default=SHOWN, help=f"of openpeople (default: {SHOWN})")

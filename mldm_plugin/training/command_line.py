@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mldm_plugin.errors import MldmError, PresetError, nearest
+from mldm_plugin.parser import Parser
 from mldm_plugin.preset import task_preset
 from mldm_plugin.preset_flags import changed_line, fills, nothing_for
 from mldm_plugin.training.conditional_flags import ConditionalFlags
@@ -25,7 +26,7 @@ F = TypeVar("F", bound=TrainerFlags)
 
 def make_parser(kind: type[TrainerFlags]) -> argparse.ArgumentParser:
     """The command line of a trainer. Flags that are not given leave no trace in its namespace."""
-    parser = argparse.ArgumentParser(prog=kind.script, description=kind.description)
+    parser = Parser(prog=kind.script, description=kind.description)
     as_theirs = f"as in diffusers' {kind.script if kind.stands_in else 'scripts'}"
     for title, names in (("losses and data", kind.ours()), (as_theirs, kind.theirs())):
         group = parser.add_argument_group(title)
