@@ -21,7 +21,6 @@ from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation.models import LORA
 from mldm_plugin.people_mini.words import words
 from mldm_plugin.prepare.folder import sources
-from mldm_plugin.prepare.kohya_dataset import read_dataset, write_dataset
 from mldm_plugin.preset import load_preset
 from mldm_plugin.preset_flags import as_flags, fills
 from mldm_plugin.project.finished import keep_names, mark_finished
@@ -35,8 +34,6 @@ from mldm_plugin.reproduce.commands import Command
 from mldm_plugin.reproduce.run import Reproduction, claim
 from mldm_plugin.training.command_line import parse, resolve
 from mldm_plugin.training.flags import LoraFlags
-
-tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 def photographs(count):
@@ -294,45 +291,6 @@ def test_a_script_runs_in_its_own_environment_where_this_package_is_needed_too(t
     assert "cannot train with this package: ModuleNotFoundError: No module named 'mldm_plugin'" in whole.scale.lacks()
     python.unlink()
     assert "cannot be run" in whole.scale.lacks()
-
-
-def test_kohyas_data_set_is_written_and_read(tmp_path):
-    photos = training_set(tmp_path / 'pe\'ople "x"', {"train": "ab"})
-    out = tmp_path / "dataset.toml"
-    assert write_dataset(photos, out, resolution=512, batch=2, repeats=3) == 2
-    told = tomllib.loads(out.read_text(encoding="utf-8"))
-    [one] = told["datasets"]
-    [subset] = one["subsets"]
-    assert (one["resolution"], one["batch_size"], subset["num_repeats"]) == (512, 2, 3)
-    captions = json.loads(Path(subset["metadata_file"]).read_text(encoding="utf-8"))
-    assert set(captions) == {str(photos.resolve() / "train" / "images" / f"{name}.jpg") for name in "ab"}
-    assert read_dataset(out) == (photos.resolve(), None)
-    with pytest.raises(DataError, match="lists no pictures"):
-        write_dataset(tmp_path / "none", out, resolution=512, batch=2, repeats=3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[[datasets]", "cannot be read as TOML"),
-        ("[[datasets]]\n", "names 0 folders"),
-        (
-            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[[datasets.subsets]]\nimage_dir = 'b'",
-            "names 2 folders",
-        ),
-    ],
-)
-def test_a_data_set_of_kohyas_that_cannot_be_taken(tmp_path, text, message):
-    (tmp_path / "d.toml").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_dataset(tmp_path / "d.toml")
-
-
-def test_kohyas_words_for_a_person_are_who_it_is(tmp_path):
-    (tmp_path / "d.toml").write_text(
-        "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'photos'\nclass_tokens = 'ana woman'\n"
-    )
-    assert read_dataset(tmp_path / "d.toml") == (tmp_path / "photos", "ana woman")
 
 
 def test_without_comparison_there_is_one_training(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mldm_plugin.announce import announce
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare.stored import listed_rows
 from mldm_plugin.records.files import write_text
@@ -52,8 +53,10 @@ def write_dataset(folder: Path, out: Path, *, resolution: int, batch: int, repea
 def read_dataset(path: Path) -> tuple[Path, str | None]:
     """The folder of pictures that a TOML file of kohya's names, and the words for those without a caption.
 
+    Regularisation pictures are passed over, which is told: nothing here is trained on them.
+
     Raises:
-        DataError: it cannot be read, or names no folder or several.
+        DataError: it cannot be read, names no folder or several, or keeps captions where they are not read.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -63,16 +66,32 @@ def read_dataset(path: Path) -> tuple[Path, str | None]:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as TOML ({error}).") from error
-    subsets = [subset for one in told.get("datasets") or [] for subset in one.get("subsets") or []]
-    folders = {str(subset["image_dir"]): subset for subset in subsets if "image_dir" in subset}
+    subsets = [subset for one in _tables(path, told, "datasets") for subset in _tables(path, one, "subsets")]
+    named = [subset for subset in subsets if "image_dir" in subset]
+    folders = {str(subset["image_dir"]): subset for subset in named if not subset.get("is_reg")}
     if len(folders) != 1:
         raise DataError(
             f"{path} names {len(folders)} folders (image_dir), expected one: put them into one folder as subfolders, "
             "10_anna and 5_ben, and name that."
         )
-    [(folder, subset)] = folders.items()
+    if passed := [str(subset["image_dir"]) for subset in named if subset.get("is_reg")]:
+        announce(f"note: regularisation pictures are not trained on here: {', '.join(passed)}")
+    [(name, subset)] = folders.items()
+    folder = path.parent / name
+    if "metadata_file" in subset and not listed_rows(folder):
+        raise DataError(
+            f"{path} keeps captions in {subset['metadata_file']}, which is not read: write each into NAME.txt beside "
+            "its picture, and take metadata_file out."
+        )
     words = subset.get("class_tokens")
-    return (path.parent / folder), str(words) if words else None
+    return folder, str(words) if words else None
+
+
+def _tables(path: Path, told: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = told.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise DataError(f"{path}: {name} is {str(found)[:40]}, expected tables, [[datasets]] and [[datasets.subsets]].")
+    return found
 
 
 def _first(text: Any) -> str:
