@@ -20,7 +20,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.judges import networks_of_losses, preset_of
 from mldm_plugin.evaluation.models import LORA, Model, Run
 from mldm_plugin.people_mini import PIPELINE
-from mldm_plugin.project.export import export_kohya
+from mldm_plugin.project.export import export_diffusers, export_kohya
 from mldm_plugin.project.samples import open_finished
 from mldm_plugin.project.sheet import GAP, draw_sheet
 
@@ -64,6 +64,51 @@ def test_an_alpha_that_is_not_the_rank_is_kept(lora, tmp_path):
     export_kohya(tmp_path / LORA, tmp_path / "kohya.safetensors")
     names = load_file(tmp_path / "kohya.safetensors")
     assert {float(names[name]) for name in names if name.endswith(".alpha")} == {1.0}
+
+
+def test_a_lora_of_kohyas_is_written_in_diffusers_format(lora, tmp_path):
+    """Its alpha, here half the rank, goes into the weights."""
+    kohya, back = tmp_path / "kohya.safetensors", tmp_path / "back.safetensors"
+    save_file(load_file(lora / LORA), tmp_path / LORA, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 1})})
+    export_kohya(tmp_path / LORA, kohya)
+    export_diffusers(kohya, str(PIPELINE), back)
+    assert all(name.startswith("unet.") and "alpha" not in name for name in load_file(back))
+    assert torch.equal(predicted(back), predicted(kohya))
+    assert not torch.equal(predicted(back), predicted(lora / LORA))
+
+
+def test_what_is_in_the_format_already_is_copied(lora, tmp_path):
+    export_kohya(lora / LORA, tmp_path / "a")
+    export_kohya(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    export_diffusers(lora / LORA, "nowhere", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == (lora / LORA).read_bytes()
+
+
+def named_by_kohya(folder, *layers, last=".lora_up.weight"):
+    parts = {".lora_down.weight": torch.zeros(2, 4), last: torch.zeros(4, 2)}
+    save_file({f"{layer}{part}": value.clone() for layer in layers for part, value in parts.items()}, folder / LORA)
+    return folder / LORA
+
+
+def test_the_layers_of_sdxl_get_their_places_in_diffusers(tmp_path):
+    unet, text = "unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", "te2_text_model_encoder_layers_0_mlp_fc1"
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "layers_per_block": 2}')
+    export_diffusers(named_by_kohya(tmp_path, f"lora_{unet}", f"lora_{text}"), str(tmp_path), tmp_path / "out")
+    found = sorted(load_file(tmp_path / "out"))
+    assert len(found) == 4
+    assert found[0].startswith("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.")
+    assert found[2].startswith("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.")
+
+
+@pytest.mark.parametrize(
+    ("layer", "last"),
+    [("lora_unet_double_blocks_0_img_attn_proj", ".lora_up.weight"), ("lora_unet_mid_block_0", ".dora_scale")],
+)
+def test_what_diffusers_format_has_not_is_refused(tmp_path, layer, last):
+    with pytest.raises(MldmError, match=rf"holds {layer}.*expected a plain LoRA of a U-Net"):
+        export_diffusers(named_by_kohya(tmp_path, layer, last=last), str(PIPELINE), tmp_path / "out")
 
 
 def test_what_has_no_format_of_kohyas_is_refused(tmp_path):

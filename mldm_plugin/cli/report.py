@@ -31,7 +31,7 @@ import click
     help="Write the page again every so often, while RUN trains; in a browser it follows. Ctrl-C ends it.",
 )
 def report(run: Path, out: Path | None, base: str | None, data: Path | None, watch: int | None) -> None:
-    """Write the page of the training RUN: one HTML file that asks nobody for anything.
+    """Write the page of the training RUN: one HTML file that loads nothing from elsewhere.
 
     What was trained and from what, whether it did anything, its panels as a film, its losses, how strong each was, its
     pictures and masks, and the command that repeats it. RUN is the folder of a run of our trainers or of an attached

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=float, help="Scale of guidance (default: the run's, else the pipeline's own).")
 @click.option("--seed", default=0, show_default=True, help="Of the noise; the same with and without the weights.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: RUN/samples).")
-@click.option("--export", type=click.Choice(["kohya"]), help="The LoRA for kohya's programs, ComfyUI and A1111, too.")
+@click.option(
+    "--export",
+    type=click.Choice(["kohya", "diffusers"]),
+    help="The LoRA for kohya's programs, ComfyUI and A1111, too; or, of a run of kohya's script, for diffusers.",
+)
 @click.option("--push-to-hub", metavar="NAME", help="Upload weights, grid and card to this private repository.")
 def sample(
     run: Path,
@@ -68,22 +72,26 @@ def sample(
     grid = draw_samples(finished, cases, sampling, out)
     card = write_card(out, finished, cases, grid, sampling)
     if export:
-        click.echo(f"for kohya's programs: {_exported(finished, out)}")
+        click.echo(f"for {export}: {_exported(finished, out, export)}")
     click.echo(f"the card: {card}")
     if push_to_hub:
         click.echo(f"uploaded: {_uploaded(finished, out, push_to_hub)}")
     click.echo(f"Look at {grid}")
 
 
-def _exported(finished: Finished, out: Path) -> Path:
+def _exported(finished: Finished, out: Path, form: str) -> Path:
     from mldm_plugin.evaluation.models import LORA
-    from mldm_plugin.project.export import export_kohya
+    from mldm_plugin.project.export import export_diffusers, export_kohya
 
     file = finished.weights / LORA
     if not file.is_file():
-        raise MldmError(f"{finished.weights} holds no {LORA}: only LoRAs have a kohya format here.")
-    made = out / f"{finished.weights.resolve().parent.parent.name}-kohya.safetensors"
-    export_kohya(file, made)
+        raise MldmError(f"{finished.weights} holds no {LORA}: only LoRAs are exported.")
+    made = out / f"{finished.weights.resolve().parent.parent.name}-{form}.safetensors"
+    if form == "kohya":
+        export_kohya(file, made)
+    else:
+        [run] = finished.models[-1].runs
+        export_diffusers(file, str(run.base), made)
     return made
 
 
