@@ -26,10 +26,16 @@ from mldm_plugin.cli.new_loss import render
 from mldm_plugin.cli.presets import summary
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, built_in_presets, load_preset
+from mldm_plugin.project.models import known_model
+from mldm_plugin.project.photos import Photo
+from mldm_plugin.project.plan import decide
+from mldm_plugin.project.scale import OwnPhotos
+from mldm_plugin.reproduce.run import Reproduction
 from mldm_plugin.training.command_line import TRAINERS
 from mldm_plugin.training.flags import TrainerFlags
 
 ROOT = Path(__file__).parent.parent
+WIDE = 110  # letters of a line of commands
 PART = re.compile(r"(<!-- generated: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -152,6 +158,27 @@ def attach_runs() -> str:
     return "\n".join(rows) + "\n"
 
 
+def dry_run(model: str) -> str:
+    """What `mldm train --dry-run` prints of ten photographs."""
+    known, home = known_model(model), Path("/home/you")
+    photos = [Photo(f"{number}.jpg", (1500, 1500), faces=[400.0], people=[0]) for number in range(10)]
+    run = decide(home / "photos", photos, "anna woman", known, known.pipeline).run
+    scale = OwnPhotos(home / "anna", run.model_copy(update={"script": f"{known.script}.py"}))
+    commands = Reproduction(scale.recipe(), scale, seeds=1, prompts=0).plan().splitlines()
+    return "```text\n" + "\n".join(map(_wrapped, commands)) + "\n```\n"
+
+
+def _wrapped(command: str) -> str:
+    """On several lines, as a shell takes it; the comment at its end above it."""
+    typed, _, comment = command.partition("   # ")
+    rows = [""]
+    for flag in re.split(r" (?=--)", typed):
+        if len(rows[-1]) + len(flag) > WIDE:
+            rows.append("   ")
+        rows[-1] += f" {flag}" if rows[-1] else flag
+    return "\n".join([*([f"# {comment}"] if comment else []), " \\\n".join(rows)])
+
+
 MAKERS: dict[str, Callable[..., str]] = {
     "presets": presets_table,
     "options": options_table,
@@ -160,6 +187,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "new-loss": written_loss,
     "attach-flags": attach_flags,
     "attach-runs": attach_runs,
+    "dry-run": dry_run,
     "claims": evidence.claims_table,
     "arms": evidence.arms_table,
     "seconds": evidence.seconds_table,

@@ -1,6 +1,7 @@
 """docs/attach_table.md is what docs/attach_table.py makes of the scripts and of what real runs of them gave."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,9 @@ def test_a_wrong_call_says_how_it_is_called(arguments):
 def test_outcomes_of_scripts_that_are_gone_are_named(tmp_path):
     with pytest.raises(SystemExit, match="train_controlnet"):
         attach_table.table(tmp_path)
+
+
+def test_the_page_on_flux_names_the_scripts_that_were_seen_to_train():
+    trains = {Path(path).name for path, outcome in attach_table.runs().items() if outcome == "trains"}
+    page = (SCRIPT.parent / "how_to" / "flux.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(train_\w+\.py)`", page)) == {name for name in trains if "flux" in name}
