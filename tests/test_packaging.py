@@ -111,6 +111,12 @@ def test_what_is_said_about_the_package(built):
     assert re.findall(r"^## ([\d.]+)", changelog, re.M)[0] == __version__
 
 
+def test_no_extra_asks_for_a_package_twice():
+    for name, wanted in PROJECT["project"]["optional-dependencies"].items():
+        packages = [re.split(r"[\[<>=;]", one)[0] for one in wanted]
+        assert len(packages) == len({*packages}), name
+
+
 def test_the_commands_run_from_the_unpacked_wheel(built, tmp_path):
     """Without torch, too: help, presets, weights and the new loss answer at once."""
     _, wheel = built

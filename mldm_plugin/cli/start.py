@@ -108,13 +108,13 @@ def _photos_and_who(photos: Path, who: str | None) -> tuple[Path, str]:
 
     if command := how_to_convert(photos):
         raise MldmError(f"{photos} is a COCO data set: `{command}` makes a training set of it, for `mldm start`.")
-    if who is not None:
-        if not who.strip() or not who.isprintable():
-            raise MldmError(f'--who {who!r}: expected a rare word and what it is, on one line: --who "anna woman".')
-        return photos, who.strip()
-    if not sys.stdin.isatty():
+    if who is None and not sys.stdin.isatty():
         raise MldmError('who is it? Give --who, a rare word and what it is: --who "anna woman".')
-    return photos, str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+    if who is None:
+        who = str(click.prompt("Who is it? A rare word and what it is, such as: anna woman", type=str))
+    if not who.strip() or not who.isprintable():
+        raise MldmError(f'--who {who!r}: expected a rare word and what it is, on one line: --who "anna woman".')
+    return photos, who.strip()
 
 
 def _here(pipeline: str) -> str:
