@@ -22,7 +22,7 @@ from mldm_plugin.evaluation.models import LORA
 from mldm_plugin.people_mini.words import words
 from mldm_plugin.prepare.folder import sources
 from mldm_plugin.preset import load_preset
-from mldm_plugin.preset_flags import as_flags, fills
+from mldm_plugin.preset_flags import REPEATED, as_flags, fills
 from mldm_plugin.project.finished import keep_names, mark_finished
 from mldm_plugin.project.models import MODELS, how_to_get, known_model
 from mldm_plugin.project.photos import Photo, look_at
@@ -32,7 +32,7 @@ from mldm_plugin.project.samples import open_finished
 from mldm_plugin.project.scale import OwnPhotos
 from mldm_plugin.reproduce.commands import Command
 from mldm_plugin.reproduce.run import Reproduction, claim
-from mldm_plugin.training.command_line import parse, resolve
+from mldm_plugin.training.command_line import TRAINERS, parse, resolve
 from mldm_plugin.training.flags import LoraFlags
 
 
@@ -305,6 +305,12 @@ def test_flags():
     given = {"rank": 4, "on": True, "off": False, "unset": None, "rate": 1e-4, "seed": 0, "several": ["a b", "c"]}
     said = ["--rank", "4", "--on", "--rate", "0.0001", "--seed", "0", "--several", "a b", "c"]
     assert as_flags(given) == said
+    assert as_flags({"words": [], "set": []}) == []
+
+
+def test_flags_that_are_given_once_for_each_value_are_those_of_the_trainers():
+    fields = [(name, field) for kind in TRAINERS for name, field in kind.model_fields.items()]
+    assert {name for name, field in fields if "repeated" in field.metadata} == REPEATED
 
 
 def test_a_length_that_was_given_is_the_only_one():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -20,6 +21,8 @@ from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard, tally_of
 from mldm_plugin.run_page.machine import speed_of
+from mldm_plugin.run_page.told import command_of
+from mldm_plugin.training.command_line import TRAINERS, make_parser
 
 NASTY = "</script><img src=x onerror=alert(1)><!--\u2028"
 PROOF = """Start-up proof (convex mix): gradient of each loss at the network output
@@ -189,6 +192,21 @@ def test_an_attached_run_keeps_its_page_with_its_records(run):
     assert page["film"]["frames"]
     assert page["heard"]
     assert page["command"] is None
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_the_command_gives_every_flag_back_zeros_and_repeated_ones_too(kind):
+    """A run's arguments through its page's command and the trainer's own parser."""
+    given = {"pretrained_model_name_or_path": "a model", "train_data_dir": "it's", "seed": 0, "adam_weight_decay": 0}
+    given |= {"max_grad_norm": 0, "scale_lr": True, "color_jitter": [0, 0.1, 0, 0.5], "report_to": "all"}
+    given |= {"preset": "mldm", "loss_plugin": ["mldm", "own.py"], "set": ["target=image", "losses.face.weight=0"]}
+    given |= {"condition": ["attributes", "semantic_mask"], "panel_steps": 0}
+    given |= {"condition_option": ["attributes.hidden=8", "semantic_mask.channels=[8, 8]"]}
+    flags = kind(**given).model_dump()
+    command = command_of(Run(None, None, None, {**json.loads(json.dumps(flags)), "num_processes": 2}, None, None))
+    processes, script, *words = shlex.split(command.replace("\\\n", ""))[3:]  # as a shell reads it
+    assert (processes, script) == ("2", kind.script)
+    assert kind(**vars(make_parser(kind).parse_args(words))).model_dump() == flags
 
 
 NO_STEPS = ["{", "[1, 2]", '"x"', '{"step": "two"}', '{"step": 9, "loss": {}}', "[" * 5000, "\x00", "null", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def show(name: str, resolved: bool, overrides: tuple[str, ...], names: tuple[str
     plugins = _plugins(names)
     click.echo(_read(find_preset(name, plugins)), nl=False)
     for script, section in load_preset(name, plugins=plugins).training.items():
-        click.echo(click.wrap_text(f"{script}.py is given {' '.join(as_flags(section))}", 110, "# ", "#     "))
+        click.echo(click.wrap_text(f"{script}.py is given {shlex.join(as_flags(section))}", 110, "# ", "#     "))
 
 
 @presets.command()

@@ -12,9 +12,10 @@ import yaml
 
 from mldm_plugin.doctor.losses import PRESET
 from mldm_plugin.doctor.run import Run
+from mldm_plugin.preset_flags import as_flags
 from mldm_plugin.records.run_files import PROOF
 
-REPEATED = ("loss_plugin", "set")  # flags that are given once for each value
+LEFT_OUT = ("num_processes", "local_rank", "resume_from_checkpoint")  # accelerate's, and of one start alone
 _PROOF = re.compile(r"\s+(\S+)\s+(\S+)\s+(\d+|all)\s+(\S+)\s+(\S+)\s\s(.*)")
 
 
@@ -88,15 +89,7 @@ def command_of(run: Run) -> str | None:
         script = "train_controlnet.py"
     elif "rank" in flags:
         script = "train_text_to_image_lora.py"
-    words = []
-    for name, value in flags.items():
-        if value in (None, False, []) or name in ("num_processes", "local_rank", "resume_from_checkpoint"):
-            continue
-        if name in REPEATED and isinstance(value, list):
-            words += [f"--{name} {shlex.quote(str(one))}" for one in value]
-        elif isinstance(value, list):
-            words.append(f"--{name} {shlex.join(map(str, value))}")
-        else:
-            words.append(f"--{name}" if value is True else f"--{name} {shlex.quote(str(value))}")
+    asked = {name: value for name, value in flags.items() if name not in LEFT_OUT}
+    words = [shlex.join(words) for name, value in asked.items() if (words := as_flags({name: value}))]
     launch = f"accelerate launch --num_processes {flags.get('num_processes') or 1} {script}"
     return " \\\n  ".join([launch, *words])
