@@ -242,7 +242,8 @@ class Audit:
     def _refuse_alone(self, accelerator: Accelerator | None) -> None:
         """Each process would balance by what it has measured itself, which is nothing on all but the first."""
         balanced = [term.name for term in self._terms if term.balance is not None]
-        if balanced and accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        alone = accelerator is None or accelerator.num_processes == 1
+        if balanced and alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise LossError(
                 f"loss {balanced[0]!r} is to be balanced on several processes: give audit.read(step, accelerator) "
                 "its Accelerator, or the loss a weight without `balance`."
