@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_step import make_stack, make_step, pictures
@@ -12,6 +13,7 @@ from weights_entries import needs_weights
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.hooks.keypoints import EXTENT, Keypoints, feature_distance, smallness
+from mldm_plugin.perceptual.frozen import computing_in
 from mldm_plugin.perceptual.limb_features import LIMB_NETWORKS, LimbFeatures, weight_files
 from mldm_plugin.perceptual.limb_squares import body_squares, hand_squares
 
@@ -237,6 +239,20 @@ def test_the_networks_see_that_a_hand_is_gone(of):
     (gradient,) = torch.autograd.grad(value[1].sum(), gone)
     assert gradient.isfinite().all()
     assert gradient[..., 30:56, 90:106].abs().max() > 0
+
+
+@needs_weights(*LIMB_NETWORKS)
+@pytest.mark.parametrize("of", ["hands", "bodies"])
+def test_beside_a_decoder_in_bfloat16_its_gradient_is_that_of_float32(of):
+    """In bfloat16 rounding would be most of it: their cosine is 0.4 to 0.8 here."""
+    true, other = (F.interpolate(pictures(1, seed, side), (64, 64), mode="bicubic") for seed, side in ((1, 8), (2, 16)))
+    loss, gradients = Keypoints(of=of), []
+    for dtype in (torch.float32, torch.bfloat16):
+        pred = (true + 0.05 * other).requires_grad_()
+        with computing_in(dtype):
+            value = loss(step_of([person((20.0, 20.0), (24.0, 28.0), (34.0, 34.0))], pred, true, size=64))
+        gradients += torch.autograd.grad(value.sum(), pred)
+    assert F.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.999
 
 
 @needs_weights(*LIMB_NETWORKS)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin.perceptual.frozen import Frozen, build_seeded
+from mldm_plugin.perceptual.frozen import Frozen, build_seeded, computing_in
 from mldm_plugin.perceptual.tflite_graph import TfliteGraph
 from mldm_plugin.perceptual.turned_squares import cut_out
 from mldm_plugin.perceptual.weights import described, load_state_dict
@@ -51,6 +51,8 @@ class SmallNetwork(nn.Module):
 class LimbFeatures:
     """A frozen network of `LIMB_NETWORKS` that takes pictures and squares; `networks` names it and its terms.
 
+    It computes in float32 where others compute in bfloat16, too.
+
     Raises:
         WeightsError: weights that cannot be had.
     """
@@ -68,7 +70,9 @@ class LimbFeatures:
         """Features of each square (K_i, 4) of images (N, 3, H, W) in [-1, 1], stage by stage, (ΣK_i, h, w, C), with
         gradient to the images."""
         pairs = zip((images + 1) / 2, squares, strict=True)
-        stages: list[Tensor] = self.frozen(torch.cat([cut_out(image, those, self.size) for image, those in pairs]))
+        cut = torch.cat([cut_out(image, those, self.size) for image, those in pairs])
+        with computing_in(torch.float32):  # in bfloat16 rounding is most of the gradient
+            stages: list[Tensor] = self.frozen(cut)
         return stages
 
 
