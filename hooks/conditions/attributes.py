@@ -57,7 +57,7 @@ class AttributesEncoder(ConditionEncoder):
             )
             raise DataError(f"attributes are {came}, expected {len(self.names)}, or a mapping of their names.")
         for name, one in zip(self.names, value, strict=True):
-            if not isinstance(one, bool | int | float | Tensor) or float(one) not in (0.0, 1.0):
+            if not isinstance(one, bool | int | float | Tensor) or one not in (0, 1):
                 raise DataError(f"attribute {name} is {one!r}, expected true or false, 1 or 0 (CelebA's -1 is 0).")
         return torch.tensor([float(one) for one in value])
 

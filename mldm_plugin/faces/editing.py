@@ -73,7 +73,7 @@ class EditServer(LocalServer):
         seed = _whole(asked, "seed", 0, MOST_SEED)
         guidance: Any = asked.get("guidance")
         is_number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
-        if not is_number or not 0 <= float(guidance) <= MOST_GUIDANCE:  # as a NaN is not, either
+        if not is_number or not 0 <= guidance <= MOST_GUIDANCE:  # as a NaN is not, either
             raise DataError(f"guidance is {guidance!r}, expected a number from 0 to {MOST_GUIDANCE:g}.")
         given = self.conditions_of(asked)
         with self.lock:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from mldm_plugin.errors import DataError, MldmError
 
 TOKEN = "X-Page-Token"
-MOST_JSON = 1 << 20  # bytes of a request that is no mask
+MOST_JSON = 1 << 22  # bytes of a request that is no mask, or has one of 1024 pixels squared inside
 QUIET = 30  # seconds that a connection may stay silent
 SHARED = "page/local"  # scripts of all such pages
 # Nothing from elsewhere, nothing inline, in no frame; pictures are made by the page of what it fetched.
