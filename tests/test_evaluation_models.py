@@ -209,6 +209,11 @@ def test_a_digest_is_of_the_contents(lora, tiny_pipeline):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert digest() != before
     assert Run("name/on-the-hub", "pipeline").digest == ""
+    (lora / "conditions").mkdir()
+    for what in (lora, file):
+        before = Run(str(what), "lora", str(tiny_pipeline)).digest
+        (lora / "conditions" / "diffusion_pytorch_model.safetensors").write_bytes(str(what).encode())
+        assert Run(str(what), "lora", str(tiny_pipeline)).digest != before, "it draws otherwise"
 
 
 def configs(index, **parts):

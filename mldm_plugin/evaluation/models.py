@@ -54,7 +54,7 @@ class Run:
         found, kinds = hashlib.sha256(), ((self.what, self.kind), (self.base, "pipeline"))
         paths = [(Path(one), kind) for one, kind in kinds if one is not None and Path(one).exists()]
         for path, kind in paths:
-            for file in [path] if path.is_file() else _files_that_count(path, kind):
+            for file in _files_that_count(path, kind):
                 found.update(f"{file.name} {file.stat().st_size} ".encode())
                 with file.open("rb") as stream:
                     for chunk in iter(partial(stream.read, 1 << 20), b""):
@@ -214,6 +214,9 @@ def argument_of(folder: Path, name: str) -> Any:
 
 
 def _files_that_count(folder: Path, kind: str) -> list[Path]:
+    """Of a folder those of its kind, of a file itself, and the conditions that lie beside it."""
+    if folder.is_file():
+        return [folder, *sorted((folder.parent / "conditions").glob("*"))]
     suffixes = PICTURES if kind == "pictures" else (".json", *WEIGHTS)
     inside: Iterable[Path] = folder.rglob("*")
     if kind in ("pictures", "lora"):
