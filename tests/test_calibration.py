@@ -114,6 +114,16 @@ def test_gradients_count_over_uniform_t():
     assert over_uniform(np.array([0.0, 100.0]), [0, 100], 100) == pytest.approx(50)
 
 
+def test_weights_for_which_the_convex_mix_has_no_room_are_told():
+    """Each is less than 1 alone; a preset of both would be refused."""
+    two = {name: report.Proposal(100, 1.0, 100, weight) for name, weight in (("masked_lpips", 0.6), ("face", 0.5))}
+    losses = load_preset("mldm", plugins=load_plugins(["mldm"])).losses
+    assert next(report.crowded(two, losses)).startswith("These weights are 1.1 together, more than the 1")
+    assert not [*report.crowded({**two, "face": report.Proposal(100, 1.0, 100, 0.3)}, losses)]
+    kept = report.Proposal(None, None, None, None)  # then the preset's own 0.5 stays
+    assert [*report.crowded({**two, "face": kept}, losses)]
+
+
 # The other photograph
 
 
@@ -286,6 +296,9 @@ def test_the_command(tiny_pipeline, tiny_data, preset, tmp_path, caplog):
     run(*words, "--out", tmp_path / "two")
     for name in ("calibration.json", "calibration.svg", "calibration.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    run(*words, "--others", tiny_data, "--out", tmp_path / "two")
+    one, same = ((tmp_path / name / "calibration.json").read_bytes() for name in ("one", "two"))
+    assert one == same, "a photograph is not its own other"
 
 
 @pytest.mark.parametrize(

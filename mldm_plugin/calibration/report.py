@@ -15,6 +15,7 @@ import numpy as np
 from mldm_plugin.calibration.propose import LEAST, Telling, as_json, max_timestep, weight
 from mldm_plugin.engine.schedule import NoiseSchedule, stable_diffusion_snr
 from mldm_plugin.evaluation.figures import COLOURS, DPI, STYLE, SUFFIXES
+from mldm_plugin.preset import LossSettings
 from mldm_plugin.records.files import write_changed, write_text
 from mldm_plugin.requirements import pip_install
 
@@ -82,6 +83,21 @@ def lines(
         yield f"{name}: {_told(proposal, share)}"
     if settings := list(flags(proposals)):
         yield f"\n{' '.join(settings)}"
+
+
+def crowded(proposals: Mapping[str, Proposal], losses: Mapping[str, LossSettings]) -> Iterator[str]:
+    """That the convex mix has no room for all of the weights together.
+
+    Args:
+        losses: of the preset; what got no weight proposed keeps its own.
+    """
+    kept = {name: loss.weight for name, loss in losses.items()}
+    total = sum((kept | {name: p.weight for name, p in proposals.items() if p.weight is not None}).values())
+    if total > 1:
+        yield (
+            f"These weights are {total:.2g} together, more than the 1 that combine: convex shares out, for each was "
+            "proposed beside the plain loss alone: ask for a smaller --share, or set combine=additive."
+        )
 
 
 def _told(proposal: Proposal, share: float) -> str:

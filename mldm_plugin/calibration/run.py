@@ -62,7 +62,8 @@ def calibration(
         raise MldmError(f"--model {model} draws nothing from captions: expected a pipeline, a LoRA or a ControlNet.")
     side = resolution or side_of(run.base or run.what)
     shown = open_photographs(data, side, held_out=False)
-    further = shown if others is None else open_photographs(others, side, held_out=False)
+    same = others is None or others.resolve() == data.resolve()  # else a photograph would be told from itself
+    further = shown if same or others is None else open_photographs(others, side, held_out=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_pipeline(run, device, torch.float32)
     calibration = Calibration(preset, plugins, pipeline.vae, pipeline.scheduler, draws=draws)

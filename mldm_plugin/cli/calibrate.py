@@ -60,6 +60,8 @@ def calibrate(model: str, data: Path, others: Path | None, out: Path | None, sha
         for name, telling in found.tellings.items()
     }
     click.echo("\n".join(report.lines(found.tellings, proposals, found.timesteps, share)))
+    for line in () if additive else report.crowded(proposals, found.preset.losses):
+        click.echo(line)
     if out is not None:
         for file in report.write(out, found.tellings, proposals, found.timesteps):
             click.echo(f"wrote {file}")
