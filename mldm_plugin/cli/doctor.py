@@ -6,18 +6,13 @@ from pathlib import Path
 
 import click
 
+from mldm_plugin.cli import options
+
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--base", metavar="MODEL", help="What RUN was trained on: a pipeline's folder, a file, a name on the Hub."
-)
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="What RUN was trained on: its pictures and masks.",
-)
+@options.base
+@options.data
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),

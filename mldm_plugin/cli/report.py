@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mldm_plugin.cli import options
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -15,15 +17,8 @@ import click
     metavar="F.html",
     help="The page (default: report.html in RUN, beside its metrics.jsonl).",
 )
-@click.option(
-    "--base", metavar="MODEL", help="What RUN was trained on: a pipeline's folder, a file, a name on the Hub."
-)
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="What RUN was trained on: its pictures and masks.",
-)
+@options.base
+@options.data
 @click.option(
     "--watch",
     type=click.IntRange(1),
