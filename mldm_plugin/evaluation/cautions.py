@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # kind of metric → what its cases are, and what gives more of them
 UNITS = {"picture": ("prompts", "Draw"), "one_step": ("photographs", "Look in one step at")}
+OWN_GUIDANCE = {"conditional": 1.0, "lora": 7.5, "controlnet": 7.5}  # of the pipelines that read conditions
 
 
 def warnings_of(evaluation: Evaluation, measured: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -26,7 +27,7 @@ def warnings_of(evaluation: Evaluation, measured: Sequence[Measured]) -> list[tu
     if photographs is not None and photographs.split not in HELD_OUT:
         reason = "The data set has no split 'validation' or 'test'; a model trained on these looks better than it is."
         found.append(("The photographs may not be held out from training.", reason))
-    return found + _other_cases(measured) + _hints(evaluation) + _conditions(evaluation)
+    return found + _other_cases(measured) + _hints(evaluation) + _conditions(evaluation) + _guided(evaluation)
 
 
 def notes_of(metrics: Metrics, measured: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -91,6 +92,26 @@ def _conditions(evaluation: Evaluation) -> list[tuple[str, str]]:
         (
             f"{', '.join(blind)} drew {without} of {len(evaluation.cases)} pictures without conditions.",
             "They belong to no held-out row: give --data, and leave out --prompts-from.",
+        )
+    ]
+
+
+def _guided(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Models that were guided away from absent conditions, and never had any absent in training."""
+    if not evaluation.encoders:
+        return []
+    asked = evaluation.asked.sampling.guidance
+    found = []
+    for model in evaluation.models:
+        scales = [asked if asked is not None else OWN_GUIDANCE[run.kind] for run in model.runs if run.never_without]
+        found += [model.name] if any(scale != 1 for scale in scales) else []
+    if not found:
+        return []
+    return [
+        (
+            f"{', '.join(found)} was guided away from what it never learnt.",
+            "It was trained with its conditions in every picture, so its tokens for absent ones are noise, and guidance "
+            "leads away from them: train with --condition_dropout 0.1, or draw with --guidance 1.",
         )
     ]
 

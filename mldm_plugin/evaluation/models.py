@@ -78,6 +78,12 @@ class Run:
 
         return self.kind == "conditional" or (self.kind in ("lora", "controlnet") and has_conditions(self.folder))
 
+    @property
+    def never_without(self) -> bool:
+        """Whether its conditions were in every picture that it was trained on, as far as its run folder says: what it
+        draws without them, or guided away from their absence, it has not learnt."""
+        return self.reads_conditions and argument_of(self.folder, "condition_dropout") == 0
+
     @cached_property
     def seed(self) -> int | None:
         """That it was trained from, where its run folder says so."""

@@ -27,7 +27,7 @@ class FacesModel:
     Args:
         name: of its run.
         pipeline: on its device.
-        drops: whether conditions were taken away in its training, so that it learnt what to draw without one.
+        drops: whether it learnt what to draw without a condition; False where its run says that it always had all.
     """
 
     name: str
@@ -70,7 +70,7 @@ def open_model(run: Path) -> FacesModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_pipeline(parsed.runs[0], device, torch.float32)
     set_sampler(pipeline, "ddim")
-    return FacesModel(run.resolve().name, pipeline, bool(argument_of(run, "condition_dropout")))
+    return FacesModel(run.resolve().name, pipeline, not parsed.runs[0].never_without)
 
 
 def held_out_of(run: Path, models: Sequence[FacesModel], data: Path | None) -> Photographs:

@@ -14,7 +14,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.cases import Case, cases_of_file, key_of
 from mldm_plugin.evaluation.claims import claim
 from mldm_plugin.evaluation.judges import networks_in, preset_of
-from mldm_plugin.evaluation.models import LORA, Model, Run, argument_of, load_pipeline, parse_models, set_sampler
+from mldm_plugin.evaluation.models import LORA, Model, Run, load_pipeline, parse_models, set_sampler
 from mldm_plugin.evaluation.sampling import Sampling, draw, picture_name
 from mldm_plugin.people_mini import PIPELINE
 from mldm_plugin.perceptual.weights.table import weight_file
@@ -78,7 +78,7 @@ def _with_base(models: list[Model]) -> list[Model]:
         raise MldmError(
             f"{run.what} was trained with hints: mldm evaluate --model NAME={run.what} --data DIR draws them."
         )
-    if run.reads_conditions and not argument_of(run.folder, "condition_dropout"):
+    if run.never_without:
         raise MldmError(
             f"{run.what} was trained with conditions in every picture (--condition_dropout 0), and a prompt has none: "
             f"mldm evaluate --model NAME={run.what} --data DIR draws it with those of photographs."
