@@ -16,8 +16,9 @@ import requests
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--remote-debugging-port=0", "--hide-scrollbars"]
+HEADLESS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+HEADLESS += ["--disable-component-update", "--disable-sync"]
+DRIVEN = ["--remote-debugging-port=0", "--hide-scrollbars"]
 CODES = {"Enter": 13, "ArrowLeft": 37, "ArrowRight": 39, "Delete": 46, "Escape": 27}
 PATIENCE = 20  # seconds
 
@@ -99,7 +100,7 @@ def browser(folder):
     """A page of a Chromium that keeps its things in `folder`."""
     import websocket
 
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    command = [CHROMIUM, *HEADLESS, *DRIVEN, f"--user-data-dir={folder}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = _port(folder / "DevToolsActivePort", process)
