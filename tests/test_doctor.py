@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers import ControlNetModel, UNet2DConditionModel
+from doctoring import doctor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,11 +16,9 @@ from run_trainer import records
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mldm_plugin.cli import main
-from mldm_plugin.doctor.drawing import block_of, chart
+from mldm_plugin.doctor.drawing import chart
 from mldm_plugin.doctor.layers import Changes, Layer
 from mldm_plugin.doctor.lora import product_norm, read_lora
-from mldm_plugin.doctor.losses import Log, images_of, remarks
 from mldm_plugin.doctor.run import find_run
 from mldm_plugin.doctor.tensors import find_base
 from mldm_plugin.doctor.weights import read_changes
@@ -50,12 +48,6 @@ def controlnet_run(train, tmp_path_factory):
 def lora(lora_run, tmp_path):
     """A copy of the finished LoRA run that may be changed."""
     return shutil.copytree(lora_run, tmp_path / "run")
-
-
-def doctor(*words):
-    result = CliRunner().invoke(main, ["doctor", *map(str, words)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout or result.output  # without the bar of a data set that is looked over
 
 
 def change(file, by):
@@ -290,79 +282,6 @@ def test_a_controlnet_is_compared_with_the_one_it_began_as(controlnet_run, tmp_p
     assert "No layer of" in output
 
 
-def write_lora(file, down, up, alpha=None, layer="unet.mid_block.to_q", about=None):
-    """A LoRA of one layer, in diffusers' names, and its α if it has one."""
-    tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
-    save_file(tensors | ({} if alpha is None else {f"{layer}.alpha": alpha}), file, about)
-    return file
-
-
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(", ".*to_q", ""])
-def test_a_strangers_patterns_are_not_run(tmp_path, pattern):
-    told = {METADATA: json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 2}})}
-    file = write_lora(tmp_path / LORA, torch.ones(2, 3), torch.ones(3, 2), layer="unet." + "a" * 40, about=told)
-    assert read_lora(file, None).unscaled == ["unet." + "a" * 40]
-    status, output = doctor(file)
-    assert status == 0
-    assert output.startswith("The LoRA could not be measured. Nothing is wrong, and ")
-    assert "worth a look: Not measured: 1 layer whose alpha the file does not tell" in output
-    assert "worth a look: No layer could be measured: whether the LoRA does anything is not known." in output
-
-
-@pytest.mark.parametrize(
-    ("pattern", "times"),
-    [("to_q", 3), ("block.to_q", 3), ("^mid.block.to_q", 3), ("o_q", 1), ("^to_q", 1), ("midXblock.to_q", 1)],
-)
-def test_a_pattern_names_a_layer_or_the_end_of_its_name(tmp_path, pattern, times):
-    about = {METADATA: json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {pattern: 6}})}
-    pair = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [4.0, 0.0]])
-    (layer,) = read_lora(write_lora(tmp_path / LORA, *pair, layer="unet.mid.block.to_q", about=about), None).layers
-    assert layer.moved == pytest.approx(12 * times)
-
-
-ONES = torch.ones(2, 3), torch.ones(3, 2)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "told", "verdict"),
-    [
-        ((torch.ones(0, 3), torch.ones(3, 0)), {}, "could not be measured"),
-        ((torch.tensor(1.0), torch.tensor(1.0)), {}, "could not be measured"),
-        ((torch.ones(2), torch.ones(2)), {}, "could not be measured"),
-        ((torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 2, dtype=torch.int8)), {}, "could not be measured"),
-        ((*ONES, torch.ones(3)), {}, "could not be measured"),
-        ((*ONES, torch.tensor(float("nan"))), {}, "is broken"),
-        ((*ONES, torch.tensor(float("inf"))), {}, "is broken"),
-        ((torch.full((2, 3), 1e37).double() * 1e150, torch.full((3, 2), 1e37).double() * 1e150), {}, "is broken"),
-        (ONES, '{"unet.lora_alpha": NaN}', "could not be measured"),
-        (ONES, '{"unet.lora_alpha": 1e999}', "could not be measured"),
-        (ONES, '{"unet.lora_alpha": "4"}', "could not be measured"),
-        (ONES, f'{{"unet.lora_alpha": 1{"0" * 400}}}', "could not be measured"),
-        (ONES, '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}', "could not be measured"),
-        (ONES, "[" * 100_000, "could not be measured"),
-        ((torch.ones(200_000, 1), torch.ones(1, 200_000)), {}, "does something"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "",
-)
-def test_odd_tensors_and_settings_have_a_verdict(tmp_path, tensors, told, verdict):
-    file = write_lora(tmp_path / LORA, *tensors, about={METADATA: told} if told else None)
-    status, output = doctor(file)
-    assert output.startswith(f"The LoRA {verdict}. "), output
-    assert status == (verdict == "is broken")
-    assert "not found in" not in output
-
-
-def test_a_base_that_does_not_fit_is_said(tmp_path):
-    file = write_lora(tmp_path / LORA, *ONES)
-    for weight, words in (
-        (torch.ones(3), "of another shape"),
-        (torch.full((3, 3), float("nan")), "the base, holds NaN"),
-    ):
-        save_file({"mid_block.to_q.weight": weight}, tmp_path / "base.safetensors")
-        status, output = doctor(file, "--base", tmp_path / "base.safetensors")
-        assert status == 1
-        assert words in output
-
 
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -417,74 +336,6 @@ def test_what_no_one_thought_of_is_told_in_one_line(lora):
     assert status == 1
     assert "is not as a training writes it (OverflowError: " in output
     assert output.splitlines()[-1].startswith("mldm: Something in ")
-
-
-def test_names_cannot_steer_the_terminal(tmp_path):
-    name = "unet.\x1b[2J\u202eblock"
-    file = write_lora(tmp_path / LORA, *ONES, layer=name)
-    assert doctor(file)[1].splitlines()[-1].endswith("  unet.?[2J?block")
-    write_lora(file, torch.full((2, 3), float("nan")), ONES[1], layer=name)
-    assert "NaN or infinity" in (output := doctor(file)[1])
-    assert "unet.?[2J?block" in output
-    save_file({"\x1b[2J": torch.ones(2)}, file)
-    assert "are called ?[2J" in doctor(file)[1]
-    assert block_of("\x1b[2J\n") == "?[2J?"
-
-
-def log_of(steps=100, images=100, settings=None, **numbers):
-    line = {"step": 1, "loss": 0.1, "lr": 0.01, "ldm": 0.1, "face": 0.5, "face/gated": 1} | numbers
-    losses = {"face": {"weight": 0.5, "max_timestep": 400} | (settings or {})}
-    return Log([line] * steps, images, losses, {})
-
-
-QUIET = {"face/pictures": 1, "face/measured/t0-99": 1, "face/share/t0-99": 0.002, "face/share/t100-199": 0.009}
-
-
-@pytest.mark.parametrize(
-    ("log", "grade", "text"),
-    [
-        (
-            log_of(),
-            "fine",
-            "face was applied to 100 of about 100 pictures (100%) in 100 steps; its T = 400 lets through",
-        ),
-        (log_of(images=None), "fine", "face was applied to 100 pictures in 100 steps; its T"),
-        (log_of(**{"face/gated": 0}), "wrong", "face was applied to no picture in 100 steps: no picture had"),
-        (log_of(50, 50, **{"face/gated": 0}), "worth a look", "its T lets through 40% of all timesteps"),
-        (log_of(**{"face/nonfinite": 1}), "wrong", "face or its gradient was NaN or infinite each time"),
-        (log_of(settings={"detach": True}), "worth a look", "face is detached by the preset"),
-        (log_of(face=0.0), "worth a look", "face was 0 whenever it was applied"),
-        (log_of(**{"face/balance": 0.0}), "wrong", "none was ever measured: the run trained without it."),
-        (log_of(**{"face/balance": 3.0} | QUIET), "fine", "face was applied to 100"),
-        (log_of(**QUIET), "worth a look", "face is hardly heard: its gradient was at most 0.90% of that of the"),
-        (log_of(**QUIET | {"face/share/t200-399": 0.5}), "fine", "face was applied to 100"),
-        (log_of(steps=3, images=3, **QUIET), "fine", "face was applied to 3"),
-        (log_of(settings={"max_timestep": "x"}), "fine", "face was applied to 100"),
-        (log_of(lr=0.0), "wrong", "The learning rate was 0 in all of the 100 steps"),
-        (log_of(loss=None), "wrong", "The loss was NaN or infinite in 100 of 100 steps."),
-        (log_of(steps=0), "wrong", "metrics.jsonl has no line"),
-    ],
-    ids=lambda value: None if isinstance(value, Log) else value,
-)
-def test_what_the_records_say(log, grade, text):
-    assert [r.grade for r in remarks(log) if text in r.text] == [grade]
-
-
-@pytest.mark.parametrize(
-    ("steps", "batch", "accumulated", "processes", "rows", "images"),
-    [
-        (120, 4, 1, 1, 10, 400),  # 4, 4, 2
-        (4, 2, 2, 1, 7, 14),  # (2, 2), (2, 1), twice
-        (3, 2, 4, 1, 7, 21),  # a pass is one step
-        (4, 2, 1, 2, 7, 16),  # 4 and 4 of two processes, one row twice
-        (5, 2, 3, 2, None, 60),
-    ],
-)
-def test_how_many_images_a_run_has_seen(steps, batch, accumulated, processes, rows, images):
-    flags = {"train_batch_size": batch, "gradient_accumulation_steps": accumulated, "num_processes": processes}
-    assert images_of(steps, flags, rows) == images
-    assert images_of(steps, flags | {"max_train_samples": 3}, 1000) == images_of(steps, flags, 3)
-    assert images_of(steps, {}, rows) is None
 
 
 def test_a_loss_without_a_gradient_at_the_start(lora):
@@ -546,21 +397,6 @@ def test_faults_of_rows_are_named(lora, make_data, tmp_path):
     status, output = doctor(lora, "--data", data)
     assert status == 1
     assert "fault in mask: there is no file 1_mask.png" in output
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("lora.bin", b"pickle", "is no .safetensors file; others can hold code"),
-        ("lora.safetensors", b"\x00" * 64, "cannot be read as safetensors"),
-    ],
-)
-def test_files_that_are_not_opened(tmp_path, name, content, words):
-    (tmp_path / name).write_bytes(content)
-    status, output = doctor(tmp_path / name)
-    assert status == 1
-    assert words in output
-    assert len(output.splitlines()) == 1
 
 
 def test_folders_that_say_too_little(lora_run, tmp_path):
