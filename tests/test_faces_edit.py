@@ -3,15 +3,13 @@
 import base64
 import io
 import json
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import requests
 import torch
 from browser import browser, needs_browser
 from click.testing import CliRunner
+from local_pages import ask, serving
 from PIL import Image
 from tiny_conditional import ATTRIBUTES, MASK, SIDE, make_conditional, write_conditional, write_faces
 
@@ -36,25 +34,10 @@ def held_out(model, tmp_path_factory):
     return open_photographs(write_faces(tmp_path_factory.mktemp("data"), 12), SIDE, conditions=model.encoders)
 
 
-@contextmanager
-def serving(model, photographs):
-    with EditServer(model, photographs, steps=1) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 @pytest.fixture
 def server(model, held_out):
-    with serving(model, held_out) as server:
+    with serving(EditServer(model, held_out, steps=1)) as server:
         yield server
-
-
-def ask(server, path, method="GET", headers=(), **more):
-    headers = {"X-Page-Token": server.token, **dict(headers)}
-    return requests.request(method, f"http://127.0.0.1:{server.server_port}{path}", headers=headers, timeout=30, **more)
 
 
 def asked(**changes):
@@ -142,7 +125,7 @@ def test_nothing_else_is_served_and_nobody_else_is_answered(server):
 
 
 def test_a_model_of_attributes_alone_without_held_out_faces():
-    with serving(FacesModel("named", make_conditional((ATTRIBUTES,))), None) as server:
+    with serving(EditServer(FacesModel("named", make_conditional((ATTRIBUTES,))), None)) as server:
         told = ask(server, "/model").json()
         assert (told["parts"], told["faces"]) == (None, 0)
         assert ask(server, "/faces/0").status_code == 404

@@ -2,16 +2,18 @@ import itertools
 import json
 import shutil
 import socket
-import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import forked
+import local_pages
 import numpy as np
 import pytest
 import requests
 from click.testing import CliRunner
 from coco_files import make_coco
+from local_pages import serving
 from PIL import Image
 
 from mldm_plugin.cli import main
@@ -285,25 +287,13 @@ def test_one_review_at_a_time_and_only_of_an_image_folder(people, tmp_path):
 
 @pytest.fixture
 def server(people):
-    with ReviewServer(Review(people)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with serving(ReviewServer(Review(people))) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def ask(server):
-    """A request with the token, unless told otherwise."""
-
-    def ask(path, method="GET", headers=(), **more):
-        headers = {"X-Page-Token": server.token, **dict(headers)}
-        return requests.request(
-            method, f"http://127.0.0.1:{server.server_port}{path}", headers=headers, timeout=10, **more
-        )
-
-    return ask
+    return partial(local_pages.ask, server)
 
 
 def test_the_page_and_its_rows_are_served(people, ask):

@@ -1,11 +1,11 @@
 """The review's page in a real browser: its keys, its brush, and what of it is on disk."""
 
 import json
-import threading
 
 import numpy as np
 import pytest
 from browser import browser, needs_browser
+from local_pages import serving
 from PIL import Image, ImageDraw
 
 from mldm_plugin.prepare.label_png import label_png
@@ -99,14 +99,10 @@ def reviewing(page, tmp_path):
     make_people(tmp_path / "people")
     page.size(1280, 800)
     page.errors.clear()
-    with ReviewServer(Review(tmp_path / "people")) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with serving(ReviewServer(Review(tmp_path / "people"))) as server:
         shown = Reviewing(page, tmp_path / "people", server)
         shown.open()
         yield shown
-        server.shutdown()
-        thread.join()
     assert page.errors == []
 
 
