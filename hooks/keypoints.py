@@ -62,7 +62,7 @@ class Keypoints:
         weights: `pretrained`, or `random` (seeded, for tests and demos).
         smallness: γ, by which a small hand weighs more, (side of the picture / (4 · side of its square))^γ; 0 weighs
             all alike.
-        smallest: hands whose square has fewer pixels a side are left out; nothing can be told of them.
+        smallest: hands and bodies whose square has fewer pixels a side are left out; nothing can be told of them.
 
     Raises:
         WeightsError: pretrained weights that cannot be had.
@@ -101,7 +101,10 @@ class Keypoints:
 
     def has(self, step: DiffusionStep) -> Sequence[bool]:
         """Whether each image has a hand or body to look at."""
-        return [any(len(self._squares(part, people)) for part in self.features) for people in step.keypoints or ()]
+        known = [x.shape[-2:] for x in (step.pixel_values, step.person_mask) if x is not None]
+        size = known[0] if known else None  # of latents that were cached alone, any place counts as in the picture
+        people = step.keypoints or ()
+        return [any(len(self._squares(part, of_image, size)) for part in self.features) for of_image in people]
 
     def __call__(self, step: DiffusionStep) -> Tensor:
         """(n,) the weighted mean over each image's hands, and that over its bodies; gradient to `pred_images`."""
@@ -111,23 +114,25 @@ class Keypoints:
         return torch.stack(parts).sum(dim=0)
 
     def _of_part(self, step: DiffusionStep, part: str, keypoints: Sequence[Tensor]) -> Tensor:
-        squares, features = [self._squares(part, people) for people in keypoints], self.features[part]
+        size, features = step.pred_images.shape[-2:], self.features[part]
+        squares = [self._squares(part, people, size) for people in keypoints]
         counts = [len(of_image) for of_image in squares]
         with torch.no_grad():
             true = features(step.target_images, squares)
         distance = feature_distance(features(step.pred_images, squares), true)
         if part == "hands":
-            height, width = step.pred_images.shape[-2:]
-            weights = smallness(torch.cat(squares)[:, 2], (height * width) ** 0.5, self.smallness)
+            weights = smallness(torch.cat(squares)[:, 2], (size[0] * size[1]) ** 0.5, self.smallness)
             distance = distance * weights.to(distance, non_blocking=True)
         return torch.stack([of_image.sum() / max(len(of_image), 1) for of_image in distance.split(counts)])
 
-    def _squares(self, part: str, people: Tensor) -> Tensor:
-        """(M, 4) on the CPU."""
-        if part == "bodies":
-            return body_squares(people)
-        squares = hand_squares(people, EXTENT)
-        return squares[squares[:, 2] >= self.smallest]
+    def _squares(self, part: str, people: Tensor, size: Sequence[int] | None) -> Tensor:
+        """(M, 4) on the CPU: those that are large enough and have their middle in the picture, (height, width)."""
+        squares = body_squares(people) if part == "bodies" else hand_squares(people, EXTENT)
+        kept = squares[:, 2] >= self.smallest
+        if size is not None:
+            end = torch.tensor([size[1], size[0]])
+            kept &= ((squares[:, :2] >= 0) & (squares[:, :2] < end)).all(dim=1)
+        return squares[kept]
 
 
 @hookimpl

@@ -140,6 +140,25 @@ def test_images_without_a_hand_are_0_and_left_to_the_plain_loss():
     assert small(of="bodies").has(step) == [False, False, True, True]
 
 
+def test_a_hand_whose_middle_is_outside_the_picture_is_left_to_the_plain_loss():
+    """Its wrist is seen, the hand is cut off: only the picture's edge, repeated, could be compared."""
+    cut_off = person((10.0, 4.0), (20.0, 16.0), (31.0, 16.0))
+    pred = pictures(2, 1).requires_grad_()
+    step, loss = step_of([cut_off, torch.cat([cut_off, person()])], pred), small(smallness=0)
+    value = loss(step)
+    assert loss.has(step) == [False, True]
+    assert value[0] == 0
+    torch.testing.assert_close(value[1], loss(step_of([NOBODY, person()]))[1])
+    assert torch.autograd.grad(value[0], pred)[0].abs().sum() == 0
+    unseen = replace(step, pixel_values=None, person_mask=None)  # latents that were cached alone
+    assert loss.has(unseen) == [True, True]
+
+
+def test_bodies_of_a_few_pixels_are_left_out_too():
+    far = person((1.0, 1.0), (1.0, 2.0), (1.0, 3.0))
+    assert Keypoints(weights="random", of="bodies").has(step_of([far, person()])) == [False, True]
+
+
 def test_no_image_with_a_hand_is_0_with_finite_gradient():
     pred = pictures(2, 1).requires_grad_()
     value = small(of="both")(step_of([NOBODY, person(seen=0)], pred))
@@ -264,3 +283,14 @@ def test_stages_are_the_networks_own(name):
     assert [stage.shape[:3] for stage in stages] == [(1, side, side) for side in sides]
     assert found.frozen.network.size == (found.size,) * 2
     assert found.networks
+
+
+@needs_weights(*LIMB_NETWORKS)
+@pytest.mark.parametrize("name", LIMB_NETWORKS)
+def test_the_networks_take_no_squares_at_all(name):
+    """As `of: both` gives them for a body whose hands are not seen."""
+    images = pictures(1, 1, 64).requires_grad_()
+    stages = LimbFeatures(name, "pretrained")(images, [torch.zeros(0, 4)])
+    assert all(len(stage) == 0 for stage in stages)
+    (gradient,) = torch.autograd.grad(sum(stage.sum() for stage in stages), images)
+    assert gradient.abs().sum() == 0
