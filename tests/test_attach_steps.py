@@ -17,6 +17,7 @@ from mldm_plugin.attach.annotation import KEY, Fault
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.records.machine import read_machine
 
 LOSSES = "losses: {masked_lpips: {weight: 0.2, weights: random, network: alex}}\n"
 BLIND = """
@@ -309,3 +310,16 @@ def test_what_balances_a_loss_is_measured_anew_when_a_script_is_resumed_and_that
     records = [json.loads(line) for line in (script.out / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [71, 72, 73, 74, 75]
     assert [r.get("masked_lpips/balance", 0) > 0 for r in records] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_loop_that_does_not_tell_its_step_keeps_what_earlier_starts_told(known, tmp_path):
+    """Begun anew at step 0, another loop overwrites what the first has done."""
+    for _ in range(2):
+        script = Script(tmp_path, LOSSES)
+        if not known:
+            del script.more["global_step"]
+        script.step(OPEN)
+        script.attachment.finish()
+    assert len(read_machine(script.out)) == (1 if known else 2)
+    assert len((script.out / "metrics.jsonl").read_text().splitlines()) == (1 if known else 2)

@@ -226,6 +226,21 @@ def test_rows_sorted_by_person_are_told_from_another_person(preset):
     assert (found.other > 0.01).all()
 
 
+def test_pictures_without_a_face_are_not_read_in_search_of_one(preset):
+    """Two of six show a face, each is the other's; the rest are placed by their people."""
+    six, read, faces = photographs(6), [], (0, 2)
+    face = torch.tensor([[8.0, 8.0, 20.0, 22.0]])
+
+    def look(row):
+        read.append(row)
+        return replace(six.look(row), face_boxes=face) if row in faces else six.look(row)
+
+    shown = Photographs(look, six.captions, "train", lambda row: row in faces)
+    found = calibrate(preset, ddpm(), shown=shown)["masked_mse"]
+    assert found.photographs == 6
+    assert len(read) == 3 * 6, "each once by this test, once as itself, and one beside it"
+
+
 def test_beside_the_decoded_photograph_there_is_no_floor(preset, tmp_path):
     (tmp_path / "decoded.yaml").write_text(f"{PRESET}target: decoded\n")
     lpips = calibrate(tmp_path / "decoded.yaml", ddpm())["masked_lpips"]

@@ -71,6 +71,15 @@ def test_a_run_that_is_taken_up_adds_to_what_is_there(tmp_path):
     assert found == [(0, 1)]
 
 
+def test_a_run_that_does_not_know_its_step_forgets_no_earlier_start(tmp_path):
+    clock = Clock()
+    for step, steps in ((None, 4), (None, 2), (3, 1)):
+        file = MachineFile(tmp_path, step, 1, clock)
+        run_steps(file, clock, *[1.0] * steps)
+        file.write()
+    assert [(one["from_step"], one["steps"]) for one in entries(tmp_path)] == [(0, 4), (0, 2), (3, 1)]
+
+
 @pytest.mark.parametrize("text", ["", "{", "3", "[1, null]", '[{"steps": 3}]', "[" * 3000, '{"from_step": 0}'])
 def test_a_file_that_is_no_such_list_is_none(tmp_path, text):
     (tmp_path / "machine.json").write_text(text)

@@ -76,7 +76,7 @@ class Records:
                 f"what balances {', '.join(balanced)} is not in the script's checkpoints: it is measured anew, and "
                 "until it is, the loss weighs nothing."
             )
-        files = RunFiles(folder, step, getattr(accelerator, "num_processes", 1))
+        files = RunFiles(folder, None if known is None else step, getattr(accelerator, "num_processes", 1))
         output = scope.option("output_dir")
         script_folder = Path(output) if output else None
         return cls(folder, panel_steps, settings.curve_steps, step, decoder, files, script_folder)

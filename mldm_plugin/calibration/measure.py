@@ -225,9 +225,12 @@ class Calibration:
 
 
 def _next_on(places: Mapping[str, Box], others: Photographs, rows: Sequence[int]) -> Tensor | None:
-    """The first picture of `rows` that shows one of the places, moved there; (3, H, W)."""
+    """The first picture of `rows` that shows one of the places, moved there; (3, H, W). Of a face, nothing is read of
+    pictures that have no box."""
     for kind in places:
         for row in rows:
+            if kind == "face" and not others.may_show_face(row):
+                continue
             other = others.look(row)
             if (its := places_of(other).get(kind)) is not None:
                 return placed(other.pixel_values, its, places[kind])

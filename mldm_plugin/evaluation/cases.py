@@ -69,11 +69,13 @@ class Photographs:
         look: row → the picture with its annotation, framed to the models' resolution.
         captions: of each row.
         split: the name of the data set's split.
+        may_show_face: row → whether it has a face box as it is stored, told without reading the picture.
     """
 
     look: Callable[[int], Example]
     captions: Sequence[str]
     split: str
+    may_show_face: Callable[[int], bool] = lambda row: True
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -114,7 +116,7 @@ def open_photographs(
     for number, text in enumerate(captions):
         if not isinstance(text, str):
             raise DataError(f"row {number} of {folder}: the caption is {text!r}, expected a text.")
-    return Photographs(photographs.look, captions, split)
+    return Photographs(photographs.look, captions, split, lambda row: len(photographs.stored_boxes(row)) > 0)
 
 
 def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> list[Case]:

@@ -35,18 +35,19 @@ class MachineFile:
     Args:
         folder: of the run.
         step: optimizer steps that are done; entries of later ones are those of a run that was taken up before its end.
+            None where nobody knows it: then all that is there is kept.
         processes: that train together.
         clock: seconds of any beginning.
     """
 
     def __init__(
-        self, folder: Path, step: int, processes: int = 1, clock: Callable[[], float] = time.perf_counter
+        self, folder: Path, step: int | None, processes: int = 1, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._path, self._clock = folder / FILE_NAME, clock
-        self._earlier = [one for one in read_machine(folder) if one.get("from_step", 0) < step]
+        self._earlier = [one for one in read_machine(folder) if step is None or one.get("from_step", 0) < step]
         self._entry: dict[str, Any] = {
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "from_step": step,
+            "from_step": step or 0,
             "processes": processes,
             "machine": machine(),
             "versions": versions(),

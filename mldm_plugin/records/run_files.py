@@ -17,11 +17,11 @@ class RunFiles:
 
     Args:
         folder: of the run, which is there.
-        step: optimizer steps that are done.
+        step: optimizer steps that are done, None where nobody knows it.
         processes: that train together.
     """
 
-    def __init__(self, folder: Path, step: int, processes: int = 1) -> None:
+    def __init__(self, folder: Path, step: int | None, processes: int = 1) -> None:
         self._proof = folder / PROOF
         self._told: str | None = None  # what an earlier run left is not known
         self._metrics = MetricsFile(folder)
