@@ -282,7 +282,6 @@ def test_a_controlnet_is_compared_with_the_one_it_began_as(controlnet_run, tmp_p
     assert "No layer of" in output
 
 
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -59,5 +59,3 @@ def test_how_many_images_a_run_has_seen(steps, batch, accumulated, processes, ro
     assert images_of(steps, flags, rows) == images
     assert images_of(steps, flags | {"max_train_samples": 3}, 1000) == images_of(steps, flags, 3)
     assert images_of(steps, {}, rows) is None
-
-

@@ -86,6 +86,7 @@ def test_a_base_that_does_not_fit_is_said(tmp_path):
         assert status == 1
         assert words in output
 
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -111,5 +112,3 @@ def test_names_cannot_steer_the_terminal(tmp_path):
     save_file({"\x1b[2J": torch.ones(2)}, file)
     assert "are called ?[2J" in doctor(file)[1]
     assert block_of("\x1b[2J\n") == "?[2J?"
-
-

@@ -137,6 +137,7 @@ def test_cases_without_conditions_are_told_of(models, faces, tmp_path):
     assert "multi drew 2 of 2 pictures without conditions." in dict(results["warnings"])
     assert results["missing"]["attribute_accuracy"] == "it needs --judges, what `mldm faces judges` trains"
 
+
 def test_guidance_away_from_what_was_never_learnt_is_told_of(faces, tmp_path):
     stiff, told = write_conditional(tmp_path / "stiff", (ATTRIBUTES,)), []
     for share, guidance in ((0, 3.0), (0, None), (0.1, 3.0)):
@@ -145,7 +146,6 @@ def test_guidance_away_from_what_was_never_learnt_is_told_of(faces, tmp_path):
         results = run(tmp_path / f"{share}-{guidance}", {"stiff": stiff}, faces, **options)
         told.append("stiff was guided away from what it never learnt." in dict(results["warnings"]))
     assert told == [True, False, False]
-
 
 
 # What is measured

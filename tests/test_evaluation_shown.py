@@ -34,7 +34,13 @@ def shown(tmp_path, monkeypatch):
         monkeypatch.setattr(document, "asset", lambda name: added.get(name, str)(asset(name)))
         (tmp_path / "page.html").write_text(page(results, embed(results, tmp_path)), encoding="utf-8")
         monkeypatch.setattr(document, "asset", asset)
-        flags = [*HEADLESS, "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000", "--dump-dom"]
+        flags = [
+            *HEADLESS,
+            "--virtual-time-budget=6000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1000",
+            "--dump-dom",
+        ]
         url = (tmp_path / "page.html").as_uri()
         run = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""Conditions beside text together with what else the trainers do: several processes, bf16, cached latents, evaluation."""
+"""Conditions beside text with what else the trainers do: several processes, bf16, cached latents, evaluation."""
 
 import json
 from importlib import import_module
@@ -43,6 +43,7 @@ def faces(tmp_path_factory):
 def argv(tiny_pipeline, faces):
     def argv(output, *flags):
         more = ("--learning_rate", 0.01, *BOTH, "--condition_dropout", 0.3, "--max_train_steps", 3, *flags)
+        more = ("--train_batch_size", 1, *more)  # where cached latents are the same to the bit
         return command(output, tiny_pipeline, faces, *more)
 
     return argv
@@ -91,7 +92,7 @@ def test_half_precision_trains_whole_encoders_near_those_of_single(train, run, t
 def test_two_processes_end_with_the_same_encoders(argv, tmp_path):
     (tmp_path / "watcher.py").write_text(WATCHER)
     (tmp_path / "own.yaml").write_text("losses: {}\n")
-    plugin = ("--loss-plugin", tmp_path / "watcher.py", "--preset", tmp_path / "own.yaml", "--train_batch_size", 1)
+    plugin = ("--loss-plugin", tmp_path / "watcher.py", "--preset", tmp_path / "own.yaml")
     statuses, outputs = launch(argv(tmp_path / "run", *plugin), tmp_path)
     assert statuses == [0, 0], outputs
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

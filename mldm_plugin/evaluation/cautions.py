@@ -110,8 +110,8 @@ def _guided(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [
         (
             f"{', '.join(found)} was guided away from what it never learnt.",
-            "It was trained with its conditions in every picture, so its tokens for absent ones are noise, and guidance "
-            "leads away from them: train with --condition_dropout 0.1, or draw with --guidance 1.",
+            "It was trained with its conditions in every picture, so its tokens for absent ones are noise, and "
+            "guidance leads away from them: train with --condition_dropout 0.1, or draw with --guidance 1.",
         )
     ]
 

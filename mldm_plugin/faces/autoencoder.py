@@ -21,6 +21,7 @@ from mldm_plugin.records.files import write_text
 CHANNELS = 8  # of the latents: four lose the eyes of a face of 80 pixels
 WIDTHS = (32, 64, 96, 128)
 BATCH = 8
+LOOKED_AT = 2  # of a batch, by LPIPS, whose network costs as much as the autoencoder
 RATE = 1e-3
 SHOWN = 256  # held-out pictures for the signal-to-noise ratio
 
@@ -41,7 +42,8 @@ def build() -> Any:
 
 @dataclass
 class FacesObjective:
-    """Absolute difference, LPIPS on VGG16's first stages and a light pull to N(0, 1), as people-mini's was trained.
+    """Absolute difference, LPIPS on VGG16's first stages and a light pull to N(0, 1), as people-mini's was trained,
+    but for LPIPS of a part of the batch alone.
 
     Args:
         faces: to be encoded and decoded.
@@ -64,7 +66,9 @@ class FacesObjective:
         made, mean, logvar = module(pixels, noise)
         pull = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = (made - pixels).abs().mean() + PULL * pull
-        return loss if self.lpips is None else loss + LIKENESS * self.lpips(made, pixels)
+        if self.lpips is None:
+            return loss
+        return loss + LIKENESS * self.lpips(made[:LOOKED_AT], pixels[:LOOKED_AT])
 
 
 def train_autoencoder(faces: Faces, held_out: Faces, steps: int, folder: Path, *, lpips: bool = True) -> float:

@@ -89,7 +89,7 @@ class FacesMini(_Faces):
     steps: int | None = None
     portraits: int = 6000
     side: int = 128
-    autoencoder_steps: int = 6000
+    autoencoder_steps: int = 4000
     judge_steps: int = 3000
     kind: ClassVar[str] = "-mini"
 
