@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tiny_flows import build_flux2_klein, build_lumina2, build_qwen_image
 from tiny_newer import build_flux2, build_kandinsky, build_krea2, build_sana, hidream_parts
-from tiny_z_image import build_z_image
+from tiny_z_image import SMALL, WIDTH, build_z_image
 from torch import Tensor, nn
 
 from mldm_plugin.people_mini.architecture import SCHEDULER, TINY, Size, build_text_encoder, build_tiny_pipeline
@@ -25,7 +25,6 @@ from mldm_plugin.people_mini.tokenizer import MODEL_MAX_LENGTH, TEXT, vocabulary
 from mldm_plugin.perceptual.frozen import build_seeded
 from mldm_plugin.records.folders import replaced_folder
 
-WIDTH = 32  # of the text encoders' hidden states
 FAMILIES = (
     "sd",
     "sdxl",
@@ -341,10 +340,8 @@ def _flux_transformer() -> nn.Module:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
-        num_layers=1,
         num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         guidance_embeds=True,

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiny_z_image import WIDTH, byte_tokenizer
+from tiny_z_image import SMALL, WIDTH, byte_tokenizer
 from torch import nn
 
 from mldm_plugin.perceptual.frozen import build_seeded
@@ -19,9 +19,8 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-
-
 DEEP = {**TEXT, "num_hidden_layers": 31}  # FLUX.2 reads three layers of its text encoder, the last of them the 30th
+VISION = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
 
 
 def build_flux2_klein(folder: Path, vae: nn.Module, seed: int) -> Path:
@@ -48,10 +47,8 @@ def flux2_transformer(channels: int, *, guidance: bool = False) -> nn.Module:
     return Flux2Transformer2DModel(
         patch_size=1,
         in_channels=channels,
-        num_layers=1,
         num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL,
         joint_attention_dim=3 * WIDTH,
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=guidance,
@@ -101,16 +98,14 @@ def build_qwen_image(folder: Path, seed: int) -> Path:
 
     tokenizer = byte_tokenizer()
     rope = {"rope_type": "default", "type": "default", "mrope_section": [2, 2, 4], "rope_theta": 1e6}
-    vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
     text = {name: value for name, value in TEXT.items() if name != "head_dim"}
     config = Qwen2_5_VLConfig(
         text_config={**text, "vocab_size": len(tokenizer), "rope_scaling": rope, "rope_parameters": rope},
-        vision_config=vision,
+        vision_config={**VISION},
     )
-    vae = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
     diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=build_seeded(lambda: diffusers.AutoencoderKLQwenImage(**vae), seed).eval(),
+        vae=film_vae(seed),
         text_encoder=build_seeded(lambda: Qwen2_5_VLForConditionalGeneration(config), seed).eval(),
         tokenizer=tokenizer,
         transformer=build_seeded(_qwen_transformer, seed).eval(),
@@ -118,13 +113,15 @@ def build_qwen_image(folder: Path, seed: int) -> Path:
     return folder
 
 
+def film_vae(seed: int) -> nn.Module:
+    """Qwen-Image's, of random weights."""
+    from diffusers import AutoencoderKLQwenImage
+
+    vae = build_seeded(lambda: AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1), seed)
+    return vae.eval()
+
+
 def _qwen_transformer() -> nn.Module:
     from diffusers import QwenImageTransformer2DModel
 
-    return QwenImageTransformer2DModel(
-        num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(8, 4, 4),
-    )
+    return QwenImageTransformer2DModel(joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4), **SMALL)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tiny_flows import DEEP, TEXT, flux2_transformer
-from tiny_z_image import WIDTH, byte_tokenizer
+from tiny_flows import DEEP, TEXT, VISION, film_vae, flux2_transformer
+from tiny_z_image import SMALL, WIDTH, byte_tokenizer
 from torch import nn
 
 from mldm_plugin.perceptual.frozen import build_seeded
@@ -45,9 +45,7 @@ def _sana_transformer() -> nn.Module:
     return SanaTransformer2DModel(
         in_channels=8,
         out_channels=8,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=16,
+        **SMALL,
         num_cross_attention_heads=2,
         cross_attention_head_dim=16,
         cross_attention_dim=WIDTH,
@@ -63,15 +61,13 @@ def build_krea2(folder: Path, seed: int) -> Path:
 
     tokenizer = byte_tokenizer()
     rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 1e6}
-    vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
     config = Qwen3VLConfig(
         text_config={**TEXT, "vocab_size": len(tokenizer), "rope_scaling": rope, "rope_parameters": rope},
-        vision_config={**vision, "deepstack_visual_indexes": [0]},
+        vision_config={**VISION, "deepstack_visual_indexes": [0]},
     )
-    vae = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
     diffusers.Krea2Pipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=build_seeded(lambda: diffusers.AutoencoderKLQwenImage(**vae), seed).eval(),
+        vae=film_vae(seed),
         text_encoder=build_seeded(lambda: Qwen3VLModel(config), seed).eval(),
         tokenizer=tokenizer,
         transformer=build_seeded(_krea2_transformer, seed).eval(),
@@ -84,9 +80,7 @@ def _krea2_transformer() -> nn.Module:
     from diffusers import Krea2Transformer2DModel
 
     return Krea2Transformer2DModel(
-        num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL,
         num_key_value_heads=2,
         intermediate_size=WIDTH,
         timestep_embed_dim=WIDTH,
@@ -144,10 +138,8 @@ def _hidream_transformer() -> nn.Module:
     return HiDreamImageTransformer2DModel(
         patch_size=2,
         in_channels=16,
-        num_layers=1,
         num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL,
         caption_channels=[WIDTH, WIDTH],
         text_emb_dim=2 * WIDTH,
         axes_dims_rope=(4, 6, 6),

@@ -10,7 +10,8 @@ from torch import nn
 
 from mldm_plugin.perceptual.frozen import build_seeded
 
-WIDTH = 32
+WIDTH = 32  # of the text encoders' hidden states
+SMALL: dict[str, Any] = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}  # of a transformer
 
 
 def build_z_image(folder: Path, vae: nn.Module, seed: int) -> Path:
