@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import shutil
 import socket
 import time
@@ -300,6 +301,10 @@ def test_the_page_and_its_rows_are_served(people, ask):
     page = ask("/")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "<title>mldm data review</title>" in page.text
+    asked = re.findall(r'(?:href|src)="(\w+\.\w+)"', page.text)
+    assert asked == ["local.css", "review.css", "review.js"]
+    assert all(ask(f"/{name}").status_code == 200 for name in asked)
     assert ask("/review.js").headers["Content-Type"].startswith("text/javascript")
     told = ask("/rows").json()
     assert [row["name"] for row in told["rows"]] == [json.loads(line)["file_name"] for line in lines_of(people)]

@@ -197,7 +197,8 @@ def class_of(folder: Path, file: str = "config.json") -> str | None:
         named = json.loads((folder / file).read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return named[-1] if isinstance(named, list) and named else named
+    named = named[-1] if isinstance(named, list) and named else named
+    return named if isinstance(named, str) else None
 
 
 def _base_of(folder: Path, base: str | None, what: str) -> str:

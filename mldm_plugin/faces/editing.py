@@ -41,7 +41,7 @@ class EditServer(LocalServer):
         port: 0 for any that is free.
     """
 
-    what, folder, first = "page", "faces/page", "edit.html"
+    what, folder, name, title = "page", "faces/page", "edit", "mldm faces edit"
 
     def __init__(self, model: FacesModel, photographs: Photographs | None, steps: int = 25, port: int = 0) -> None:
         super().__init__(port)

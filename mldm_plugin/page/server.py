@@ -27,13 +27,13 @@ from mldm_plugin.errors import DataError, MldmError
 TOKEN = "X-Page-Token"
 MOST_JSON = 1 << 22  # bytes of a request that is no mask, or has one of 1024 pixels squared inside
 QUIET = 30  # seconds that a connection may stay silent
-SHARED = "page/local"  # scripts of all such pages
+SHARED, HEAD = "page/local", "head.html"  # what all such pages have
 # Nothing from elsewhere, nothing inline, in no frame; pictures are made by the page of what it fetched.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+KINDS = {".css": "text/css", ".js": "text/javascript"}
 Answer = tuple[str, bytes]  # content type and content
 
 
@@ -54,7 +54,8 @@ class LocalServer(ThreadingHTTPServer, ABC):
     Class attributes:
         what: it is, for people.
         folder: of the page's own files, in the package.
-        first: the file that is the page.
+        name: of its own script and style, and of the file that is its body.
+        title: of the page.
 
     Attributes:
         lock: for what one request at a time may do.
@@ -64,7 +65,8 @@ class LocalServer(ThreadingHTTPServer, ABC):
     block_on_close = False
     what: ClassVar[str]
     folder: ClassVar[str]
-    first: ClassVar[str]
+    name: ClassVar[str]
+    title: ClassVar[str]
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -87,9 +89,13 @@ class LocalServer(ThreadingHTTPServer, ABC):
 
     def file(self, path: str) -> Answer | None:
         """One of the page's own files; None if there is none of this name."""
-        name = self.first if path == "/" else path.removeprefix("/")
         folders = [resources.files("mldm_plugin") / folder for folder in (SHARED, self.folder)]
         files = {file.name: file for folder in folders for file in folder.iterdir()}
+        if path == "/":
+            head = files[HEAD].read_text(encoding="utf-8")
+            head = head.replace("{{title}}", self.title).replace("{{name}}", self.name)
+            return "text/html; charset=utf-8", head.encode() + files[f"{self.name}.html"].read_bytes()
+        name = path.removeprefix("/")
         suffix = f".{name.rpartition('.')[2]}"
         if name not in files or suffix not in KINDS:
             return None

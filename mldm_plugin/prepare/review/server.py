@@ -23,7 +23,7 @@ class ReviewServer(LocalServer):
         port: 0 for any that is free.
     """
 
-    what, folder, first = "review", "prepare/review/page", "review.html"
+    what, folder, name, title = "review", "prepare/review/page", "review", "mldm data review"
 
     def __init__(self, review: Review, port: int = 0) -> None:
         super().__init__(port)
