@@ -144,6 +144,20 @@ def test_a_page_that_is_watched_follows_the_run(run, monkeypatch):
     assert last["steps"]["done"] == 50
 
 
+def test_what_came_since_the_last_look_is_on_the_page_that_stays(run, monkeypatch):
+    def sleep(_):
+        line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "step": 70}) + "\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write.time, "sleep", sleep)
+    assert report(run, "--watch", 7)[0] == 0
+    last = told((run / "report.html").read_text(encoding="utf-8"))
+    assert (last["again"], last["steps"]["done"]) == (None, 70)
+    assert last["data"] is not None
+
+
 def test_the_page_goes_where_it_is_asked_to(run, tmp_path):
     status, output = report(run, "--out", tmp_path / "far" / "page.html")
     assert status == 0

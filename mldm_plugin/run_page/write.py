@@ -122,6 +122,9 @@ def watch(
                     put(page_of(run, name_of(what), answer, again=seconds), out)
                     seen = now
     except KeyboardInterrupt:
+        with suppress(MldmError, OSError):
+            run = find_run(what, base, data)
+            answer = examine(run, pictures=False).beside(pictures, of_data)
         put(page_of(run, name_of(what), answer), out)
 
 
