@@ -75,6 +75,12 @@ class Script:
         return self
 
 
+def test_a_loss_on_keypoints_is_refused_for_a_script_has_none(tmp_path):
+    script = Script(tmp_path, "losses: {masked_mse: {weight: 0.2, of: hands}}\n")
+    with pytest.raises(DataError, match="'masked_mse' needs keypoints, which are not followed through a script"):
+        script.step(OPEN)
+
+
 def test_a_loss_of_another_form_is_found_where_it_matters_long_after_the_start(tmp_path):
     script = Script(tmp_path, LOSSES).past_the_start()
     own, given = script.step(CLOSED, F.l1_loss)

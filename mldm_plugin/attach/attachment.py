@@ -303,6 +303,11 @@ class Attachment:
     def _check_offered(self, annotation: Annotation, stack: LossStack) -> None:
         """The data must have what the losses look at, be it empty for some pictures."""
         settings = self.settings
+        if blind := [t.name for t in stack.terms if "keypoints" in t.needs]:
+            raise DataError(
+                f"loss {blind[0]!r} needs keypoints, which are not followed through a script: train with one of this "
+                "project's trainers, use the library form (docs/attach.md), or set the loss's weight to 0."
+            )
         for need, given, column, what in (
             ("person_mask", annotation.person_mask, settings.mask_column, "NAME.png"),
             ("face_boxes", annotation.face_boxes, settings.face_boxes_column, "NAME.json"),
