@@ -89,14 +89,17 @@ def test_a_pattern_or_the_same_name_again_adds_seeds(lora):
         ("a=runs/none-*", "nothing is called"),
         ("a=./nothing", "is not here. A model is a pipeline"),
         ("a={empty}", "none of what was looked for. A model is a pipeline"),
+        ("a={odd}", "none of what was looked for. A model is a pipeline"),
         ("a={adapter}", "say with --base"),
     ],
 )
 def test_what_fits_nothing_is_said_in_one_line(given, said, tmp_path, lora):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "odd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"_class_name": 3}')
     (lora / "arguments.json").unlink()
     with pytest.raises(MldmError, match=said) as error:
-        parse_models([given.format(empty=tmp_path / "empty", adapter=lora)], None)
+        parse_models([given.format(empty=tmp_path / "empty", odd=tmp_path / "odd", adapter=lora)], None)
     assert "\n" not in str(error.value)
 
 
