@@ -179,6 +179,8 @@ def test_a_recorded_step_gives_the_loss_of_the_library_form(tmp_path, kind, cach
 
 def test_the_job_says_what_to_train_with():
     assert settings_of({"preset": "lora-flux", "set": ["combine=additive"]}).set == ("combine=additive",)
+    alone = settings_of({"preset": "lora-flux", "set": "combine=additive", "loss_plugin": "own.py"})
+    assert (alone.set, alone.loss_plugin) == (("combine=additive",), ("own.py",))
     with pytest.raises(MldmError, match="write mldm"):
         settings_of(None)
     with pytest.raises(MldmError, match="mask_dirs"):

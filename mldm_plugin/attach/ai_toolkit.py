@@ -40,7 +40,8 @@ def settings_of(given: Mapping[str, Any] | None) -> Settings:
     for name in given:
         if name not in _OPTIONS:
             raise MldmError(f"mldm in the job's file has {name!r}: {nearest(name, sorted(_OPTIONS))}")
-    lists = {name: tuple(given[name]) for name in ("loss_plugin", "set") if name in given}
+    several = {name: given[name] for name in ("loss_plugin", "set") if name in given}
+    lists = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in several.items()}
     return Settings(**{"loss_plugin": ("mldm",), **given, **lists})
 
 
