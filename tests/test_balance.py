@@ -216,7 +216,7 @@ def test_several_processes_need_the_accelerator(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     stack = stack_of(Term("face", FaceLoss(), 0.5, balance=Balance()))
     stack(make_step((50, 20)))
-    for nobody in (None, Loop(sync_gradients=True)):  # ai-toolkit's processes and OneTrainer's tell each other nothing
+    for nobody in (None, Loop(sync_gradients=True)):  # ai-toolkit's processes tell each other nothing
         with pytest.raises(LossError, match=r"give audit.read\(step, accelerator\) its Accelerator"):
             stack.audit.read(1, nobody)
     stack_of(Term("face", FaceLoss(), 0.5)).audit.read(1)
