@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from run_trainer import CONTROLNET, LORA, command, launch, records, same_weights
+from run_trainer import CONTROLNET, LORA, command, launch, records, run_here, same_weights
+from test_training_conditional_ldm import BOTH, SMALL
+from tiny_data import add_conditions, write_data
 
 import mldm_plugin.evaluation.one_step as one_step_module
 import mldm_plugin.evaluation.results as results_module
@@ -240,6 +242,17 @@ def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(
     assert (train if trainer == CONTROLNET else train_lora)(tmp_path / "run", *flags) == 1
     assert words in the_error()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_conditions_is_looked_at_without_captions(tiny_pipeline, tmp_path):
+    from mldm_plugin.training.conditional_ldm import main
+
+    faces, held_out = (write_data(tmp_path / n, rows=add_conditions(tmp_path / n)) for n in ("faces", "held_out"))
+    flags = (*SMALL, *BOTH, "--evaluate_steps", 1, "--evaluate_data_dir", held_out, "--evaluate_photographs", 2)
+    words = command(tmp_path / "run", tiny_pipeline, faces, *flags, "--max_train_steps", 2)
+    assert run_here(main, words) == 0
+    assert all(f"evaluate/{NAMES[0]}" in record for record in records(tmp_path / "run"))
+    assert list(found_in(tmp_path / "run")["steps"]) == ["0", "1", "2"]
 
 
 def test_weights_that_are_not_there_stop_the_run_before_it_begins(

@@ -79,6 +79,8 @@ class Evaluating:
     def read_captions(self) -> None:
         """Encode the captions, while the text encoder is on its device and in the precision of the run."""
         trainer, tokenizer = self._trainer, self._trainer.tokenizer
+        if tokenizer is None:  # a trainer that reads no captions
+            return
         options = {"max_length": tokenizer.model_max_length, "padding": "max_length", "truncation": True}
         for caption in self._captions.values():
             tokens = tokenizer([caption], **options, return_tensors="pt").input_ids
@@ -112,7 +114,7 @@ class Evaluating:
     def _predict(self, noisy: Tensor, timestep: float, caption: str, example: Example) -> Tensor:
         """By the trainer's own path, around the wrapper that would wait for other processes."""
         trainer = self._trainer
-        batch: dict[str, Any] = {"text": self._texts[caption]}
+        batch: dict[str, Any] = {"text": self._texts[caption]} if self._texts else {}
         if trainer.hints is not None and (hint := example.conditioning_pixel_values) is not None:
             batch["conditioning_pixel_values"] = hint[None].to(trainer.device)
         batch["conditions"] = {name: value[None].to(trainer.device) for name, value in example.conditions.items()}
