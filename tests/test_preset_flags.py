@@ -4,7 +4,6 @@ from mldm_plugin.preset_flags import REPEATED, as_flags, fills
 from mldm_plugin.training.command_line import TRAINERS
 
 
-
 def test_flags():
     given = {"rank": 4, "on": True, "off": False, "unset": None, "rate": 1e-4, "seed": 0, "several": ["a b", "c"]}
     said = ["--rank", "4", "--on", "--rate", "0.0001", "--seed", "0", "--several", "a b", "c"]

@@ -1,40 +1,16 @@
 """Data sets that are taken as they are, or of which it is said how they can be."""
 
 import itertools
-import json
 import os
-import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
-from evaluation_results import make_results
-from filelock import FileLock
-from PIL import Image
-from planned import commands, decided, photographs, training_set
+from planned import commands, training_set
 
 from mldm_plugin.cli import main
 from mldm_plugin.errors import DataError, MldmError
-from mldm_plugin.evaluation.models import LORA
-from mldm_plugin.people_mini.words import words
-from mldm_plugin.prepare.folder import sources
-from mldm_plugin.preset import load_preset
-from mldm_plugin.preset_flags import REPEATED, as_flags, fills
-from mldm_plugin.project.finished import keep_names, mark_finished
-from mldm_plugin.project.models import MODELS, how_to_get, known_model
-from mldm_plugin.project.photos import Photo, look_at
-from mldm_plugin.project.plan import MINI_PROMPTS, decide, taken_words
-from mldm_plugin.project.run_file import NAME, Run, read_run, write_run
-from mldm_plugin.project.samples import open_finished
-from mldm_plugin.project.scale import OwnPhotos
-from mldm_plugin.reproduce.commands import Command
-from mldm_plugin.reproduce.run import Reproduction, claim
-from mldm_plugin.training.command_line import TRAINERS, parse, resolve
-from mldm_plugin.training.flags import LoraFlags
+from mldm_plugin.project.photos import look_at
 
 
 def test_a_training_set_is_taken_as_it_is(tmp_path):
