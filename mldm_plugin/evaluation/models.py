@@ -264,12 +264,7 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         elif run.kind == "conditional" and run.base is not None:
             put_step(pipeline, Path(run.what))
         elif run.kind == "lora":
-            path = Path(run.what)
-            where = (path.parent, path.name) if path.is_file() else (path, None)
-            pipeline.load_lora_weights(str(where[0]), weight_name=where[1])
-            _require_whole(pipeline, run)
-            pipeline.fuse_lora()  # a fifth of the time on a CPU
-            pipeline.unload_lora_weights()
+            _fuse_lora(pipeline, run)
         if run.kind != "conditional" and run.reads_conditions:
             BesideText(pipeline, read_conditions(run.folder))
     except MldmError:
@@ -282,6 +277,15 @@ def load_pipeline(run: Run, device: Any, dtype: Any) -> Any:
         raise MldmError(f"{run.what} {there} ({type(error).__name__}: {first_line[:300]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _fuse_lora(pipeline: Any, run: Run) -> None:
+    """Add a LoRA to the weights, in a fifth of the time on a CPU that it takes beside them."""
+    path = Path(run.what)
+    pipeline.load_lora_weights(str(run.folder), weight_name=path.name if path.is_file() else None)
+    _require_whole(pipeline, run)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def _require_whole(pipeline: Any, run: Run) -> None:
