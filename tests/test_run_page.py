@@ -179,6 +179,17 @@ def test_a_start_that_did_no_step_and_numbers_that_no_float_holds_do_not_tell_th
     assert speed == "2 s a step, the median; 40 s for 2000000 steps with all between them, in 2 starts"
 
 
+def test_a_file_by_itself_is_told_nothing_of_the_folder_one_is_in(run, tmp_path, monkeypatch):
+    """Whose preset and proof may be another run's."""
+    (tmp_path / "alone").mkdir()
+    file = shutil.copy(run / "pytorch_lora_weights.safetensors", tmp_path / "alone" / "lora.safetensors")
+    monkeypatch.chdir(run)
+    assert report(file)[0] == 0
+    page = told((tmp_path / "alone" / "report.html").read_text(encoding="utf-8"))
+    assert page["proof"] is None
+    assert not {"preset", "losses"} & dict(page["settings"]).keys()
+
+
 def test_a_run_of_which_little_is_left(run):
     for name in ("arguments.json", "preset.yaml", "proof.txt", "machine.json"):
         (run / name).unlink()

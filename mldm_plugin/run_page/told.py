@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,8 +20,10 @@ _PROOF = re.compile(r"\s+(\S+)\s+(\S+)\s+(\d+|all)\s+(\S+)\s+(\S+)\s\s(.*)")
 
 def preset_of(run: Run) -> dict[str, Any]:
     """Its preset as the file says; empty where there is none that can be read."""
+    if run.records is None:
+        return {}
     try:
-        found = yaml.safe_load(((run.records or Path()) / PRESET).read_text(encoding="utf-8"))
+        found = yaml.safe_load((run.records / PRESET).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(found, dict):
@@ -34,8 +35,10 @@ def preset_of(run: Run) -> dict[str, Any]:
 
 def proof_of(run: Run) -> dict[str, Any] | None:
     """The start-up proof in rows; None where the run kept none."""
+    if run.records is None:
+        return None
     try:
-        lines = ((run.records or Path()) / PROOF).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run.records / PROOF).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     told = [line for line in lines if line.startswith("  ") and line.split()[:2] != ["loss", "weight"]]
