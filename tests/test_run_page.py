@@ -234,6 +234,13 @@ def test_the_command_gives_every_flag_back_zeros_and_repeated_ones_too(kind):
     assert kind(**vars(make_parser(kind).parse_args(words))).model_dump() == flags
 
 
+def test_a_line_that_does_not_say_its_step_is_at_its_place(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 0.5}\n{"loss": 0.5, "step": null}\n')
+    curves = {one["name"]: one for one in told(page_of(run))["curves"]}
+    assert curves["loss"]["step"] == [1, 2, 3, 4]
+
+
 NO_STEPS = ["{", "[1, 2]", '"x"', '{"step": "two"}', '{"step": 9, "loss": {}}', "[" * 5000, "\x00", "null", ""]
 
 

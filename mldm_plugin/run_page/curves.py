@@ -39,6 +39,7 @@ def curve(steps: Steps, key: str, weights: str | None = None) -> dict[str, Any] 
     if weights is not None:
         weight *= np.nan_to_num(_column(steps, weights), nan=1.0)
     at = _column(steps, "step")
+    at = np.where(np.isfinite(at), at, np.arange(1, len(steps) + 1))  # a line that does not say it is at its place
     groups = [g for g in np.array_split(np.arange(len(steps)), min(POINTS, len(steps))) if len(g)]
     smooth = _smoothed(values, weight)
     found: dict[str, list[float | None]] = {name: [] for name in ("step", "mean", "low", "high", "smooth")}
