@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -111,3 +112,20 @@ def test_a_profile_goes_with_the_colours_that_it_is_for(tmp_path):
     scene(mode="CMYK").save(tmp_path / "print.tiff", icc_profile=profile)
     with Image.open(io.BytesIO(Picture(tmp_path / "print.tiff").stored()[0])) as stored:
         assert "icc_profile" not in stored.info
+
+
+def test_a_photograph_of_an_iphone_says_what_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(RejectedError, match="is HEIC, an iPhone's: pip install pillow-heif, or save it as JPEG"):
+        Picture(tmp_path / "IMG_1.HEIC")
+
+
+def test_a_photograph_of_an_iphone_is_read_where_pillow_heif_is(tmp_path):
+    pytest.importorskip("pillow_heif").from_pillow(scene()).save(tmp_path / "IMG_1.HEIC", quality=95)
+    picture = Picture(tmp_path / "IMG_1.HEIC")
+    content, suffix = picture.stored()
+    assert suffix == ".jpg"
+    with Image.open(io.BytesIO(content)) as stored:
+        seen = np.asarray(stored.convert("RGB")).astype(int)
+    assert np.abs(seen - np.asarray(scene()).astype(int)).mean() < 8

@@ -15,12 +15,15 @@ from PIL import ImageOps
 from PIL.ExifTags import Base as Exif
 
 from mldm_plugin.prepare.source import RejectedError
+from mldm_plugin.requirements import pip_install
 
 LEAST_SIDE = 32  # pixels; chosen: half of the smallest latent that the U-Net of SD 1.5 takes whole
 QUALITY = 95  # of JPEG written anew, chosen: no loss that training would see
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 _KEPT_MODES = ("RGB", "L")
-_LOSSY = ("JPEG", "MPO")
+_LOSSY = ("JPEG", "MPO", "HEIF")
+_HEIF_READER = "pillow-heif"  # no dependency, for its wheels hold x265, which is under the GPL
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")  # ISO/IEC 23008-12, brands of a still picture
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -153,6 +156,9 @@ def decode(content: bytes) -> PIL.Image.Image:
 
 def _open(content: bytes) -> PIL.Image.Image:
     """Opened by its header."""
+    heif = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
+    if heif:
+        _register_heif()
     with warnings.catch_warnings():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # Pillow's about odd metadata
@@ -162,8 +168,18 @@ def _open(content: bytes) -> PIL.Image.Image:
         except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
             raise RejectedError(f"has too many pixels: {error}") from error
         except Exception as error:
+            if heif and isinstance(error, PIL.UnidentifiedImageError):
+                raise RejectedError(f"is HEIC, an iPhone's: {pip_install(_HEIF_READER)}, or save it as JPEG") from error
             raise _unreadable(error) from error
     return opened
+
+
+def _register_heif() -> None:
+    """Let Pillow read HEIC where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def _load(opened: PIL.Image.Image) -> None:
