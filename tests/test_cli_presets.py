@@ -74,7 +74,9 @@ def test_show_says_what_each_script_is_given(tmp_path):
 
 
 def test_list_of_a_group():
-    tasks, papers = (run("list", "--group", group).output for group in ("task", "paper"))
+    tasks, studies, papers = (run("list", "--group", group).output for group in ("task", "study", "paper"))
+    assert [line.split()[0] for line in studies.splitlines() if line[0] != " "] == ["demo", "mldm-tuned"]
+    assert "tuned" not in papers
     assert "lora-sdxl" in tasks
     assert "mldm" not in tasks
     assert f"\n{papers}".count("\nmldm ") == 1

@@ -275,7 +275,7 @@ def test_the_generated_parts_are_there():
         return {m[2] for m in generate.PART.finditer((DOCS / name).read_text(encoding="utf-8"))}
 
     assert parts("cli.md") == {"cli", "flags"}
-    assert parts("presets.md") == {"presets task", "presets paper"}
+    assert parts("presets.md") == {"presets task", "presets study", "presets paper"}
     plugins = load_plugins()
     for name in (*plugins.losses.entries, *plugins.base_weightings.entries):
         assert parts(f"losses/{name}.md") == {f"options {name}"}, f"docs/losses/{name}.md: no card, or no options"

@@ -58,8 +58,9 @@ def test_presets_say_what_the_papers_say(name, plugins):
 
 
 def test_every_built_in_preset_validates_and_reads_back(plugins, tmp_path):
-    assert set(PAPER) | {"demo", "mldm-open", "mldm-open-t400", "mldm-tuned"} == set(built_in_presets("paper"))
-    groups = [set(built_in_presets(group)) for group in ("task", "paper", "faces")]
+    assert set(PAPER) | {"mldm-open", "mldm-open-t400"} == set(built_in_presets("paper"))
+    assert set(built_in_presets("study")) == {"demo", "mldm-tuned"}
+    groups = [set(built_in_presets(group)) for group in ("task", "study", "paper", "faces")]
     assert set(built_in_presets()) == set().union(*groups)
     assert sum(map(len, groups)) == len(built_in_presets())
     for name in built_in_presets():
