@@ -45,6 +45,17 @@ def test_what_is_better_and_what_is_worse_is_told_with_its_interval(results):
     assert in_a_line(results)[0] in as_markdown(results)
 
 
+def test_an_interval_that_leaves_out_zero_does_not_seem_to_reach_it(results):
+    """Intervals of the values are wide, that of the difference is not: 0.164 against 0.164, +0.000 to +0.001."""
+    error = results["metrics"][0]
+    for name, value in (("plain", 0.16421), ("mldm", 0.16473)):
+        error["models"][name] = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    error["differences"]["mldm"] = difference(0.0005, 0.0003)
+    assert "0.1647 against 0.1642, difference +0.0002 to +0.0008" in conclude(results)["mldm"][0]
+    error["differences"]["mldm"] = difference(0.0005, 0.00049999)
+    assert "0.16473 against 0.16421, difference +0.00000 to +0.00100" in conclude(results)["mldm"][0]
+
+
 LIKENESS = [("plain", 0.465), ("mldm", 0.585)]
 
 
