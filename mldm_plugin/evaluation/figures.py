@@ -179,7 +179,7 @@ def _rows_of_pictures(results: dict[str, Any], look: Callable[[str, Boxes | None
                 axes.imshow(seen, interpolation="none")
         axes_of_row[0].set_ylabel(name.replace("_", " "))
     for axes, key in zip(grid[-1], keys, strict=True):
-        axes.set_xlabel(_wrapped(texts[key]), fontsize=5)
+        axes.set_xlabel(_wrapped(texts[key], 27), fontsize=5)
     return figure
 
 
