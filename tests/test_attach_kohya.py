@@ -23,6 +23,7 @@ from tiny_people import SCENES, face_pixels, person_pixels, second_person_pixels
 
 from mldm_plugin.attach import kohya, kohya_loop, kohya_masks
 from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.autoencoders import in_form_of_diffusers
 from mldm_plugin.attach.edits import ScriptError
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.ledger import frame_of
@@ -139,7 +140,7 @@ def test_autoencoders_of_flux_and_sd3_give_what_the_scripts_train_on(library):
         (flux, flux.scale_factor * (means - flux.shift_factor)),
         (sd3, sd3.process_in(means)),
     ):
-        adapted, factor = kohya_loop.autoencoder(vae, None)
+        adapted, factor = in_form_of_diffusers(vae, None)
         assert factor is None
         decoder = LatentDecoder(adapted)
         torch.testing.assert_close(decoder.encode(images)[0], latents)

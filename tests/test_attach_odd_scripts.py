@@ -79,7 +79,7 @@ def test_a_scripts_own_hook_on_optimizers_still_runs(monkeypatch):
     module = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(module, "_global_optimizer_pre_hooks", OrderedDict())
     seen = []
-    by_frame._stop_unseen(SimpleNamespace(steps=1))
+    by_frame.stop_unseen(SimpleNamespace(steps=1), "a door", "Do something.")
     module.register_optimizer_step_pre_hook(lambda *_: seen.append(1))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
     optimizer.step()

@@ -14,6 +14,7 @@ from torch import Tensor
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
 from mldm_plugin.attach.annotation import KEY, PLACED, Annotation, Collate, Fault
+from mldm_plugin.attach.autoencoders import in_form_of_diffusers
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.names import NAMES
@@ -328,7 +329,7 @@ class Attachment:
                 "the script keeps latents in a way that cannot be followed, so which picture belongs to which is not "
                 f"known: {remedy}."
             )
-        vae, factor = kohya_loop.autoencoder(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
+        vae, factor = in_form_of_diffusers(self._vae or scope.get(*NAMES["vae"]), self._notes.factor)
         readable = says_scale(vae)
         # Of a VAE that has nothing but its statistics, scripts keep them in forms of their own (1 / std, Qwen-Image).
         apart = getattr(getattr(vae, "config", None), "scaling_factor", None) is not None

@@ -46,19 +46,28 @@ def install(attachment: Attachment) -> None:
 
     Accelerator.backward = backward
     DataLoader.__init__ = init  # type: ignore[method-assign]
-    _stop_unseen(attachment)
+    stop_unseen(
+        attachment,
+        "accelerator.backward, by which --mldm-by-frame finds a loop",
+        "The loop calls loss.backward(), or is that of another trainer; use the library form (docs/attach.md).",
+    )
 
 
-def _stop_unseen(attachment: Attachment) -> None:
-    """Stop the script when an optimizer steps and no loss has come by: it would train to its end without ours."""
+def stop_unseen(attachment: Attachment, door: str, remedy: str) -> None:
+    """Stop the script when an optimizer steps and no loss has come by: it would train to its end without ours.
+
+    Args:
+        attachment: whose losses are meant to be trained with.
+        door: what losses come through.
+        remedy: why none may have come, and what to do.
+    """
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     def before_step(optimizer: Any, *_: Any) -> None:
         if not attachment.steps:
             raise CheckError(
-                f"the script's {type(optimizer).__name__} takes its first step, and no loss has come through "
-                "accelerator.backward, by which --mldm-by-frame finds a loop: the preset's losses would do nothing. "
-                "The loop calls loss.backward(), or is that of another trainer; use the library form (docs/attach.md)."
+                f"the script's {type(optimizer).__name__} takes its first step, and no loss has come through {door}: "
+                f"the preset's losses would do nothing. {remedy}"
             )
 
     register_optimizer_step_pre_hook(before_step)  # for good: torch is going through its hooks while this one runs

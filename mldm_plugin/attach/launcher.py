@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mldm_plugin import attach
-from mldm_plugin.attach import by_frame, kohya, onetrainer, trainers
+from mldm_plugin.attach import by_frame, kohya, trainers
 from mldm_plugin.attach.codemod import splice
 from mldm_plugin.attach.flags import build_parser, take
 from mldm_plugin.attach.script import read_script
@@ -40,15 +40,15 @@ def run(script: Path, flags: Sequence[str]) -> int:
     """
     text = read_script(script)
     settings, rest = take(flags, text, script.stem)
-    followed = trainers.is_onetrainer(text)
-    texts = {} if settings.by_frame or followed else splice_all(text, script)
+    door = trainers.door_of(text)
+    texts = {} if settings.by_frame or door else splice_all(text, script)
     spliced = texts.pop(script, text)
     kohya.install(texts)
     attachment = attach.start(settings)
     sys.argv[:] = [str(script), *rest]
     sys.path[0] = str(script.resolve().parent)
-    if followed:
-        onetrainer.install(attachment, script)
+    if door:
+        door.install(attachment, script)
     elif settings.by_frame:
         by_frame.install(attachment)
     status = _execute(spliced, script)

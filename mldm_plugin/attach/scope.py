@@ -185,6 +185,18 @@ def with_time_turned(step: DiffusionStep, schedule: NoiseSchedule) -> DiffusionS
     return replace(step, sigmas=sigmas, timesteps=sigmas * schedule.num_train_timesteps)
 
 
+def share_of_noise(latents: Tensor, noise: Tensor, noisy: Tensor) -> Tensor:
+    """σ of each image of a flow, (N,) float32: z_t = (1 − σ) z₀ + σ ε, so z_t − z₀ is σ times ε − z₀.
+
+    >>> share_of_noise(torch.zeros(1, 1), torch.full((1, 1), 4.0), torch.ones(1, 1)).item()
+    0.25
+    """
+    clean, noise, noisy = (x.double().flatten(1) for x in (latents, noise, noisy))
+    way = noise - clean
+    share = ((noisy - clean) * way).sum(dim=1) / way.square().sum(dim=1)
+    return share.clamp(0, 1).float()  # of rounding
+
+
 def tolerance_of(scope: Scope) -> float:
     """The relative error that ẑ₀(target) may have: more where the script perturbs its input."""
     return ESTIMATE_TOLERANCE + (scope.option("input_perturbation") or scope.option("ip_noise_gamma") or 0.0)

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mldm_plugin.attach.edits import ScriptError
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer that is not spliced: its name, packages that its scripts import, and its page in docs/recipes/."""
+    """A trainer that is not spliced.
+
+    Args:
+        name: what it is called.
+        packages: that its scripts import.
+        recipe: its page in docs/recipes/.
+        door: the module beside this one whose `install` follows the trainer as it is; empty where it is the trainer
+            that calls us.
+    """
 
     name: str
     packages: tuple[str, ...]
     recipe: str
+    door: str = ""
 
 
-ONETRAINER = Trainer("OneTrainer", ("modules.util", "modules.trainer", "modules.ui"), "onetrainer.md")
-OTHERS = (ONETRAINER, Trainer("ai-toolkit", ("toolkit",), "ai_toolkit.md"))
+OTHERS = (
+    Trainer("OneTrainer", ("modules.util", "modules.trainer", "modules.ui"), "onetrainer.md", "onetrainer"),
+    Trainer("ai-toolkit", ("toolkit",), "ai_toolkit.md"),
+    Trainer("musubi-tuner", ("musubi_tuner",), "musubi_tuner.md", "musubi"),
+)
 
 
 def trainer_of(text: str) -> Trainer | None:
@@ -35,9 +49,10 @@ def trainer_of(text: str) -> Trainer | None:
     return None
 
 
-def is_onetrainer(text: str) -> bool:
-    """Whether a script is OneTrainer's, which is followed as it is (see `onetrainer`)."""
-    return trainer_of(text) is ONETRAINER
+def door_of(text: str) -> Any:
+    """The module that follows the trainer of a script as it is; None for a script that is spliced, or refused."""
+    trainer = trainer_of(text)
+    return import_module(f"{__package__}.{trainer.door}") if trainer is not None and trainer.door else None
 
 
 def refuse_others(text: str, script: Path) -> None:

@@ -29,7 +29,8 @@ class Still(nn.Module):
         self._clamps: bool | None = None
 
     def encode(self, images: Tensor, return_dict: bool = False) -> tuple[Any]:
-        return (_Posterior(self.vae.encode(images.unsqueeze(2), return_dict=False)[0]),)
+        encoded = self.vae.encode(images.unsqueeze(2), return_dict=False)[0]
+        return (encoded.squeeze(2) if isinstance(encoded, Tensor) else _Posterior(encoded),)
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         inner: list[Tensor] = []
