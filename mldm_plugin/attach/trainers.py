@@ -33,6 +33,7 @@ OTHERS = (
     Trainer("OneTrainer", ("modules.util", "modules.trainer", "modules.ui"), "onetrainer.md", "onetrainer"),
     Trainer("ai-toolkit", ("toolkit",), "ai_toolkit.md"),
     Trainer("musubi-tuner", ("musubi_tuner",), "musubi_tuner.md", "musubi"),
+    Trainer("SimpleTuner", ("simpletuner",), "simpletuner.md", "simpletuner"),
 )
 
 
