@@ -1,8 +1,12 @@
 """The plain versions are the plugin's equals in result, whatever they cost."""
 
+import re
+
 import pytest
 import torch
 from bench_sizes import SMALL
+from torch.utils.flop_counter import FlopCounterMode
+from weights_entries import needs_weights
 
 from mldm_plugin.bench import candidates, others
 from mldm_plugin.bench.compare import (
@@ -14,7 +18,10 @@ from mldm_plugin.bench.compare import (
     exact,
 )
 from mldm_plugin.bench.count import count
+from mldm_plugin.bench.further_losses import DINO, KEYPOINTS, LATENT, MSE, FurtherLosses, stages
 from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, shrink_faces, start_up, timesteps_of
+from mldm_plugin.bench.report import loss_table
+from mldm_plugin.decode.stages import decoded
 from mldm_plugin.errors import CheckError, PresetError
 from mldm_plugin.plugins import load_plugins
 
@@ -186,3 +193,43 @@ def test_a_face_network_that_takes_no_small_faces_is_measured_as_it_is(plugins):
     for loss in (shrunk, own):
         shrink_faces(loss, SMALL)
     assert (shrunk.features.crop.size, own.features.crop.size) == (SMALL.face_crop, 150)
+
+
+def test_losses_without_a_plain_version_are_measured_at_their_published_size(plugins):
+    further = FurtherLosses(plugins, SMALL)
+    names = {DINO, LATENT, MSE, KEYPOINTS} - {one.name for one in further.missing}
+    functions = further.on(draw_people(2, 64, CPU))
+    assert functions.keys() == names
+    [candidate] = [one for one in candidates.loss_candidates(functions) if one.name == DINO]
+    with FlopCounterMode(display=False) as operations:
+        candidate.runs[1]()
+    # ViT-S/14 has 21.3 million weights in its layers, each used for 257 tokens: 5.5 billion multiplications, and some
+    # in its attention; of two pictures the photograph forward, the estimate forward and back to the picture.
+    assert operations.get_total_flops() / (2 * 3 * 2) == pytest.approx(5.9e9, rel=0.15)
+    for name, of in functions.items():
+        value, gradients = candidates.value_and_gradient(*of)
+        assert value > 0, name
+        assert all(g.abs().sum() > 0 for g in gradients), name
+
+
+def test_keypoints_without_its_file_is_a_row_that_says_so(plugins, weights_cache):
+    further = FurtherLosses(plugins, SMALL)
+    [row] = loss_table(further.missing).splitlines()[1:]
+    assert re.match(r" *keypoints +- .*mldm weights fetch mediapipe_hand", row)
+    assert KEYPOINTS not in further.on(draw_people(1, 64, CPU))
+
+
+def test_the_stages_of_the_decoder_are_its_own(host):
+    latents = torch.zeros(1, 4, 8, 8)
+    _, features = decoded(host.vae, latents, features=True)
+    shapes = [(f.shape[1], f.shape[2]) for f in features]
+    assert stages(SMALL.family.vae["block_out_channels"], 8) == shapes
+
+
+@needs_weights("mediapipe_hand")
+def test_a_preset_keeps_the_weights_of_a_network_that_tests_have_smaller(plugins):
+    """And its loss alone is counted, not that of a small one."""
+    preset = random_preset("mldm", ["losses={keypoints: {weight: 0.1}, face: {weight: 0.1}}"], plugins)
+    assert preset.losses["keypoints"].options["weights"] == "pretrained"
+    assert preset.losses["face"].options["weights"] == "random"
+    assert count(SMALL, 64, preset, plugins).losses["keypoints"] > 1e-3

@@ -16,6 +16,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import DECODED
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.perceptual.dlib_resnet import DlibResNet
+from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset, load_preset
 from mldm_plugin.requirements import pip_install
@@ -144,15 +145,19 @@ def draw_people(n: int, resolution: int, device: torch.device, dtype: torch.dtyp
     """Pictures in which somebody is seen: the worst case, in which no loss is spared for want of people.
 
     What is in a picture does not change what it costs, so they are noise in [-1, 1]. In each is one person on a third
-    of it, with a face of an eighth of its side.
+    of it, with a face of an eighth of its side and two arms that hang down.
     """
     mask = torch.zeros(n, 1, resolution, resolution, dtype=torch.uint8, device=device)
     third, top, left = resolution // 3, resolution // 4, resolution // 3
     mask[:, :, :, left : left + third] = 1
     face = float(resolution // 8)
     box = torch.tensor([[left + face, top, left + 2 * face, top + face]])
+    arms = torch.zeros(1, 17, 3)
+    for k, joint in enumerate((5, 7, 9)):  # COCO's shoulders, elbows and wrists, the left one of each first
+        for side, x in enumerate((left + third - face / 2, left + face / 2)):
+            arms[0, joint + side] = torch.tensor([x, top + 1.5 * face * (k + 1), 2.0])
     pictures = torch.rand(n, 3, resolution, resolution, device=device, dtype=dtype) * 2 - 1
-    return {"pixel_values": pictures, "person_mask": mask, "face_boxes": [box] * n}
+    return {"pixel_values": pictures, "person_mask": mask, "face_boxes": [box] * n, "keypoints": [arms] * n}
 
 
 def decoded_step(people: dict[str, Any], pred_images: Tensor) -> DiffusionStep:
@@ -166,11 +171,18 @@ def decoded_step(people: dict[str, Any], pred_images: Tensor) -> DiffusionStep:
 def random_preset(name: str, overrides: Sequence[str], plugins: Plugins) -> Preset:
     """A preset with random weights in its losses' networks, and nothing balanced, which costs the same.
 
+    A loss whose class says `random_is_smaller` keeps its weights: the network that tests have costs something else.
+
     Raises:
+        WeightsError: weights of such a loss that cannot be had.
         PresetError: as `load_preset`, or a preset that a benchmark cannot gate.
     """
     preset = load_preset(name, overrides, plugins=plugins)
-    random = [f"losses.{loss}.weights=random" for loss, s in preset.losses.items() if "weights" in s.options]
+    random = [
+        f"losses.{loss}.weights=random"
+        for loss, s in preset.losses.items()
+        if "weights" in s.options and not getattr(plugins.losses[loss], "random_is_smaller", False)
+    ]
     random += [f"losses.{loss}.balance=null" for loss, s in preset.losses.items() if s.balance]
     preset = load_preset(preset, ["checks.picture=warn", *random], plugins=plugins)
     limits = [
@@ -209,8 +221,10 @@ def shrink_faces(loss: Any, size: Size) -> None:
     """Have a loss on faces crop them as small as the pictures of `size` ask for; dlib's network takes no smaller ones
     than its own, and costs little."""
     features = getattr(loss, "features", None)
-    if size.face_crop is not None and features is not None and not isinstance(features.frozen.network, DlibResNet):
-        loss.features.crop = replace(loss.features.crop, size=size.face_crop)
+    if not isinstance(features, FaceFeatures) or isinstance(features.frozen.network, DlibResNet):
+        return
+    if size.face_crop is not None:
+        features.crop = replace(features.crop, size=size.face_crop)
 
 
 def timesteps_of(stack: LossStack, n: int, gated: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mldm_plugin.bench import candidates, compare, report
 from mldm_plugin.bench.count import Counts, count
+from mldm_plugin.bench.further_losses import FurtherLosses
 from mldm_plugin.bench.goals import judge
 from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, start_up
 from mldm_plugin.bench.measure import Candidate, measure
@@ -107,8 +108,9 @@ class Bench:
         if "losses" in self.subjects:
             losses = candidates.LossesAlone(self._plugins, self._size)
             self._compared(compare.compare_losses(losses, self._device))
+            further = FurtherLosses(self._plugins, self._size)
             for n in self._batches:
-                yield self._losses(losses, n)
+                yield self._losses(losses, further, n)
 
     def _ways(self, host: Host, dtype: str) -> Iterator[Section]:
         """Steps and pixel paths in one precision."""
@@ -129,17 +131,18 @@ class Bench:
                 self._run(found, self._rounds, f"pixels, batch {n}, {dtype}")
                 yield Section("pixels", n, dtype, self._side, True, found, judge("pixels", found, n, timed=True))
 
-    def _losses(self, losses: candidates.LossesAlone, n: int) -> Section:
+    def _losses(self, losses: candidates.LossesAlone, further: FurtherLosses, n: int) -> Section:
         """Losses alone, in float32."""
         side = self.resolution or self._size.loss_resolution
-        functions = losses.on(draw_people(n, side, self._device))
+        people = draw_people(n, side, self._device)
+        functions = losses.on(people)
         for name in (
             candidates.SPATIAL,
             candidates.FACE,
             candidates.IDENTITY,
         ):  # brings networks that were compared back to float32
             candidates.value_and_gradient(*functions[name])
-        found = candidates.loss_candidates(functions)
+        found = candidates.loss_candidates(functions | further.on(people)) + further.missing
         self._run(found, self._rounds, f"losses, batch {n}")
         return Section("losses", n, "float32", side, True, found, judge("losses", found, n, timed=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -102,23 +102,32 @@ class DINOv2(nn.Module):
         return torch.cat([self.pos_embed[:, :1].float(), moved.flatten(2).mT], dim=1)
 
 
+_small = partial(DINOv2, width=48, depth=2, heads=3)
+
+
 class DINOFeatures:
     """Features of the patches of pictures, by a frozen network.
 
     Args:
-        weights: `pretrained` is ViT-S/14; `random` a small seeded one, for tests.
+        weights: `pretrained` is ViT-S/14; `random` a seeded one, for tests.
         size: about how many pixels the shorter side of a picture is brought to, in whole patches.
+        random: makes the network of `random`, a small one unless asked otherwise.
 
     `networks` names the network, where its weights came from and their terms of use.
     """
 
-    def __init__(self, weights: Literal["pretrained", "random"] = "pretrained", size: int = 224) -> None:
+    def __init__(
+        self,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        size: int = 224,
+        random: Callable[[], DINOv2] = _small,
+    ) -> None:
         self.size = size
         if weights == "pretrained":
             network = build_to_fill(DINOv2)
             fill(network, load_state_dict(WEIGHTS), WEIGHTS, ignore=("mask_token",))
         else:
-            network = build_seeded(partial(DINOv2, width=48, depth=2, heads=3))
+            network = build_seeded(random)
         self.networks = (described(WEIGHTS),) if weights == "pretrained" else ()
         self._network = Frozen(network)
 
