@@ -5,6 +5,7 @@ A part stands between `<!-- generated: NAME … -->` and `<!-- end -->`. tests/t
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -98,6 +99,17 @@ def options_table(name: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def pair_table(name: str) -> str:
+    """The estimates that show what a loss sees (docs/pairs.py), with what it says of each."""
+    found = json.loads((ROOT / "docs" / "losses" / "pairs.json").read_text(encoding="utf-8"))[name]
+    labels = [f"`{label}`" if label == name else label for label in found["values"]]
+    rows = [f"![What {name} sees](../images/seen_{name}.jpg)\n", f"| estimate | {' | '.join(labels)} |"]
+    rows.append("|---" * (len(labels) + 1) + "|")
+    for k, words in enumerate(found["words"]):
+        rows.append(f"| {words} | {' | '.join(f'{of[k]:g}' for of in found['values'].values())} |")
+    return "\n".join(rows) + "\n"
+
+
 def command_line() -> str:
     """`--help` of every command."""
     return "\n".join(_help(main, click.Context(main, info_name="mldm", terminal_width=90, **_SETTINGS), 2))
@@ -182,6 +194,7 @@ def _wrapped(command: str) -> str:
 MAKERS: dict[str, Callable[..., str]] = {
     "presets": presets_table,
     "options": options_table,
+    "pair": pair_table,
     "cli": command_line,
     "flags": flags_table,
     "new-loss": written_loss,

@@ -278,7 +278,8 @@ def test_the_generated_parts_are_there():
     assert parts("presets.md") == {"presets task", "presets study", "presets paper"}
     plugins = load_plugins()
     for name in (*plugins.losses.entries, *plugins.base_weightings.entries):
-        assert parts(f"losses/{name}.md") == {f"options {name}"}, f"docs/losses/{name}.md: no card, or no options"
+        wanted = {f"options {name}", *([f"pair {name}"] if name in DRAWN else [])}
+        assert parts(f"losses/{name}.md") == wanted, f"docs/losses/{name}.md: no card, no options or no picture"
 
 
 def test_every_metric_has_a_card_and_a_row():
@@ -329,6 +330,7 @@ def test_nothing_that_the_readme_shows_is_random():
 
 
 SECTIONS = ["Use", "Options", "Suggested values", "Cost", "Marks", "Attribution"]
+DRAWN = json.loads((DOCS / "losses" / "pairs.json").read_text(encoding="utf-8"))  # what docs/pairs.py shows
 
 
 @pytest.mark.parametrize("card", sorted((DOCS / "losses").glob("*.md")), ids=title)
@@ -336,7 +338,8 @@ def test_a_card_has_all_its_parts(card):
     text = card.read_text(encoding="utf-8")
     plugins = load_plugins()
     assert card.stem in {**plugins.losses.entries, **plugins.base_weightings.entries}
-    assert re.findall(r"^#+ (.+)$", text, re.M) == [card.stem, *SECTIONS]
+    shown = ["What it sees"] if card.stem in DRAWN else []
+    assert re.findall(r"^#+ (.+)$", text, re.M) == [card.stem, *shown, *SECTIONS]
     assert "✅" in text
     assert "❗" in text
 
