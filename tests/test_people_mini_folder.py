@@ -60,6 +60,29 @@ def test_masks_and_boxes_lie_on_the_person(folder):
     assert faces >= 3
 
 
+def test_keypoints_lie_in_the_square_and_on_the_person(tmp_path):
+    folder = write_drawings(tmp_path / "train", 4, 4000, held_out=True, keypoints=True)
+    seen = 0
+    for row in rows(folder):
+        [person] = np.array(row["keypoints"]).reshape(-1, 17, 3)
+        square, mask = draw_square(int(row["file_name"][:7])), np.asarray(Image.open(folder / row["mask_file_name"]))
+        drawn = np.array(square.person["keypoints"]).reshape(17, 3)
+        x0, y0, x1, _ = square.box
+        for (x, y, v), (px, py, pv) in zip(person, drawn, strict=True):
+            inside = pv > 0 and x0 <= px < x1 and y0 <= py < y0 + x1 - x0
+            assert (v > 0) == inside
+            if v:
+                assert (x, y) == pytest.approx(((px - x0) * 128 / (x1 - x0), (py - y0) * 128 / (x1 - x0)), abs=0.01)
+            else:
+                assert (x, y) == (0, 0)
+            if v == 2 and 2 < x < 126 and 2 < y < 126:
+                seen += 1
+                assert mask[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].any()
+    assert seen > 10
+    write_drawings(folder, 4, 4000, held_out=True)
+    assert not any("keypoints" in row for row in rows(folder)), "it is another folder, so it is written anew"
+
+
 def test_datasets_reads_it_and_writing_it_again_changes_nothing(folder):
     data = load_dataset(str(folder.parent), cache_dir=str(folder.parent.parent / "cache"))
     assert len(data["validation"]) == 6
@@ -91,6 +114,6 @@ def test_a_square_without_a_face_has_no_box():
 
 
 def test_too_few_drawings_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "row_of", lambda index: None)
+    monkeypatch.setattr(image_folder, "row_of", lambda index, keypoints: None)
     with pytest.raises(DataError, match="0 of 6"):
         write_drawings(tmp_path / "none", 6, 4000, held_out=True)

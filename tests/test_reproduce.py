@@ -25,7 +25,7 @@ from mldm_plugin.reproduce import figure3
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop
 from mldm_plugin.reproduce.recipes import RECIPES, Arm, Recipe
 from mldm_plugin.reproduce.run import Reproduction, claim
-from mldm_plugin.reproduce.scales import FIRST_TEST, FIRST_TUNING, Mini, Paper, losses_of
+from mldm_plugin.reproduce.scales import FIRST_TEST, FIRST_TUNING, Mini, MiniWithKeypoints, Paper, losses_of
 from mldm_plugin.stopping import stopping_in_order
 from mldm_plugin.training.command_line import parse, resolve
 from mldm_plugin.training.flags import ControlNetFlags
@@ -79,6 +79,26 @@ def test_the_arms_of_the_study_are_what_they_are_called(tmp_path):
     assert preset("plain").losses == preset("plain_t400").losses == {}
     [masked] = preset("masked_mse").losses.values()
     assert (masked.weight, masked.max_timestep) == (0.5, None)
+
+
+def test_short_studies_add_one_loss_each_and_hands_are_known(tmp_path):
+    plugins, arms = load_plugins(), RECIPES["losses"].arms
+    scale = MiniWithKeypoints(tmp_path, 2)
+    for arm in arms:
+        flags = flags_of(scale.training(arm, 0, 2))
+        preset = load_preset(flags.preset, flags.set or (), plugins=plugins)
+        assert list(preset.losses) == ([] if arm.name == "plain" else [arm.name])
+        for loss in preset.losses.values():
+            assert (preset.combine, loss.balance, loss.weight) == ("additive", "gradient", 0.25)
+            assert loss.max_timestep == (None if arm.name == "masked_mse" else 400)
+    train, validation = (shlex.join(command.words) for command in scale.data())
+    assert "--keypoints" in train
+    assert "--keypoints" not in validation
+    status, output = told("losses", "--out", str(tmp_path / "out"), "--dry-run")
+    assert status == 0
+    assert sum(line.startswith("accelerate launch") for line in output.splitlines()) == 3 * len(arms)
+    assert "--keypoints" in output
+    assert "--prompts 0" in output.splitlines()[-1]
 
 
 def test_nobody_is_tuned_on_who_is_tested_on(tmp_path):

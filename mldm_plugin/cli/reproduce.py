@@ -10,7 +10,7 @@ import click
 from mldm_plugin.errors import MldmError
 
 FACES = tuple(f"faces-table{number}" for number in range(1, 6))
-NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness", *FACES)
+NAMES = ("table1", "figure3", "figure5", "ablation-lambda", "p2", "evidence", "likeness", "losses", *FACES)
 STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
 
 
@@ -22,7 +22,7 @@ STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder (default: runs/NAME; runs/faces for all tables of faces).",
 )
-@click.option("--seeds", type=click.IntRange(1), help="Trainings of each arm (default: 1; evidence 5).")
+@click.option("--seeds", type=click.IntRange(1), help="Trainings of each arm (default: 1; evidence 5, losses 3).")
 @click.option(
     "--steps", type=click.IntRange(2), help=f"Of each training (default: mini {STEPS}; paper and faces the presets')."
 )
@@ -77,7 +77,7 @@ def _reproduction(
     from mldm_plugin.reproduce.figure3 import Figure3
     from mldm_plugin.reproduce.recipes import RECIPES
     from mldm_plugin.reproduce.run import Reproduction
-    from mldm_plugin.reproduce.scales import SD15, Mini, Paper, Person
+    from mldm_plugin.reproduce.scales import SD15, Mini, MiniWithKeypoints, Paper, Person
 
     chosen: Mini | Paper | Person = Paper(out, coco, model or SD15, steps)
     if name == "likeness":
@@ -85,7 +85,8 @@ def _reproduction(
             raise MldmError("likeness is of this project, at the mini scale alone.")
         chosen = Person(out, steps or STEPS_OF_LORA, person)
     elif scale == "mini":
-        chosen = Mini(out, steps or STEPS, tuning=tuning)
+        kind = MiniWithKeypoints if name in RECIPES and RECIPES[name].keypoints else Mini
+        chosen = kind(out, steps or STEPS, tuning=tuning)
     if name == "figure3" and not isinstance(chosen, Person):
         return Figure3(chosen)
     recipe = RECIPES[name]

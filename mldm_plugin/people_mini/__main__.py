@@ -45,12 +45,13 @@ def draw(
 @click.option("--count", required=True, type=click.IntRange(1), help="Of pictures.")
 @click.option("--start", default=0, show_default=True, help="First drawing that is looked at; about half are wanted.")
 @click.option("--held-out", is_flag=True, help="Of the tenth that is never trained on.")
+@click.option("--keypoints", is_flag=True, help="Write the keypoints of the people, too.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
-def folder(out: Path, count: int, start: int, held_out: bool, workers: int) -> None:
+def folder(out: Path, count: int, start: int, held_out: bool, keypoints: bool, workers: int) -> None:
     """Draw people into an image folder, with masks, face boxes and captions, for the trainers and `mldm evaluate`."""
     from mldm_plugin.people_mini.image_folder import write_drawings
 
-    write_drawings(out, count, start, held_out=held_out, workers=workers)
+    write_drawings(out, count, start, held_out=held_out, keypoints=keypoints, workers=workers)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import count as numbers_from
 from itertools import islice
 from multiprocessing import get_context
@@ -28,7 +29,9 @@ SMALLEST_FACE = 4.0  # pixels of a side in the square; smaller ones are cut off.
 Row = tuple[Image.Image, np.ndarray, dict[str, Any]]
 
 
-def write_drawings(folder: Path, count: int, start: int, *, held_out: bool, workers: int = 1) -> Path:
+def write_drawings(
+    folder: Path, count: int, start: int, *, held_out: bool, keypoints: bool = False, workers: int = 1
+) -> Path:
     """Write the first `count` wanted drawings from number `start` on, the same bytes each time.
 
     Args:
@@ -36,12 +39,13 @@ def write_drawings(folder: Path, count: int, start: int, *, held_out: bool, work
         count: of pictures.
         start: number of the first drawing that is looked at.
         held_out: whether they are of the tenth that people-mini never sees, or of the others.
+        keypoints: whether those of the people are written, too.
         workers: processes; 1 draws in this one.
 
     Raises:
         DataError: `folder` holds something else, or too few drawings can be used.
     """
-    asked = {"count": count, "start": start, "held_out": held_out}
+    asked = {"count": count, "start": start, "held_out": held_out, **({"keypoints": True} if keypoints else {})}
     if _holds(folder, asked):
         return folder
     wanted = (i for i in numbers_from(start) if is_drawing_held_out(i) == held_out and is_wanted(plan_of(i)))
@@ -49,7 +53,8 @@ def write_drawings(folder: Path, count: int, start: int, *, held_out: bool, work
     numbers = islice(wanted, count + count // 20 + 5)
     with replaced_folder(folder, "drawings.json") as made, _pool(workers) as pool:
         (made / "masks").mkdir()
-        rows = (row for row in (pool.map(row_of, numbers, chunksize=4) if pool else map(row_of, numbers)) if row)
+        made_of = partial(row_of, keypoints=keypoints)
+        rows = (row for row in (pool.map(made_of, numbers, chunksize=4) if pool else map(made_of, numbers)) if row)
         lines = []
         for picture, mask, row in tqdm(islice(rows, count), total=count, desc=f"drawing {folder.name}"):
             picture.save(made / row["file_name"])
@@ -75,7 +80,7 @@ def _holds(folder: Path, asked: dict[str, Any]) -> bool:
         return False
 
 
-def row_of(index: int) -> Row | None:
+def row_of(index: int, keypoints: bool = False) -> Row | None:
     """Picture, label mask and row of the metadata of drawing number `index`; None where it is not wanted."""
     square = draw_square(index)
     if square is None:
@@ -88,6 +93,7 @@ def row_of(index: int) -> Row | None:
         "mask_file_name": f"masks/{name}",
         "face_boxes": face_boxes(square),
         "attributes": json.dumps(square.attributes),
+        **({"keypoints": [keypoints_in(square)]} if keypoints else {}),
     }
     return square.picture(), label_mask(square), row
 
@@ -110,3 +116,14 @@ def face_boxes(square: Square) -> list[list[float]]:
     corners = ((x - x0) * scale, (y - y0) * scale, (x + width - x0) * scale, (y + height - y0) * scale)
     box = [round(min(max(v, 0.0), float(SIDE)), 2) for v in corners]
     return [box] if min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_FACE else []
+
+
+def keypoints_in(square: Square) -> list[float]:
+    """COCO's 17 keypoints, x, y, v each, in the square; 0, 0, 0 for one that lies outside."""
+    x0, y0, x1, _ = square.box
+    scale, found = SIDE / (x1 - x0), []
+    for k in range(0, len(square.person["keypoints"]), 3):
+        x, y, v = square.person["keypoints"][k : k + 3]
+        place = [round((x - x0) * scale, 2), round((y - y0) * scale, 2), v]
+        found += place if v and all(0 <= at < SIDE for at in place[:2]) else [0, 0, 0]
+    return found

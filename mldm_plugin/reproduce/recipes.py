@@ -40,6 +40,7 @@ class Recipe:
         family: comparisons that share data and trainings in one folder; its own name where it shares with none.
         stages: of a training at which it is judged, the last at its end.
         repetitions: pictures of each prompt.
+        keypoints: whether the drawings to train on have keypoints, at the mini scale.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Recipe:
     family: str = ""
     stages: int = 1
     repetitions: int = 1
+    keypoints: bool = False
 
 
 def _weights(lpips: float, face: float) -> tuple[str, ...]:
@@ -62,6 +64,14 @@ PLAIN = Arm("plain", "the plain loss", "baseline")
 BASE = Arm("base", "the model before training")
 RELEASED = Arm("released", "the released code's objective: losses without gradient", "mldm-released-objective")
 P2 = Arm("p2", "P2 weighting", "p2")
+
+
+def _added(name: str, what: str, limit: str = "400") -> Arm:
+    """The plain loss and one more, whose gradient is a quarter as long as the plain one's, whatever its scale."""
+    loss = f"losses.{name}"
+    sets = ("combine=additive", f"{loss}.weight=0.25", f"{loss}.balance=gradient", f"{loss}.max_timestep={limit}")
+    return Arm(name, what, "baseline", sets)
+
 
 PAPER_OF_FACES = "Conditioning Diffusion Models via Attributes and Semantic Masks"
 FACES = "faces"  # their family
@@ -163,6 +173,20 @@ RECIPES = {
             seeds=5,
             prompts=40,
             metrics=("attributes", "kd_faceres", "kd_alexnet_person", "face_found", "pose_found"),
+        ),
+        Recipe(
+            "losses",
+            "The short studies of docs/evidence_protocol.md: what each loss that is not the paper's does in one step",
+            (
+                PLAIN,
+                _added("latent_perceptual", "features of the VAE's decoder"),
+                _added("identity", "whose face it is"),
+                _added("masked_mse", "the plain loss on people", "null"),
+                _added("keypoints", "hands"),
+            ),
+            seeds=3,
+            prompts=0,
+            keypoints=True,
         ),
         _of_faces(
             1, "P2 weighting and the plain loss, as training goes on", (FACES_PLAIN, FACES_P2), (), 200, stages=3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,6 +175,16 @@ class Mini(OnPeopleMini):
         words += ["--photographs", str(self.photographs), "--loss-plugin", "mldm_plugin.people_mini.metrics"]
         words += ["--metrics", ",".join(recipe.metrics)] if recipe.metrics else []
         return Command((*words, "--out", str(out)), out / "report.html")
+
+
+@dataclass(frozen=True)
+class MiniWithKeypoints(Mini):
+    """The same drawings with the keypoints of their people, for losses that need them."""
+
+    def data(self) -> list[Command]:
+        """Those that are judged on need none."""
+        train, validation = super().data()
+        return [replace(train, words=(*train.words, "--keypoints")), validation]
 
 
 @dataclass(frozen=True)
