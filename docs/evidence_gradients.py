@@ -86,7 +86,7 @@ def step_of(pipeline: Any, ask: Asker, photographs: Any, row: int, t: int) -> Di
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write; the table of docs/evidence.md is made of it by docs/generate.py."""
     rows = int(sys.argv[2]) if len(sys.argv) > 2 else 24
     found = measure(Path(sys.argv[1]), rows)
     known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}

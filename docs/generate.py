@@ -204,6 +204,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "claims": evidence.claims_table,
     "arms": evidence.arms_table,
     "seconds": evidence.seconds_table,
+    "gradients": evidence.gradients_table,
     "metrics": metric_tables.metrics_table,
     "card": metric_tables.card_table,
     "one_step": metric_tables.one_step_table,

@@ -292,3 +292,12 @@ def test_pictures_without_a_face():
     pattern = r"They are (\d+), (\d+) and (\d+) of 90 of the first person, none of the second"
     assert said("docs/evidence.md", pattern) == [found[0][arm] for arm in arms]
     assert not any(found[1].values())
+
+
+def test_what_is_said_of_gradients_holds():
+    """Seven times as hard at t = 400, a third at t = 20, and none against the plain loss."""
+    found = ALL["gradients"]
+    face = dict(zip(found["timesteps"], found["losses"]["face"]["ratio"], strict=True))
+    assert round(0.5 * face[400]) == 7
+    assert 0.5 * face[20] == pytest.approx(1 / 3, abs=0.05)
+    assert min(cosine for of_loss in found["losses"].values() for cosine in of_loss["cosine"]) > 0
