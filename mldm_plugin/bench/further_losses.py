@@ -19,6 +19,7 @@ from mldm_plugin.perceptual.weights import locate
 from mldm_plugin.plugins import Plugins
 
 DINO, KEYPOINTS, LATENT, MSE = "dino", "keypoints", "latent_perceptual", "masked_mse"
+KEYPOINTS_OPTIONS = {"of": "hands", "weights": "pretrained"}
 
 
 class FurtherLosses:
@@ -53,13 +54,10 @@ class FurtherLosses:
         return {name: (partial(loss, seen[name][0]), seen[name][1]) for name, loss in self._losses.items()}
 
 
-KEYPOINTS_OPTIONS = {"of": "hands", "weights": "pretrained"}
-
-
 def _of_latents(step: DiffusionStep, side: int) -> tuple[DiffusionStep, list[Tensor]]:
     latents = step.pred_images.detach().new_zeros(len(step), 4, side, side)
     model_pred = _nearly(latents).requires_grad_()
-    same = dict.fromkeys(("latents", "noise", "noisy_latents", "target"), latents)
+    same: dict[str, Any] = dict.fromkeys(("latents", "noise", "noisy_latents", "target"), latents)
     return replace(step, model_pred=model_pred, **same), [model_pred]
 
 

@@ -121,7 +121,8 @@ def face_boxes(square: Square) -> list[list[float]]:
 def keypoints_in(square: Square) -> list[float]:
     """COCO's 17 keypoints, x, y, v each, in the square; 0, 0, 0 for one that lies outside."""
     x0, y0, x1, _ = square.box
-    scale, found = SIDE / (x1 - x0), []
+    scale = SIDE / (x1 - x0)
+    found: list[float] = []
     for k in range(0, len(square.person["keypoints"]), 3):
         x, y, v = square.person["keypoints"][k : k + 3]
         place = [round((x - x0) * scale, 2), round((y - y0) * scale, 2), v]

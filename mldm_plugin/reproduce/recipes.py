@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 T100, T400 = "mldm", "mldm-t400"  # presets of section 5
 
@@ -40,7 +41,7 @@ class Recipe:
         family: comparisons that share data and trainings in one folder; its own name where it shares with none.
         stages: of a training at which it is judged, the last at its end.
         repetitions: pictures of each prompt.
-        keypoints: whether the drawings to train on have keypoints, at the mini scale.
+        keypoints: whether the drawings have keypoints, at the mini scale.
     """
 
     name: str
@@ -87,7 +88,7 @@ FROM_BOTH = Arm("multi", "attributes and mask, 65 tokens", "faces-multi")
 
 
 def _of_faces(
-    number: int, what: str, arms: tuple[Arm, ...], metrics: tuple[str, ...], prompts: int, **options: int
+    number: int, what: str, arms: tuple[Arm, ...], metrics: tuple[str, ...], prompts: int, **options: Any
 ) -> Recipe:
     name, what = f"faces-table{number}", f"{PAPER_OF_FACES}, Table {number}: {what}"
     return Recipe(name, what, arms, prompts=prompts, metrics=(*OF_SETS, *metrics), family=FACES, **options)

@@ -182,9 +182,8 @@ class MiniWithKeypoints(Mini):
     """The same drawings with the keypoints of their people, for losses that need them."""
 
     def data(self) -> list[Command]:
-        """Those that are judged on need none."""
-        train, validation = super().data()
-        return [replace(train, words=(*train.words, "--keypoints")), validation]
+        """Both splits, since `datasets` wants one set of columns."""
+        return [replace(command, words=(*command.words, "--keypoints")) for command in super().data()]
 
 
 @dataclass(frozen=True)
