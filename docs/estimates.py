@@ -1,4 +1,4 @@
-"""How far clean estimates of one and of a few steps are from what sampling on from the same noise draws, by t.
+"""How far the clean estimates that a preset may ask for are from what sampling on from the same noise draws, by t.
 
 python docs/estimates.py FOLDER [ROWS]    writes docs/estimates.json and the table of docs/estimates.md
 
@@ -32,7 +32,13 @@ from mldm_plugin.records.files import write_text
 HERE = Path(__file__).parent
 TIMESTEPS = (100, 200, 400, 600, 800)
 FINE = 40  # timesteps of a step of the sampling that is compared with: DDIM, 25 steps for the whole schedule
-CALLS = {"one step": 1, "2 steps": 2, "4 steps": 4}
+# By their name in a preset: S of direct-S, and how many answers.
+ESTIMATES: dict[str, tuple[int | None, int]] = {
+    "one_step": (None, 1),
+    "direct-40": (40, 1),
+    "ddim-2": (None, 2),
+    "ddim-4": (None, 4),
+}
 Ask = Callable[[Tensor, int], Tensor]
 
 
@@ -49,12 +55,22 @@ def ddim(ask: Ask, schedule: NoiseSchedule, noisy: Tensor, timesteps: list[int])
     raise ValueError("no timesteps")
 
 
-def evenly(t: int, calls: int) -> list[int]:
-    """
-    >>> evenly(400, 4)
-    [400, 300, 200, 100]
-    """
-    return [round(t * (calls - k) / calls) for k in range(calls)]
+def estimate(name: str, ask: Ask, schedule: NoiseSchedule, latents: Tensor, noise: Tensor, t: int) -> Tensor:
+    """What a loss would look at in a training step at t, by the preset's own code."""
+    timesteps = torch.tensor([t])
+    alpha, sigma = schedule.coefficients(timesteps)
+    noisy = alpha * latents + sigma * noise
+    schedule.direct_steps, schedule.answers = ESTIMATES[name]
+    step = DiffusionStep(
+        latents=latents,
+        noise=noise,
+        noisy_latents=noisy,
+        timesteps=timesteps,
+        model_pred=ask(noisy, t),
+        target=noise,
+        predict=lambda z, t, rows: ask(z, int(t)),
+    )
+    return schedule.pred_latents(step)
 
 
 @torch.no_grad()
@@ -67,7 +83,7 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     lpips = load_plugins(["mldm"]).losses["masked_lpips"](network="alex")
     chosen = [i for i in range(len(photographs)) if bool(photographs.look(i).person_mask.any())][:rows]
     found: dict[str, Any] = {
-        str(t): {name: {"lpips": [], "blur": []} for name in (*CALLS, "sampled")} for t in TIMESTEPS
+        str(t): {name: {"lpips": [], "blur": []} for name in (*ESTIMATES, "sampled")} for t in TIMESTEPS
     }
     for row in tqdm(chosen):
         example, caption = photographs.look(row), photographs.captions[row]
@@ -81,7 +97,7 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
                 return ask(z, t, caption, example)
 
             drawn = decoder(ddim(asked, schedule, noisy, list(range(t, 0, -FINE))))
-            pictures = {name: decoder(ddim(asked, schedule, noisy, evenly(t, n))) for name, n in CALLS.items()}
+            pictures = {n: decoder(estimate(n, asked, schedule, latents, noise, t)) for n in ESTIMATES}
             for name, picture in {**pictures, "sampled": drawn}.items():
                 step = step_of(picture, drawn, example)
                 found[str(t)][name]["lpips"].append(lpips(step).item())
@@ -110,10 +126,10 @@ def step_of(picture: Tensor, target: Tensor, example: Example) -> DiffusionStep:
 
 def table(results: dict[str, Any]) -> str:
     """For the page."""
-    lines = ["| t | one step | 2 steps | 4 steps | lost: one step | 2 steps | 4 steps | sampled |", "|---" * 8 + "|"]
+    lines = [f"| t | {' | '.join(ESTIMATES)} | lost: {' | '.join(ESTIMATES)} | sampled |", "|---" * 10 + "|"]
     for t, at in results["by_t"].items():
-        lpips = [f"{at[name]['lpips']:.3f}" for name in CALLS]
-        blur = [f"{at[name]['blur']:+.2f}" for name in (*CALLS, "sampled")]
+        lpips = [f"{at[name]['lpips']:.3f}" for name in ESTIMATES]
+        blur = [f"{at[name]['blur']:+.2f}" for name in (*ESTIMATES, "sampled")]
         lines.append(f"| {' | '.join([t, *lpips, *blur])} |")
     return "\n".join(lines)
 

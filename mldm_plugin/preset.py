@@ -102,7 +102,7 @@ class Preset(BaseModel):
     estimate: str = Field(
         default="one_step",
         description="of the clean latents that losses look at: one_step is the network's; direct-S is that after a "
-        "step of S timesteps, by the noise that is known",
+        "step of S timesteps, by the noise that is known; ddim-K is that of K answers of the network, 1 to 4",
     )
     losses: dict[str, LossSettings] = {}
     checks: CheckSettings = CheckSettings()
@@ -121,14 +121,22 @@ class Preset(BaseModel):
     @field_validator("estimate")
     @classmethod
     def _known_estimate(cls, estimate: str) -> str:
-        if not re.fullmatch(r"one_step|direct-[1-9][0-9]{0,2}", estimate):
-            raise ValueError(f"expected one_step, or direct-S with S timesteps, as in direct-40; got {estimate!r}")
+        if not re.fullmatch(r"one_step|direct-[1-9][0-9]{0,2}|ddim-[1-4]", estimate):
+            raise ValueError(
+                "expected one_step, direct-S with S timesteps, as in direct-40, or ddim-K with K answers of the "
+                f"network, 1 to 4, as in ddim-2; got {estimate!r}"
+            )
         return estimate
 
     @property
     def direct_steps(self) -> int | None:
-        """S of `direct-S`; None for the one-step estimate."""
-        return None if self.estimate == "one_step" else int(self.estimate.removeprefix("direct-"))
+        """S of `direct-S`; None for another estimate."""
+        return int(self.estimate.removeprefix("direct-")) if self.estimate.startswith("direct-") else None
+
+    @property
+    def answers(self) -> int:
+        """K of `ddim-K`; 1 for another estimate."""
+        return int(self.estimate.removeprefix("ddim-")) if self.estimate.startswith("ddim-") else 1
 
     @field_validator("training", mode="before")
     @classmethod

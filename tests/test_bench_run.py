@@ -14,7 +14,7 @@ from PIL import Image
 
 from mldm_plugin.bench import run as bench_run
 from mldm_plugin.bench import sizes
-from mldm_plugin.bench.candidates import MEASURED, OURS, PLAIN
+from mldm_plugin.bench.candidates import ANSWERS, MEASURED, OURS, PLAIN
 from mldm_plugin.bench.count import count
 from mldm_plugin.bench.goals import GOALS
 from mldm_plugin.bench.host import random_preset
@@ -99,6 +99,11 @@ def test_each_gated_image_costs_what_is_counted(finished):
     measured = came.pop((MEASURED, "1"))  # the second half of a decode twice more, and the last third of each loss
     gated = expected[OURS, "1"] - expected[PLAIN, "1"]
     assert gated / 3 < measured - came[OURS, "1"] < gated
+    closed, asked = ({k: came.pop((name, str(gated))) for k, name in ANSWERS.items()} for gated in (0, 1))
+    assert all(cost == pytest.approx(expected[PLAIN, "1"], rel=0.02) for cost in closed.values())
+    answer = asked[2] - came[OURS, "1"]  # forward twice, and backward through to what it was asked about
+    assert counts.network < answer < 3 * counts.network
+    assert asked[4] - came[OURS, "1"] == pytest.approx(3 * answer, rel=0.02)
     assert came.keys() == expected.keys()
     for key, tflop in expected.items():
         assert came[key] == pytest.approx(tflop, rel=0.02), key

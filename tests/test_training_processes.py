@@ -76,8 +76,8 @@ def watched(tmp_path_factory):
     return folder, [*plugin, "--train_batch_size", 1]
 
 
-@pytest.fixture(scope="module")
-def pair(watched, tiny_pipeline, make_data, tmp_path_factory):
+@pytest.fixture(scope="module", params=["one_step", "ddim-2"])
+def pair(request, watched, tiny_pipeline, make_data, tmp_path_factory):
     """A finished run of two processes: its command line, its folder, and what each process wrote down.
 
     Half of the pictures show nobody, so one process often has a gated image and the other none.
@@ -86,6 +86,7 @@ def pair(watched, tiny_pipeline, make_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     rows = {i: {"mask_file_name": None, "face_boxes": []} for i in (1, 2, 4, 6)}
     data = make_data(folder / "data", 7, rows=rows, captions=["a person", "somebody"])
+    flags = [*flags, "--set", f"estimate={request.param}"]
     flags = [*flags, "--max_train_steps", 6, "--checkpointing_steps", 3, "--gradient_accumulation_steps", 2]
     argv = command(folder / "run", tiny_pipeline, data, *flags, "--learning_rate", 1e-3)
     statuses, outputs = launch(argv, folder)
@@ -93,11 +94,11 @@ def pair(watched, tiny_pipeline, make_data, tmp_path_factory):
     weights = [torch.load(notes / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
     batches = [torch.load(notes / f"batches-{rank}.pt", weights_only=False) for rank in (0, 1)]
     gates = [json.loads((notes / f"gates-{rank}.json").read_text()) for rank in (0, 1)]
-    return argv, folder / "run", weights, batches, gates
+    return argv, folder / "run", weights, batches, gates, request.param
 
 
 def test_unequal_gating_ends_with_equal_weights(pair):
-    _, run, weights, _, gates = pair
+    _, run, weights, _, gates, _ = pair
     assert weights[0].equal(weights[1])
     assert gates[0] != gates[1]
     assert sum(r["brightness/gated"] for r in records(run)) == sum(map(sum, gates)) > 0
@@ -105,13 +106,17 @@ def test_unequal_gating_ends_with_equal_weights(pair):
 
 def test_two_processes_are_one_that_has_the_batches_of_both(pair, watched):
     """The same micro-batches one after the other: gradients averaged over all of a step, clipped, and applied."""
-    argv, _, weights, batches, _ = pair
+    argv, _, weights, batches, _, estimate = pair
     set_seed(3)
     flags = resolve(ControlNetFlags, parse(ControlNetFlags, argv))
     trainer = ControlNetTrainer(flags, torch.device("cpu"), torch.float32)
     plugins = load_plugins([str(watched[0] / "watcher.py")])
     stack = LossStack.from_preset(
-        watched[0] / "own.yaml", vae=trainer.vae, noise_scheduler=trainer.noise_scheduler, plugins=plugins
+        watched[0] / "own.yaml",
+        vae=trainer.vae,
+        noise_scheduler=trainer.noise_scheduler,
+        plugins=plugins,
+        overrides=[f"estimate={estimate}"],
     )
     optimizer = make_optimizer(trainer, processes=2)
     start = torch.cat([p.detach().flatten() for p in trainer.trainable()])
@@ -130,7 +135,7 @@ def test_two_processes_are_one_that_has_the_batches_of_both(pair, watched):
 
 
 def test_a_resumed_pair_is_the_uninterrupted_one(pair, watched, tmp_path):
-    argv, run, weights, _, _ = pair
+    argv, run, weights, _, _, _ = pair
     assert sorted(p.name for p in (run / "checkpoint-3").glob("position_*")) == ["position_0.pt", "position_1.pt"]
     log = records(run)
     statuses, outputs = launch([*argv, "--resume_from_checkpoint", "checkpoint-3"], tmp_path)

@@ -43,7 +43,7 @@ from mldm_plugin.engine.host_loss import HostLoss
 from mldm_plugin.engine.report import LossReport
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep
-from mldm_plugin.errors import CheckError, DataError
+from mldm_plugin.errors import CheckError, DataError, PresetError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import load_preset
 from mldm_plugin.weights_first import fetch_needed
@@ -91,6 +91,12 @@ class Attachment:
         self.plugins = load_plugins(settings.loss_plugin)
         self.preset = load_preset(settings.preset, settings.set, plugins=self.plugins)
         self.settings = settings
+        if self.preset.answers > 1:
+            raise PresetError(
+                f"estimate: {self.preset.estimate} asks the network again, which an attached script does not let us "
+                "do: use estimate: one_step or direct-S, one of mldm's own trainers, or the library form "
+                "(docs/training_loop.md)."
+            )
         fetch_needed(self.preset, self.plugins)
         fill_when_parsed(settings.preset, settings.script, self.preset.training)
         self.in_use = any(loss.weight > 0 for loss in self.preset.losses.values())

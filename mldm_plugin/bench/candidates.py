@@ -24,6 +24,7 @@ CACHED = ", latents cached"
 EVERYTHING = "decode everything, then mask"
 WHOLE_BATCH = "whole-batch gate, one t"
 MEASURED = "with the plugin, gradients measured"
+ANSWERS = {2: "with the plugin, ddim-2", 4: "with the plugin, ddim-4"}
 
 SPATIAL, PACKAGE = "masked_lpips spatial", "lpips spatial x mask"
 FEATURES, LITERAL = "masked_lpips features", "upsample, then mask (eq. 2)"
@@ -55,10 +56,14 @@ def step_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> l
                 for k in gated_numbers(len(batch), gate)
             }
             candidates.append(Candidate(name + CACHED * cached, gate, runs))
-    act = partial(host.train, optimizer, batch, loss=partial(_measured, stack), cached=False)
-    gated = [k for k in gated_numbers(len(batch), "each image") if k]
-    runs = {k: partial(act, timesteps=_timesteps(host, stack, batch, k)) for k in gated}
-    candidates.append(Candidate(MEASURED, "each image", runs))
+    numbers = gated_numbers(len(batch), "each image")
+    act = partial(host.train, optimizer, batch, cached=False)
+    for name, loss, gated in (
+        (MEASURED, partial(_measured, stack), [k for k in numbers if k]),
+        *((name, partial(_asked_again, stack, answers), numbers) for answers, name in ANSWERS.items()),
+    ):
+        runs = {k: partial(act, timesteps=_timesteps(host, stack, batch, k), loss=loss) for k in gated}
+        candidates.append(Candidate(name, "each image", runs))
     next(iter(candidates[0].runs.values()))()  # makes the optimizer's state, which is there in every later step
     return candidates
 
@@ -67,6 +72,15 @@ def _measured(stack: LossStack, step: DiffusionStep) -> Tensor:
     """A step as one in `stack.audit.every` is, after a reading: each loss's own gradient is computed, too."""
     stack.audit.read(0)
     return stack(step).loss
+
+
+def _asked_again(stack: LossStack, answers: int, step: DiffusionStep) -> Tensor:
+    """A step whose losses look at the clean estimate of so many answers."""
+    before, stack.schedule.answers = stack.schedule.answers, answers
+    try:
+        return stack(step).loss
+    finally:
+        stack.schedule.answers = before
 
 
 def pixel_candidates(host: Host, stack: LossStack, ways: Ways, batch: Batch) -> list[Candidate]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from mldm_plugin.bench.sizes import Size
 from mldm_plugin.engine.stack import LossStack
-from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.engine.term import DECODED
 from mldm_plugin.errors import MldmError, PresetError
 from mldm_plugin.perceptual.dlib_resnet import DlibResNet
@@ -111,6 +112,10 @@ class Host:
         }
         return self.unet(noisy_latents, **seen, **steer)[0]
 
+    def ask_again(self, inputs: dict[str, Any], noisy: Tensor, timesteps: Tensor, rows: Sequence[int]) -> Tensor:
+        """The output for some images of a batch at other noise."""
+        return self.predict(noisy, timesteps, **_of_rows(inputs, on_device(rows, noisy.device)))
+
     def noisy_step(self, batch: Batch, timesteps: Tensor, latents: Tensor, noise: Tensor) -> DiffusionStep:
         """A step up to the network's output, which is still the target."""
         noisy = self.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(latents.dtype)
@@ -122,7 +127,7 @@ class Host:
             latents = batch.latents if cached else self.encode(batch.people["pixel_values"])
             step = self.noisy_step(batch, timesteps, latents, torch.randn_like(latents))
             model_pred = self.predict(step.noisy_latents, timesteps, **batch.inputs)
-            loss(with_output(step, model_pred)).backward()
+            loss(with_output(replace(step, predict=partial(self.ask_again, batch.inputs)), model_pred)).backward()
             optimizer.step()
         finally:
             optimizer.zero_grad()
@@ -133,6 +138,11 @@ class Host:
         model_pred = (batch.noise + 0.1 * torch.flip(batch.noise, dims=(0, -1))).requires_grad_()
         value = loss(with_output(step, model_pred))
         return value.detach(), list(torch.autograd.grad(value, model_pred))
+
+
+def _of_rows(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """What the networks see of some images, (n, …) of each (N, …)."""
+    return {k: _of_rows(v, rows) if isinstance(v, dict) else v.index_select(0, rows) for k, v in inputs.items()}
 
 
 def with_output(step: DiffusionStep, model_pred: Tensor) -> DiffusionStep:
@@ -190,6 +200,11 @@ def random_preset(name: str, overrides: Sequence[str], plugins: Plugins) -> Pres
         for loss, s in preset.losses.items()
         if s.weight > 0 and not (s.max_timestep is None and decodes_nothing(plugins.losses[loss]))
     ]
+    if preset.answers > 1:
+        raise PresetError(
+            f"preset {name} asks the network again, of which the steps are measured beside its own anyway: add --set "
+            "estimate=one_step."
+        )
     if not limits or preset.base.weighting != "none":
         raise PresetError(
             f"preset {name} has no losses behind a gate, or weighs the plain one: choose one like mldm to measure."

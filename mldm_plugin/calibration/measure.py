@@ -20,7 +20,7 @@ from mldm_plugin.engine.schedule import NoiseSchedule, stable_diffusion_snr
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.step import DiffusionStep, clip_boxes
 from mldm_plugin.engine.term import Term
-from mldm_plugin.errors import DataError
+from mldm_plugin.errors import DataError, PresetError
 from mldm_plugin.evaluation.cases import Photographs
 from mldm_plugin.evaluation.one_step import TIMESTEPS, Predict, training_schedule
 from mldm_plugin.perceptual.frozen import computing_in
@@ -66,6 +66,11 @@ class Calibration:
         draws: int = 4,
         timesteps: Sequence[int] = TIMESTEPS,
     ) -> None:
+        if preset.answers > 1:
+            raise PresetError(
+                f"calibrate asks the network once, the preset has estimate: {preset.estimate}: add --set "
+                "estimate=one_step."
+            )
         schedule = training_schedule(noise_scheduler)
         known: dict[str, Any] = {"noise_scheduler": noise_scheduler}
         if schedule.alphas_cumprod is not None:

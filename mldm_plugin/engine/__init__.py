@@ -2,7 +2,7 @@
 
 stack.py            the step from call to report, in the order of the files below
 step.py             what the host loop hands over
-schedule.py         noise levels: the clean estimate (direct.py is another), the signal-to-noise ratio, the gate
+schedule.py         noise levels: the clean estimate (direct.py, ddim.py: others), the signal-to-noise ratio, the gate
 gates.py            which images each term applies to
 early_backward.py   the terms on those images, with their gradient taken at once
 audit.py            each term's own gradient, now and then; heard.py says what it means, balance.py weighs by it

@@ -13,6 +13,9 @@ additive. Measured are, over the images that loss j reached,
 Each is of one image alone and of float32, before anything is averaged over images, micro-batches and processes, and
 before a host scales its loss for float16.
 
+Of losses on several answers of the network (ddim.py), p_i is the first, and the measurement goes back to it through the
+others; what they put on the others themselves is not in it.
+
 A loss is measured in the first micro-batch that it reaches after a reading, by a backward pass of its own, and on the
 first process alone: others would wait for each in turn. Readings come after 1, 4, 16, … optimizer steps and then every
 `EVERY_STEPS` a loss. So a reading is the only thing that waits for the device or for other processes.
@@ -187,7 +190,8 @@ class Audit:
 
     def table(self) -> str:
         """What was measured in the run so far, for people; empty where nothing was."""
-        return table(self._run, self._read_at)
+        which = "first " if self._plain.schedule.answers > 1 else ""
+        return table(self._run, self._read_at, f"network's {which}output")
 
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on to the bit, as lists of numbers. Waits for the device."""

@@ -4,6 +4,9 @@ Decoding with gradient keeps several gigabytes of activations a picture. So the 
 through decoder and losses in small groups, and as soon as a group has its values, their gradient at the network's
 output is computed and the activations are freed. The host's backward pass then finds that gradient ready. Nothing is
 computed twice for it, and the memory is that of one group, however many images are gated.
+
+Losses on several answers of the network (ddim.py) meet the host's graph in a second place, too: at the clean estimate,
+whose graph goes on through all answers and is left to the host's backward pass as a whole.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.engine.audit import Audit, Sample
+from mldm_plugin.engine.ddim import require_predict
 from mldm_plugin.engine.pictures import Pictures
 from mldm_plugin.engine.report import TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
 from mldm_plugin.engine.term import Term
+from mldm_plugin.perceptual.known_gradient import Known
 
 
 def evaluate(
@@ -31,7 +36,7 @@ def evaluate(
     schedule: NoiseSchedule,
     pictures: Pictures,
     audit: Audit | None = None,
-) -> tuple[dict[str, TermReport], Tensor | None]:
+) -> tuple[dict[str, TermReport], list[Known]]:
     """Every term on its gated images.
 
     A value or a gradient that is not finite is left out, image by image: the gradient is then computed again without
@@ -41,31 +46,35 @@ def evaluate(
         terms: those of the preset.
         step: N images.
         rows: by term, those it applies to.
-        schedule: for ẑ₀.
+        schedule: for ẑ₀, or x̂₀ of several answers, for which the network is asked again here, of these images alone.
         pictures: gives a step its pictures, and says how many to decode together.
         audit: measures each term's own gradient now and then, of which nothing else here depends.
 
     Returns:
-        what each term gave, by name in the order of the preset, and ∂(Σ_ij w_ij s_j L_ij / N)/∂model_pred, float32
-        (N, C, h, w), None where no gradient was asked for.
+        what each term gave, by name in the order of the preset, and where the host's graph goes on: `model_pred`, and
+        x̂₀ of several answers, each with ∂(Σ_ij w_ij s_j L_ij / N)/∂ of it, float32 (N, C, h, w). Nothing where no
+        gradient was asked for.
 
     Raises:
         LossError: a loss that fails or returns something else than one value per image.
     """
     groups = _Groups(terms, step, rows, schedule, pictures)
     if not any(rows.values()):
-        return groups.reports(), None
+        return groups.reports(), []
     sample = groups.sample = audit.begin(step, rows) if audit is not None and groups.trains else None
     groups.run()
     if audit is not None and sample is not None:
         audit.end(step, sample)
     reports = groups.reports()
-    if all(report.gradients_finite for report in reports.values()):
-        return reports, groups.gradient
+    # A value may be NaN because one of the network's further answers is, which then may not stay in the host's graph.
+    if all(r.gradients_finite and (r.finite or schedule.answers == 1) for r in reports.values()):
+        return reports, groups.known
     finite = {name: [report.rows[i] for i in report.used] for name, report in reports.items()}
+    if not any(finite.values()):
+        return reports, []
     again = _Groups(terms, step, finite, schedule, pictures)
     again.run()
-    return reports, again.gradient
+    return reports, again.known
 
 
 @dataclass
@@ -87,7 +96,7 @@ _Counted = tuple[Term, _Part, list[int], Tensor]  # a term, on which places of a
 
 
 class _Groups:
-    """One pass over the gated images. `gradient` is that of `evaluate`, `sample` what an audit is to be told."""
+    """One pass over the gated images. `sample` is what an audit is to be told."""
 
     def __init__(
         self,
@@ -102,28 +111,50 @@ class _Groups:
         self.parts: dict[str, list[_Part]] = {t.name: [] for t in terms}
         trains = any(rows[t.name] and not t.detach for t in terms)
         self.trains = trains and torch.is_grad_enabled() and step.model_pred.requires_grad
-        self.gradient = torch.zeros_like(step.model_pred, dtype=torch.float32) if self.trains else None
+        self.gradients: dict[str, Tensor] = {}  # by field of the step, where it is cut off from the host's graph
         self.sample: Sample | None = None
+
+    @property
+    def known(self) -> list[Known]:
+        """As `evaluate` returns it."""
+        return [(getattr(self.step, name), gradient) for name, gradient in self.gradients.items()] * self.trains
 
     def run(self) -> None:
         """Every group, those that need pictures first."""
         with torch.set_grad_enabled(self.trains):
-            seeing = [t for t in self.terms if "pred_images" in t.needs]
-            asking = set(self._any_of([t for t in seeing if "pred_features" in t.needs]))
-            for group in self.pictures.groups(self._any_of(seeing), self.step):
-                self._run(group, seeing, partial(self.pictures.of, features=not asking.isdisjoint(group)))
-            blind = [t for t in self.terms if "pred_images" not in t.needs]
-            if group := self._any_of(blind):
-                self._run(group, blind, lambda step: step)
+            cut = ["model_pred"]
+            if self.schedule.answers > 1:  # in the host's own precision
+                self.step = self._with_answers()
+                cut.append("pred_latents")
+            self.gradients = {n: torch.zeros_like(getattr(self.step, n), dtype=torch.float32) for n in cut}
+            with self.pictures.in_its_precision(self.step):
+                self._run_groups()
+
+    def _with_answers(self) -> DiffusionStep:
+        """The step with x̂₀ of several answers, in the host's graph; 0 for images that no loss looks at."""
+        require_predict(self.step)
+        rows = self._any_of(self.terms)
+        estimate = self.schedule.pred_latents(self.step.select(rows))
+        whole = torch.zeros_like(self.step.latents, dtype=estimate.dtype)
+        return replace(self.step, pred_latents=whole.index_copy(0, on_device(rows, whole.device), estimate))
+
+    def _run_groups(self) -> None:
+        seeing = [t for t in self.terms if "pred_images" in t.needs]
+        asking = set(self._any_of([t for t in seeing if "pred_features" in t.needs]))
+        for group in self.pictures.groups(self._any_of(seeing), self.step):
+            self._run(group, seeing, partial(self.pictures.of, features=not asking.isdisjoint(group)))
+        blind = [t for t in self.terms if "pred_images" not in t.needs]
+        if group := self._any_of(blind):
+            self._run(group, blind, lambda step: step)
 
     def _any_of(self, terms: Sequence[Term]) -> list[int]:
         return sorted({row for t in terms for row in self.rows[t.name]})
 
     def _run(self, group: list[int], terms: Sequence[Term], prepare: Callable[[DiffusionStep], DiffusionStep]) -> None:
         """`terms` on the images `group`, and the gradient of what they weigh together."""
-        leaf, estimated = self._estimate(group)
+        leaves, estimated = self._estimate(group)
         prepared = prepare(estimated)
-        total, parts = leaf.new_zeros(()), []
+        total, parts = torch.zeros((), device=self.step.model_pred.device), []
         for term in terms:
             places = [i for i, row in enumerate(group) if row in self.rows[term.name]]
             if not places:
@@ -133,34 +164,51 @@ class _Groups:
             self.parts[term.name].append(part)
             parts.append((term, part, places, counted))
         del prepared, estimated
-        if self.gradient is None or not total.requires_grad:
+        if not self.trains or not total.requires_grad:
             return
         if self.sample is not None:
-            self._measure(self.sample, leaf, group, parts)
-        (own,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        if own is not None:
-            finite = _finite_rows(own)  # the decoder's own backward pass may overflow too
-            own = torch.where(_over_rows(finite, own), own, 0)
-            self.gradient.index_add_(0, on_device(group, own.device), own)
+            self._measure(self.sample, leaves, group, parts)
+        found = _gradients(total, leaves)
+        if found:
+            # the decoder's own backward pass may overflow too
+            finite = torch.stack([_finite_rows(own) for own in found.values()]).all(dim=0)
+            for name, own in found.items():
+                own = torch.where(_over_rows(finite, own), own, 0)
+                self.gradients[name].index_add_(0, on_device(group, own.device), own)
             for _, part, places, _ in parts:
                 part.gradient_finite.append(finite[on_device(places, finite.device)])
 
-    def _measure(self, sample: Sample, leaf: Tensor, group: list[int], parts: Sequence[_Counted]) -> None:
-        """Each term's own gradient, by a backward pass of its own; what trains follows as if it had not been."""
+    def _measure(self, sample: Sample, leaves: dict[str, Tensor], group: list[int], parts: Sequence[_Counted]) -> None:
+        """Each term's own gradient at the output, by a backward pass of its own; what trains follows as if it had not
+        been."""
         for term, part, places, counted in parts:
-            if counted.requires_grad:
-                (own,) = torch.autograd.grad(counted, leaf, retain_graph=True, allow_unused=True)
-                if own is not None:
-                    gradient = own.index_select(0, on_device(places, own.device))
-                    sample.add(term.name, [group[i] for i in places], gradient, part.flags().all(dim=0))
+            if counted.requires_grad and (found := _gradients(counted, leaves, keep=True)):
+                own = self._at_the_output(found, group)
+                gradient = own.index_select(0, on_device(places, own.device))
+                sample.add(term.name, [group[i] for i in places], gradient, part.flags().all(dim=0))
             part.gradient_finite.clear()
 
-    def _estimate(self, group: list[int]) -> tuple[Tensor, DiffusionStep]:
-        """The images `group` with ẑ₀, cut off from the host's graph at the network's output, which is the leaf."""
+    def _at_the_output(self, found: dict[str, Tensor], group: list[int]) -> Tensor:
+        """The gradient of the images `group` at the host's own output, (n, …), from those where they are cut off: what
+        is found at x̂₀ goes back through the further answers, scaled for a network in half precision."""
+        parts = [found["model_pred"]] if "model_pred" in found else []
+        if "pred_latents" in found:
+            index = on_device(group, found["pred_latents"].device)
+            size = found["pred_latents"].abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+            whole = torch.zeros_like(self.step.pred_latents).index_copy(0, index, found["pred_latents"] / size)
+            output = self.step.model_pred
+            (own,) = torch.autograd.grad(self.step.pred_latents, output, whole, retain_graph=True)
+            parts.append(own.float().index_select(0, index) * size)
+        return torch.stack(parts).sum(dim=0)
+
+    def _estimate(self, group: list[int]) -> tuple[dict[str, Tensor], DiffusionStep]:
+        """The images `group` with their clean estimate, cut off from the host's graph at the leaves, by field."""
         step = self.step.select(group)
-        leaf = step.model_pred.detach().float().requires_grad_(self.trains)
-        step = replace(step, model_pred=leaf, base_loss=None, other_loss=None)
-        return leaf, replace(step, pred_latents=self.schedule.pred_latents(step))
+        leaves = {n: getattr(step, n).detach().float().requires_grad_(self.trains) for n in self.gradients}
+        step = replace(step, **leaves, base_loss=None, other_loss=None)
+        if "pred_latents" in leaves:
+            return leaves, step
+        return leaves, replace(step, pred_latents=self.schedule.pred_latents(step))
 
     def reports(self) -> dict[str, TermReport]:
         """What each term gave. Waits for the device once, if there is anything to wait for."""
@@ -180,6 +228,12 @@ class _Groups:
         gradient_finite = [good or not value for good, value in zip(gradient_finite, finite, strict=True)]
         logs = {name: torch.cat([part.logs[name] for part in parts] or [values]) for name in term.logs}
         return TermReport(len(self.step), term.strength, rows, values, finite, gradient_finite, logs, term.scale)
+
+
+def _gradients(value: Tensor, leaves: dict[str, Tensor], *, keep: bool = False) -> dict[str, Tensor]:
+    """Of `value` at the leaves that it depends on, by their names."""
+    found = torch.autograd.grad(value, list(leaves.values()), retain_graph=keep, allow_unused=True)
+    return {name: own for name, own in zip(leaves, found, strict=True) if own is not None}
 
 
 def _evaluated(term: Term, step: DiffusionStep, rows: list[int]) -> tuple[_Part, Tensor]:

@@ -97,8 +97,8 @@ def complaints(tally: Tally, weight: float, room: float, factor: float | None = 
     return found
 
 
-def table(tallies: Sequence[Tally], step: int) -> str:
-    """What was measured up to a step, for people; empty where nothing was."""
+def table(tallies: Sequence[Tally], step: int, where: str = "network's output") -> str:
+    """What was measured `where` up to a step, for people; empty where nothing was."""
     lines = []
     for tally in tallies:
         for range_, v in tally.by_range().items():
@@ -112,5 +112,5 @@ def table(tallies: Sequence[Tally], step: int) -> str:
         return ""
     head = f"  {'loss':<20} {'t':>8} {'measured':>9} {'|gradient|':>11} {'|plain|':>9} {'share':>7} {'cosine':>7}"
     return "\n".join(
-        [f"Was each loss heard? Gradients at the network's output, of a few pictures up to step {step}", head, *lines]
+        [f"Was each loss heard? Gradients at the {where}, of a few pictures up to step {step}", head, *lines]
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.engine.ddim import require_predict
 from mldm_plugin.engine.schedule import NoiseSchedule, pred_latents
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.engine.term import Term
@@ -32,8 +33,8 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
     """The host must hand over an output with gradient, and all that the terms need.
 
     Raises:
-        CheckError: `model_pred` is detached although gradients are on, masks or boxes are not given at all, or
-            timesteps, or pictures or masks that a term needs, are in another range.
+        CheckError: `model_pred` is detached although gradients are on, masks, boxes or `predict` are not given at all
+            where they are needed, or timesteps, or pictures or masks that a term needs, are in another range.
     """
     if terms and torch.is_grad_enabled() and not step.model_pred.requires_grad:
         raise CheckError(
@@ -58,6 +59,8 @@ def check_host(schedule: NoiseSchedule, terms: Sequence[Term], step: DiffusionSt
             "person_mask has fractional labels, expected 0 for background and k for the k-th person: resize "
             "masks with nearest neighbours."
         )
+    if terms and schedule.answers > 1:
+        require_predict(step)
     if not schedule.knows(step.timesteps):
         raise CheckError(f"timesteps are {step.timesteps.tolist()}, which the noise schedule does not have.")
 

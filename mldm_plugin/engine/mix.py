@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ from mldm_plugin.engine.host_loss import own_gradient
 from mldm_plugin.engine.report import LossReport, TermReport
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.step import DiffusionStep, on_device
-from mldm_plugin.perceptual.known_gradient import with_gradient
+from mldm_plugin.perceptual.known_gradient import Known, with_gradient
 
 Combine = Literal["convex", "additive"]
 
@@ -80,7 +80,7 @@ def host_error(step: DiffusionStep) -> Tensor:
 
 
 def mix(
-    step: DiffusionStep, terms: dict[str, TermReport], gradient: Tensor | None, plain: PlainLoss, combine: Combine
+    step: DiffusionStep, terms: dict[str, TermReport], known: Sequence[Known], plain: PlainLoss, combine: Combine
 ) -> LossReport:
     """The loss of a step: the plain loss plus a correction from the gated images alone.
 
@@ -90,7 +90,7 @@ def mix(
     s_j is 1 but for a term that is balanced (balance.py). A step without a gated image is the plain loss to the bit.
 
     Args:
-        terms, gradient: as `evaluate` gives them (early_backward.py).
+        terms, known: as `evaluate` gives them (early_backward.py).
 
     Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss", eq. 3, taken for each image.
     """
@@ -104,6 +104,8 @@ def mix(
         if combine == "convex":
             replaced.append(plain.of_each(step.select([report.rows[i] for i in used])).sum() * share)
     if values:
-        added = with_gradient(torch.stack(values).sum(), step.model_pred, gradient)
+        added = torch.stack(values).sum()
+        for of, gradient in known:
+            added = with_gradient(added, of, gradient)
         loss = plain_loss + (added - torch.stack(replaced).sum() if replaced else added)
     return LossReport(loss, plain_loss.detach(), terms)

@@ -164,6 +164,7 @@ def _probe(schedule: NoiseSchedule, image: DiffusionStep, levels: Sequence[int])
         sigmas=None,
         model_pred=(target + _PROBE_ERROR * error).requires_grad_(),
         target=target,
+        predict=None,
     )
     return replace(step, pred_latents=schedule.pred_latents(step))
 

@@ -7,11 +7,14 @@ Every schedule is written as z_t = α_t z₀ + σ_t ε. With ᾱ the cumulative 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from mldm_plugin.engine.ddim import ddim_step, require_predict
 from mldm_plugin.engine.direct import direct, part_of_error
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import CheckError
@@ -94,6 +97,7 @@ class NoiseSchedule:
     Attributes:
         direct_steps: the clean estimate is that after a step of so many timesteps, by the noise that is known
             (direct.py); None is the one-step estimate.
+        answers: the clean estimate is that of so many answers of the network (ddim.py); 1 is the one-step estimate.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class NoiseSchedule:
         self.num_train_timesteps = num_train_timesteps
         self.edm = edm
         self.direct_steps: int | None = None
+        self.answers = 1
         self.alphas_cumprod = None if alphas_cumprod is None or edm else alphas_cumprod.detach().cpu()
         self._table = None if self.alphas_cumprod is None else _tabulate(self.alphas_cumprod)
 
@@ -191,7 +196,10 @@ class NoiseSchedule:
 
     def pred_latents(self, step: DiffusionStep) -> Tensor:
         """The clean estimate of every image of a step, (N, C, h, w) float32, with gradient to `step.model_pred`: ẑ₀,
-        or x̂₀ of direct.py."""
+        or x̂₀ of direct.py, or, of a step that lets the network be asked again, that of ddim.py, with gradient to the
+        network's weights, too."""
+        if step.predict is not None:
+            step = self._last_answer(step)
         alpha, sigma = self.coefficients(step.timesteps, step.sigmas)
         estimate = pred_latents(
             self.prediction_type,
@@ -205,6 +213,27 @@ class NoiseSchedule:
         after = self._steps_before(step.timesteps, sigma, self.direct_steps)
         return direct(step.latents.detach(), estimate, part_of_error(alpha, sigma, *after))
 
+    def _last_answer(self, step: DiffusionStep) -> DiffusionStep:
+        """The step where DDIM asks the last of its questions, with its answer. Only the questions are kept."""
+        first, predict = step, require_predict(step)
+        for left in range(self.answers - 1, 0, -1):
+            timesteps, sigmas = self._nearer(first, left / self.answers)
+            levels = (*self.coefficients(step.timesteps, step.sigmas), *self.coefficients(timesteps, sigmas))
+            estimate = self.pred_latents(replace(step, predict=None))
+            noisy = ddim_step(estimate, step.noisy_latents.float(), *(c[:, None, None, None] for c in levels))
+            noisy = noisy.to(step.noisy_latents.dtype)
+            answer = checkpoint(predict, noisy, timesteps, list(range(len(step))), use_reentrant=False)
+            step = replace(step, noisy_latents=noisy, timesteps=timesteps, sigmas=sigmas, model_pred=answer)
+        return step
+
+    def _nearer(self, step: DiffusionStep, part: float) -> tuple[Tensor, Tensor | None]:
+        """The timesteps, and σ where they are given, of which only this part of the way to the picture is left."""
+        timesteps = step.timesteps * part
+        if self._table is not None or not step.timesteps.is_floating_point():
+            timesteps = timesteps.round()
+        sigmas = None if step.sigmas is None else step.sigmas * part
+        return timesteps.to(step.timesteps.dtype), sigmas
+
     def _steps_before(self, timesteps: Tensor, sigma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """α and σ of each image so many timesteps nearer to the picture; 1 and 0 below the first."""
         if self._table is None:
@@ -216,6 +245,11 @@ class NoiseSchedule:
 
     def describe(self) -> str:
         """Which clean estimate it is, for the start-up table; empty for the one-step estimate."""
+        if self.answers > 1:
+            return (
+                f"the clean estimate is that of {self.answers} answers of the network; gradients are shown here and "
+                "measured at the first"
+            )
         if self.direct_steps is None:
             return ""
         return f"the clean estimate is that after a step of {self.direct_steps} timesteps, by the noise that is known"

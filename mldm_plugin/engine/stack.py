@@ -174,9 +174,8 @@ class LossStack:
             self.start_up.look(step, gates)
             if self.start_up.done:
                 self.start_up = None
-        with self.pictures.in_its_precision(step):
-            terms, gradient = evaluate(self.terms, step, gates.open, self.schedule, self.pictures, self.audit)
-        report = mix(step, terms, gradient, self.plain, self.combine)
+        terms, known = evaluate(self.terms, step, gates.open, self.schedule, self.pictures, self.audit)
+        report = mix(step, terms, known, self.plain, self.combine)
         if self._after_loss is not None:
             self._after_loss(step=self._with_estimate(step), report=report)
         self._note(report)
@@ -218,9 +217,9 @@ class LossStack:
         self._announce(table)
 
     def _with_estimate(self, step: DiffusionStep) -> DiffusionStep:
-        """The step with ẑ₀ of all images, for those who only look."""
+        """The step with ẑ₀ of all images, for those who only look: of the output alone, for which nothing is asked."""
         with torch.no_grad(), torch.autocast(step.latents.device.type, enabled=False):
-            return replace(step, pred_latents=self.schedule.pred_latents(step))
+            return replace(step, pred_latents=self.schedule.pred_latents(replace(step, predict=None)))
 
     def _with_boxes_clipped(self, step: DiffusionStep) -> DiffusionStep:
         """The step with its face boxes clipped to the picture."""
@@ -270,8 +269,8 @@ def _build_schedule(
         schedule = NoiseSchedule.from_scheduler(noise_scheduler, prediction_type)
     else:
         schedule = NoiseSchedule.from_alphas_cumprod(torch.as_tensor(alphas_cumprod), prediction_type)
-    schedule.direct_steps = preset.direct_steps
-    if schedule.edm and preset.direct_steps is not None:
+    schedule.direct_steps, schedule.answers = preset.direct_steps, preset.answers
+    if schedule.edm and preset.estimate != "one_step":
         raise PresetError(
             f"estimate: {preset.estimate} goes back by timesteps, of which EDM has none: use estimate: one_step."
         )

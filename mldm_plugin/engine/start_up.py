@@ -3,6 +3,8 @@
 first step                 what the host hands over is of the right kind and range
 first 20 steps, and 20     z_t is α z₀ + σ ε, ẑ₀ from the target is z₀, the host's loss is the mean of b_i where
 with a gated image         the mix is made of them, encode(picture) is z₀
+first step with a gated    where the network is asked again (ddim.py): it answers the same, with a gradient
+image
 first step with what a     the loss has a gradient at the network's output; decode(z₀) resembles the picture
 loss needs
 """
@@ -16,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mldm_plugin.engine.ddim import check_answers
 from mldm_plugin.engine.gates import Gates
 from mldm_plugin.engine.host_checks import check_base_loss, check_estimate, check_host, encoding_fault
 from mldm_plugin.engine.mix import Combine, PlainLoss, host_error, needs_each
@@ -34,6 +37,7 @@ CHECKED_STEPS = 20
 # −0.06 to 0.30. Chosen.
 _LEAST_LIKENESS, _FLAT = 0.5, 0.05
 _PICTURES = 4  # looked at, at most
+_ANSWERS = 2  # asked for again, at most, so that it takes no more memory than a step with them
 
 
 class StartUp:
@@ -65,6 +69,7 @@ class StartUp:
         self._combine, self._picture_check, self._announce = combine, picture_check, announce
         self._estimate_tolerance = estimate_tolerance
         self._steps = 0
+        self._asks = plain.schedule.answers > 1
         self._checks_left = CHECKED_STEPS
 
     @property
@@ -105,6 +110,10 @@ class StartUp:
                 check_base_loss(step.base_loss, host_error(step), step.other_loss)
         if any(gates.has[name] for name in self.unproven):
             self.prove(step, gates.has)
+        if self._asks and gates.any_open:
+            rows = sorted({row for of_term in gates.open.values() for row in of_term})[-_ANSWERS:]
+            self._announce(f"  {check_answers(step, rows)}")
+            self._asks = False
         if checked:
             self._check_encoding(step, gates)
             if gates.any_open or not self._terms:
@@ -126,7 +135,7 @@ class StartUp:
         if rows and (stand_in := pictures.differs_by(step)) and notes:
             notes.append(describe_cosines(stand_in, rows))
         notes += [pictures.describe(step)] if notes else []
-        notes += [schedule.describe()] if notes else []
+        notes += [schedule.describe()]
         self.unproven -= {t.name for t in terms}
         if not self.checks and pictures.decoder is not None:
             pictures.decoder.settle()  # a late proof has brought float32 weights back

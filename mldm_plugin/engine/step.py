@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +25,9 @@ _OF_EACH_IMAGE = (
     "base_weights",
 )
 _OF_EACH_STAGE = ("pred_features", "target_features")
+
+# Noisy latents (n, C, h, w), timesteps (n,) and which images of the step they are of → the network's answer.
+Predict = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,10 @@ class DiffusionStep:
             are looked at: each that lies on a GPU is waited for.
         keypoints: N tensors (K_i, 17, 3) of COCO's keypoints, x, y in pixels and v (0 not there, 1 hidden, 2
             visible); the k-th person is label k of the mask. On the CPU, too. None where the data set has none.
-        pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`.
+        predict: asks the network again, at other noise, about some images of the step: (n, C, h, w) noisy latents in
+            the dtype of `noisy_latents`, (n,) timesteps and the n numbers of the images → (n, C, h, w), with gradient
+            to its weights and to what it is asked about. Only `estimate: ddim-K` asks.
+        pred_latents: ẑ₀, (N, C, h, w), with gradient to `model_pred`, or x̂₀ of several answers (ddim.py).
         pred_images: decode(ẑ₀), float32 (N, 3, H, W), not clamped, with gradient.
         target_images: what `pred_images` is compared with, float32 (N, 3, H, W), without gradient.
         pred_features: what the decoder's stages make of ẑ₀ on the way to `pred_images`, float32 (N, C_l, h_l, w_l)
@@ -78,6 +84,7 @@ class DiffusionStep:
     person_mask: Tensor = _ABSENT
     face_boxes: Sequence[Tensor] = _ABSENT
     keypoints: Sequence[Tensor] | None = None
+    predict: Predict | None = None
 
     pred_latents: Tensor = _ABSENT
     pred_images: Tensor = _ABSENT
@@ -120,11 +127,15 @@ class DiffusionStep:
                 return value.index_select(0, on_device(rows, value.device))
             return [value[i] for i in rows]
 
-        names = [f.name for f in fields(self) if f.name not in (*_OF_THE_BATCH, *_OF_EACH_STAGE)]
+        predict = self.predict
+        apart = (*_OF_THE_BATCH, *_OF_EACH_STAGE, "predict")
+        names = [f.name for f in fields(self) if f.name not in apart]
         picked: dict[str, Any] = {name: pick(getattr(self, name)) for name in names}
         for name in _OF_EACH_STAGE:
             stages = getattr(self, name)
             picked[name] = None if stages is None else tuple(pick(stage) for stage in stages)
+        if predict is not None:
+            picked["predict"] = lambda noisy, timesteps, of: predict(noisy, timesteps, [rows[i] for i in of])
         return replace(self, **picked, base_loss=None, other_loss=None)
 
 

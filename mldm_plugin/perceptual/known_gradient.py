@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Known = tuple[Tensor, Tensor]  # a tensor of somebody's graph, and the gradient there
+
 
 def with_gradient(value: Tensor, of: Tensor, gradient: Tensor | None) -> Tensor:
     """`value` as a function of `of`, whose gradient is known.
@@ -15,7 +17,7 @@ def with_gradient(value: Tensor, of: Tensor, gradient: Tensor | None) -> Tensor:
     for it. It can be differentiated once.
 
     Args:
-        value: a scalar, or (n,) one value for each image of `of`; without a graph.
+        value: a scalar, or (n,) one value for each image of `of`. A gradient that it has already stays beside this one.
         of: (n, …).
         gradient: ∂(sum of `value`)/∂`of`, in the shape of `of`. Each value depends on its own image alone. None, or an
             `of` that wants no gradient, gives back `value` as it is.
@@ -42,7 +44,7 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        upstream = upstream.reshape(-1, *[1] * (gradient.ndim - 1))
-        return (upstream * gradient).to(ctx.dtype), None, None
+        each = upstream.reshape(-1, *[1] * (gradient.ndim - 1))
+        return (each * gradient).to(ctx.dtype), upstream, None

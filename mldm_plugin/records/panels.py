@@ -34,12 +34,15 @@ def draw_panel(
         max_rows: images shown.
 
     Returns:
-        An RGB picture. No gradients are computed and no random numbers drawn.
+        An RGB picture. No gradients are computed and no random numbers drawn. The estimate of several answers is asked
+        for anew, of the network as it is now.
     """
     step = step.select(range(min(max_rows, len(step))))
     decoder = stack.decoder or decoder
     if decoder is None:
         raise ValueError("panels need a decoder: give LossStack a VAE and a loss of positive weight.")
+    with torch.no_grad():
+        estimate = stack.schedule.pred_latents(step)
     with torch.no_grad(), stack.pictures.in_its_precision(step):
         pictures = step.pixel_values
         if pictures is None:
@@ -48,7 +51,7 @@ def draw_panel(
             as_bytes(pictures),
             [annotated(as_bytes(pictures)[i], step, i) for i in range(len(step))],
             as_bytes(decoder(step.noisy_latents.float())),
-            as_bytes(decoder(stack.schedule.pred_latents(step))),
+            as_bytes(decoder(estimate)),
         ]
     rows = [[column[i] for column in columns] for i in range(len(step))]
     return arrange(_TITLES, rows, [caption_of(step, report, i) for i in range(len(step))])

@@ -46,11 +46,18 @@ class ConditionedUNet(nn.Module):
         self.unet, self.conditions = unet, conditions
 
     def forward(
-        self, noisy: Tensor, timesteps: Tensor, values: Mapping[str, Tensor], present: Mapping[str, Tensor]
-    ) -> Tensor:
-        """What the U-Net answers to z_t (N, C, h, w) at t (N,); values and presence as `Conditions` takes them."""
-        tokens = tokens_of(self.conditions, values, present, len(noisy))
-        return self.unet(noisy, timesteps, tokens, return_dict=False)[0]
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        values: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the U-Net answers to z_t (N, C, h, w) at t (N,), and the tokens that it read, (N, L, D); values and
+        presence as `Conditions` takes them, or the tokens of them."""
+        if tokens is None:
+            tokens = tokens_of(self.conditions, values, present, len(noisy))
+        return self.unet(noisy, timesteps, tokens, return_dict=False)[0], tokens
 
     def enable_gradient_checkpointing(self) -> None:
         self.unet.enable_gradient_checkpointing()
@@ -105,7 +112,8 @@ class ConditionalTrainer(Trainer):
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(latents)
         noisy_latents = self.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
-        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
+        dropped = with_drops(batch, self.flags.condition_dropout)
+        model_pred, tokens = self.answer(model, dropped, noisy_latents, timesteps)
         return DiffusionStep(
             latents=latents,
             noise=noise,
@@ -114,12 +122,16 @@ class ConditionalTrainer(Trainer):
             model_pred=model_pred,
             target=noise,
             base_loss=F.mse_loss(model_pred.float(), noise.float()),
+            predict=self.ask_again(batch, tokens),
             **annotation_of(batch),
         )
 
-    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    def answer(
+        self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The output of the U-Net, with the conditions of a batch."""
-        return model(noisy_latents, timesteps, batch.get("conditions", {}), batch.get("present", {}))
+        values, present = batch.get("conditions", {}), batch.get("present", {})
+        return model(noisy_latents, timesteps, values, present, batch.get("tokens"))
 
     def save(self, folder: Path) -> None:
         """U-Net and encoders as diffusers keeps them, and the moving average."""

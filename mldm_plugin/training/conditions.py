@@ -31,13 +31,16 @@ class TextAndConditions(nn.Module):
         noisy: Tensor,
         timesteps: Tensor,
         text: Tensor,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, Tensor] | None,
         present: Mapping[str, Tensor],
         **options: Any,
     ) -> tuple[Any, Tensor]:
-        """The network's answer to z_t (N, C, h, w) at t (N,), and all that it read, (N, L, D)."""
-        tokens = tokens_of(self.conditions, values, present, len(noisy)).to(text.dtype)
-        joined = torch.cat([text, tokens], 1)
+        """The network's answer to z_t (N, C, h, w) at t (N,), and all that it read, (N, L, D); without values that is
+        `text` alone."""
+        joined = text
+        if values is not None:
+            tokens = tokens_of(self.conditions, values, present, len(noisy)).to(text.dtype)
+            joined = torch.cat([text, tokens], 1)
         return self.network(noisy, timesteps, encoder_hidden_states=joined, return_dict=False, **options), joined
 
 

@@ -81,7 +81,8 @@ class ControlNetTrainer(StableDiffusionTrainer):
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(latents)
         noisy_latents = scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
-        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
+        dropped = with_drops(batch, self.flags.condition_dropout)
+        model_pred, tokens = self.answer(model, dropped, noisy_latents, timesteps)
         predicts_v = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timesteps) if predicts_v else noise
         return DiffusionStep(
@@ -92,17 +93,20 @@ class ControlNetTrainer(StableDiffusionTrainer):
             model_pred=model_pred,
             target=target,
             base_loss=F.mse_loss(model_pred.float(), target.float()),
+            predict=self.ask_again(batch, tokens),
             **annotation_of(batch),
         )
 
-    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    def answer(
+        self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The U-Net's output, steered by the ControlNet `model`."""
         hint = batch.get("conditioning_pixel_values")
         if hint is None:
             side = self.flags.resolution
             hint = noisy_latents.new_zeros(len(noisy_latents), 3, side, side)
         (down, middle), text = self.ask(model, batch, noisy_latents, timesteps, controlnet_cond=hint.to(self.dtype))
-        return self.unet(
+        answer = self.unet(
             noisy_latents,
             timesteps,
             encoder_hidden_states=text,
@@ -110,6 +114,7 @@ class ControlNetTrainer(StableDiffusionTrainer):
             mid_block_additional_residual=middle.to(self.dtype),
             return_dict=False,
         )[0]
+        return answer, text
 
     def save(self, folder: Path) -> None:
         """As `ControlNetModel.from_pretrained` reads it."""

@@ -87,10 +87,11 @@ class StableDiffusionTrainer(Trainer):
 
     def ask(self, model: nn.Module, batch: dict[str, Any], noisy: Tensor, timesteps: Tensor, **options: Any) -> Any:
         """What `model` answers, and all that it read: the text, and the tokens of conditions behind it."""
-        text = self.text_of(batch)
+        tokens = batch.get("tokens")  # all there is to read, of a network that is asked again
+        text = self.text_of(batch) if tokens is None else tokens
         if self.beside is None:
             return model(noisy, timesteps, encoder_hidden_states=text, return_dict=False, **options), text
-        values, present = batch.get("conditions", {}), batch.get("present", {})
+        values, present = batch.get("conditions", {}) if tokens is None else None, batch.get("present", {})
         answer, read = model(noisy, timesteps, text, values, present, **options)
         return answer, read.to(self.dtype)
 

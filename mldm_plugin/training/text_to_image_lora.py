@@ -94,7 +94,8 @@ class LoraTrainer(StableDiffusionTrainer):
         noisy_latents = scheduler.add_noise(latents, noise, timesteps)
         predicts_noise = scheduler.config.prediction_type == "epsilon"
         target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
-        model_pred = self.predict(model, with_drops(batch, self.flags.condition_dropout), noisy_latents, timesteps)
+        dropped = with_drops(batch, self.flags.condition_dropout)
+        model_pred, tokens = self.answer(model, dropped, noisy_latents, timesteps)
 
         weights = min_snr_weights(scheduler, timesteps, self.flags.snr_gamma)
         if weights is None:
@@ -111,13 +112,16 @@ class LoraTrainer(StableDiffusionTrainer):
             target=target,
             base_weights=weights,
             base_loss=plain,
+            predict=self.ask_again(batch, tokens),
             **annotation_of(batch),
         )
 
-    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    def answer(
+        self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The output of the U-Net `model`."""
-        answer, _ = self.ask(model, batch, noisy_latents, timesteps)
-        return answer[0]
+        answer, tokens = self.ask(model, batch, noisy_latents, timesteps)
+        return answer[0], tokens
 
     def save(self, folder: Path) -> None:
         """As a pipeline's `load_lora_weights` reads it, in float32."""

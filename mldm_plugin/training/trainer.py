@@ -17,7 +17,7 @@ from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor, nn
 
 from mldm_plugin.conditions.encoder import ConditionEncoder
-from mldm_plugin.engine.step import DiffusionStep
+from mldm_plugin.engine.step import DiffusionStep, Predict, on_device
 from mldm_plugin.errors import MldmError
 from mldm_plugin.training.flags import TrainerFlags
 
@@ -108,9 +108,30 @@ class Trainer(ABC):
         diffusers' script. `draw_timesteps` gives t of each of some latents (N, …), (N,)."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    def answer(
+        self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What `model`, or the U-Net that it steers, answers to z_t (N, C, h, w) at t (N,), with the captions and hints
-        of a batch."""
+        of a batch, and the tokens that it read, (N, L, D). A batch with `tokens` is read no further."""
+
+    def predict(self, model: nn.Module, batch: dict[str, Any], noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        """What `answer` answers."""
+        return self.answer(model, batch, noisy_latents, timesteps)[0]
+
+    def ask_again(self, batch: dict[str, Any], tokens: Tensor) -> Predict:
+        """For a step's `predict`: the network in training, with the hints of a batch and the tokens that it has read.
+
+        Not through what accelerate wraps around it for several processes: their gradients are joined as weights are
+        done with, however often they were used, and a second call in a step, or one in the backward pass, would
+        begin the joining anew.
+        """
+        known = {"tokens": tokens} | {name: batch[name] for name in ("conditioning_pixel_values",) if name in batch}
+
+        def predict(noisy_latents: Tensor, timesteps: Tensor, rows: Sequence[int]) -> Tensor:
+            of_rows = {name: value.index_select(0, on_device(rows, value.device)) for name, value in known.items()}
+            return self.predict(self.trained, of_rows, noisy_latents, timesteps)
+
+        return predict
 
     @abstractmethod
     def save(self, folder: Path) -> None:
