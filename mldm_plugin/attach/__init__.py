@@ -10,7 +10,8 @@ The functions here are what a spliced script calls. One process runs one script,
                    its loss back to `accelerator.backward`; says what was seen (coverage) and writes it down (records)
     ranks          refuses what was not shown to work on several processes
     kohya_loop, kohya_masks     the same for sd-scripts, whose step and pictures are spread over methods
-    trainers, onetrainer*, musubi*, simpletuner, ai_toolkit, loop     trainers with doors of their own
+    trainers, onetrainer*, musubi*, simpletuner, diffsynth, ai_toolkit, lightning, loop     trainers with doors of their
+                   own
     autoencoders    of hosts, in the form of diffusers
     script_flags   a preset's settings for the script, as defaults of its parser
     by_frame       for a loop in an imported module: watched instead of spliced

@@ -34,6 +34,8 @@ OTHERS = (
     Trainer("ai-toolkit", ("toolkit",), "ai_toolkit.md"),
     Trainer("musubi-tuner", ("musubi_tuner",), "musubi_tuner.md", "musubi"),
     Trainer("SimpleTuner", ("simpletuner",), "simpletuner.md", "simpletuner"),
+    Trainer("DiffSynth-Studio", ("diffsynth",), "diffsynth.md", "diffsynth"),
+    Trainer("CompVis' latent diffusion", ("ldm", "cldm"), "lightning.md"),
 )
 
 
