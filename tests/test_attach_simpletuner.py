@@ -4,9 +4,13 @@ What is called here is called as in bghira/SimpleTuner at bc8e6ab7: `helpers/tra
 (`_compute_model_prediction_loss`), `helpers/models/common.py` (`prepare_batch`, `loss`, `auxiliary_loss`),
 `helpers/training/collate.py` (the batch), `helpers/image_manipulation/training_sample.py` (scaling and cropping) and
 `helpers/training/state_tracker.py`.
+MLDM_SIMPLETUNER names the folder of a checkout, MLDM_SIMPLETUNER_PYTHON the interpreter of its environment.
 """
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -25,6 +29,8 @@ from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.on_record import SideFolder
 from mldm_plugin.errors import DataError, MldmError
 
+CHECKOUT = Path(os.environ.get("MLDM_SIMPLETUNER", "checkout-of-simpletuner"))
+PYTHON = os.environ.get("MLDM_SIMPLETUNER_PYTHON", sys.executable)
 PRESET = """
 combine: convex
 checks: {picture: warn}
@@ -316,3 +322,15 @@ def test_the_picture_that_is_shown_is_what_was_cut(tmp_path):
     metadata = {**metadata_of(scene, (2, 3)), "intermediary_size": scene.size}
     _, picture = simpletuner.read_sample(str(tmp_path / "a.png"), metadata, CENTER)
     np.testing.assert_array_equal(picture.permute(1, 2, 0).numpy(), scene.pixels()[2 : 2 + CUT[1], 3 : 3 + CUT[0]])
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_SIMPLETUNER names no folder")
+def test_the_real_models_loss_is_mixed_and_with_weights_zero_as_it_was(tmp_path):
+    script = Path(__file__).parent / "scripts" / "simpletuner" / "real_losses.py"
+    here = os.pathsep.join([str(Path(__file__).parents[1]), str(CHECKOUT)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    command = [PYTHON, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "masks follow the pictures" in done.stderr
