@@ -70,6 +70,7 @@ def one_step(run: Path) -> dict[str, Any]:
     outside = {arm: elsewhere(study, run, arm) for arm in ("plain", "t400", "additive", "face_0.75", "masked_mse")}
     cost = {arm: told(found, outside["plain"]) for arm, found in outside.items() if arm != "plain"}
     attributes = told(*(study.values("attributes", arm) for arm in ("masked_mse", "plain")))
+    people = study.difference("kd_alexnet_person", "face_0.75", "plain")
     label = study._label("kd_alexnet_person")
     rows = [sum(len(v[label]) for v in notes.values()) for notes in study._measured["plain"]]
     return {
@@ -77,6 +78,7 @@ def one_step(run: Path) -> dict[str, Any]:
         "against_base": untrained,
         "error_elsewhere": cost,
         "masked_mse_attributes": attributes,
+        "face_0.75_people": {"value": people.value, "low": people.low, "high": people.high},
         "people_found": sum(rows) / len(rows),
         "distance_of_two_drawings_faces": strangers(study),
         "least_correlation_of_plain_losses": alike(run),
