@@ -22,7 +22,7 @@ combine: convex
 checks: {picture: warn}
 losses:
   masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: vgg, weights: random}
-  face: {weight: 0.3, max_timestep: 999, form: spatial, network: vggface2_resnet50, weights: random}
+  face: {weight: 0.3, max_timestep: 999, form: spatial, network: dlib_resnet, weights: random}
 """
 BOXES = torch.tensor([[4.0, 4.0, 20.0, 24.0], [0.0, 0.0, 0.0, 0.0]])
 

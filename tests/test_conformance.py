@@ -24,8 +24,8 @@ PRESET = """
 combine: convex
 checks: {picture: warn}
 losses:
-  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: vgg, weights: random}
-  face: {weight: 0.3, max_timestep: 999, form: spatial, network: vggface2_resnet50, weights: random}
+  masked_lpips: {weight: 0.2, max_timestep: 999, form: spatial, network: alex, weights: random}
+  face: {weight: 0.3, max_timestep: 999, form: spatial, network: dlib_resnet, weights: random}
 """
 BOXES = torch.tensor([[4.0, 4.0, 20.0, 24.0], [18.0, 2.0, 30.0, 16.0]])
 SEED = 7
@@ -87,7 +87,7 @@ def test_our_own_trainer(record, expected, monkeypatch):
     stack = LossStack.from_preset(record.parent / "preset.yaml", vae=tiny_vae(), noise_scheduler=ddpm())
     monkeypatch.setattr(ControlNetTrainer, "__init__", lambda self: None)
     monkeypatch.setattr(ControlNetTrainer, "latents_of", lambda self, batch: step["latents"])
-    monkeypatch.setattr(ControlNetTrainer, "predict", lambda *_: step["model_pred"])
+    monkeypatch.setattr(ControlNetTrainer, "answer", lambda *_: (step["model_pred"], torch.empty(0)))
     trainer = ControlNetTrainer()
     trainer.noise_scheduler, trainer.dtype = ddpm(), torch.float32
     trainer.flags = SimpleNamespace(condition_dropout=0.0)

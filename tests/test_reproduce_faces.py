@@ -74,7 +74,7 @@ def test_a_dry_run_says_what_it_takes():
 @needs_weights("vgg16", "alexnet")
 def test_two_tables_from_end_to_end_share_data_and_trainings(tmp_path):
     """Tiny, so that nothing is learnt; what it says of real sizes is in docs/faces.md."""
-    small = {"portraits": 18, "side": 64, "autoencoder_steps": 2, "judge_steps": 2}
+    small = {"portraits": 18, "side": 64, "autoencoder_steps": 2, "judge_steps": 2, "sampler_steps": 2}
     scale = FacesMini(tmp_path, 3, **small)
     report = Reproduction(RECIPES["faces-table4"], scale, 1, 1, jobs=1).run()
     assert report == tmp_path / "faces-table4" / "report.html"

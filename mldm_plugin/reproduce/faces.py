@@ -83,6 +83,7 @@ class FacesMini(_Faces):
         portraits: that are drawn, every sixth of them held out.
         side: of the pictures.
         autoencoder_steps, judge_steps: of the trainings that come before.
+        sampler_steps: of DDIM.
     """
 
     out: Path
@@ -91,6 +92,7 @@ class FacesMini(_Faces):
     side: int = 128
     autoencoder_steps: int = 4000
     judge_steps: int = 3000
+    sampler_steps: int = 50
     kind: ClassVar[str] = "-mini"
 
     @staticmethod
@@ -150,8 +152,8 @@ class FacesMini(_Faces):
         return in_words(self.steps_of(arm), settings["train_batch_size"])
 
     def evaluation(self, recipe: Recipe, seeds: int, prompts: int) -> Command:
-        """Fifty steps of DDIM."""
-        return self.judged(recipe, seeds, prompts, 50, max(self.steps_of(recipe.arms[0]) // 3, 1))
+        """Every model at the end, and at the stages that the recipe asks for."""
+        return self.judged(recipe, seeds, prompts, self.sampler_steps, max(self.steps_of(recipe.arms[0]) // 3, 1))
 
 
 @dataclass(frozen=True)
