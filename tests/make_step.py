@@ -104,6 +104,22 @@ def make_step(
     return step
 
 
+def arms(n: int) -> list[torch.Tensor]:
+    """Keypoints of `n` pictures that show one person's right arm each, and a hip."""
+    person = torch.zeros(1, 17, 3)
+    for number, place in {5: (6.0, 6.0), 7: (8.0, 12.0), 9: (14.0, 18.0), 11: (6.0, 26.0)}.items():
+        person[0, number] = torch.tensor([*place, 2.0])
+    return [person.clone() for _ in range(n)]
+
+
+def step_of(output):
+    """A step of the prediction type `sample`, whose output is the clean latents plus what is given."""
+    step = make_step((50,), scheduler=ddpm("sample"), base_loss=False)
+    error = torch.zeros_like(step.latents)
+    error[0, 0, 0, : len(output)] = torch.tensor(output)
+    return replace(step, model_pred=(step.latents + error).requires_grad_())
+
+
 class PictureLoss:
     """Mean squared difference of the pictures on the people."""
 
@@ -134,6 +150,15 @@ class LatentLoss:
 
     def __call__(self, step):
         return (step.pred_latents - step.latents).abs().flatten(1).mean(1)
+
+
+class Push:
+    """A loss whose gradient at ẑ₀ is known: 2 at one number, whatever the estimate is."""
+
+    needs = frozenset()
+
+    def __call__(self, step):
+        return 2 * step.pred_latents[:, 0, 0, 1]
 
 
 def make_stack(*terms, scheduler=None, **options):

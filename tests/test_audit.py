@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_step import FaceLoss, LatentLoss, PictureLoss, ddpm, make_stack, make_step, tiny_vae
+from make_step import FaceLoss, LatentLoss, PictureLoss, Push, ddpm, make_stack, make_step, step_of, tiny_vae
 from waits import Waits
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
@@ -19,15 +19,6 @@ from mldm_plugin.engine.ranges import RANGES, range_of
 from mldm_plugin.engine.term import Term
 from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
-
-
-class Push:
-    """A loss whose gradient at ẑ₀ is known: 2 at one number, whatever the estimate is."""
-
-    needs = frozenset()
-
-    def __call__(self, step):
-        return 2 * step.pred_latents[:, 0, 0, 1]
 
 
 def three_terms(t=100, **options):
@@ -40,14 +31,6 @@ def started(stack, step):
     stack.prove(step)
     stack.start_up = None
     return stack
-
-
-def step_of(output):
-    """A step of the prediction type `sample`, whose output is the clean latents plus what is given."""
-    step = make_step((50,), scheduler=ddpm("sample"), base_loss=False)
-    error = torch.zeros_like(step.latents)
-    error[0, 0, 0, : len(output)] = torch.tensor(output)
-    return replace(step, model_pred=(step.latents + error).requires_grad_())
 
 
 @pytest.mark.parametrize(("combine", "kept"), [("convex", 0.5), ("additive", 1.0)])

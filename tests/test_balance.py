@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_step import FaceLoss, LatentLoss, PictureLoss, ddpm, make_stack, make_step
-from test_audit import Push, step_of
+from make_step import FaceLoss, LatentLoss, PictureLoss, Push, ddpm, make_stack, make_step, step_of
 
 from mldm_plugin.attach.loop import Loop
 from mldm_plugin.engine.audit import _MOST_UNREAD

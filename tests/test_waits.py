@@ -1,6 +1,7 @@
 """How often a step waits for its device: counted as what would have to wait there, whatever the device is here."""
 
 import functools
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from make_step import make_stack, make_step
+from make_step import arms, make_stack, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 from waits import Waits
 
@@ -58,6 +59,26 @@ def test_one_wait_in_a_closed_step_and_two_in_an_open_one(published_stack, times
     seen, report = counted(stack, past_the_start(stack, step))
     assert seen == expected
     assert sum(term.gated for term in report.terms.values()) == 2 * sum(t <= 100 for t in timesteps)
+
+
+OTHERS = sorted(set(load_plugins().losses.entries) - {"masked_lpips", "face"})
+
+
+def stack_of_another(name):
+    """Any other loss, its network random and small if it has one, and a step that has all that losses need."""
+    loss = load_plugins().losses[name]
+    options = {"weights": "random"} if "weights" in inspect.signature(loss).parameters else {}
+    return make_stack(Term(name, loss(**options), 0.3)), replace(make_step((50, 20)), keypoints=arms(2))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_loss_waits_no_more(name):
+    stack, step = stack_of_another(name)
+    step = past_the_start(stack, step)
+    with Waits(on_host=[*step.face_boxes, *step.keypoints]) as waits:
+        report = stack(step)
+    assert waits.seen == ["tolist", "tolist"]
+    assert report.terms[name].gated == 2
 
 
 def test_people_one_by_one_cost_one_wait_more(published_stack):
@@ -112,6 +133,16 @@ def test_the_backward_pass_waits_for_nothing(published_stack):
     assert waits.seen == []
 
 
+FORWARD = ("bincount", "scatter_add", "histc")
+BACKWARD = ("roi", "replication_pad", "grid_sampler", "bilinear", "bicubic", "adaptive_avg_pool")
+
+
+def unordered(names):
+    """Those that add up in any order on a GPU; most do so in the backward pass alone."""
+    forward = {name for name in names if any(word in name for word in FORWARD)}
+    return forward | {n for n in names if n.endswith("backward") and any(word in n for word in BACKWARD)}
+
+
 class Names(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -129,8 +160,16 @@ def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order(published
     with Names() as names:
         stack(step).loss.backward()
     assert "convolution_backward" in names.seen  # operations of the backward pass are seen
-    unordered = ("roi", "replication_pad", "grid_sampler", "bincount", "bilinear", "bicubic", "scatter_add", "histc")
-    assert not {name for name in names.seen if any(word in name for word in unordered)}
+    assert unordered(names.seen) == set()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_of_the_other_losses_only_that_on_turned_squares_is_not_the_same_each_run(name):
+    """As docs/losses/keypoints.md and docs/training_loop.md say."""
+    stack, step = stack_of_another(name)
+    with Names() as names:
+        stack(replace(step, base_loss=None)).loss.backward()
+    assert unordered(names.seen) == ({"grid_sampler_2d_backward"} if name == "keypoints" else set())
 
 
 def test_the_log_of_an_optimizer_step_waits_once(published_stack):

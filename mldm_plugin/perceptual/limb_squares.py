@@ -45,7 +45,8 @@ def body_squares(keypoints: Tensor) -> Tensor:
     for person in keypoints.detach().cpu().float():
         there = person[:, 2] > 0
         if int(there[list(_LIMBS)].sum()) >= _FEWEST:
-            low, high = person[there, :2].amin(0), person[there, :2].amax(0)
+            places = person[there][:, :2]
+            low, high = places.amin(0), places.amax(0)
             side = _ROOM * (high - low).amax()
             squares.append(torch.cat([(low + high) / 2, side[None], torch.zeros(1)])[None])
     return torch.cat(squares)

@@ -65,7 +65,7 @@ def cut_out(image: Tensor, squares: Tensor, size: int, outside: str = "border") 
         block = max(1, int(square[2] / size))
         pooled, corner = _pooled(image, places, block)
         extent = torch.tensor([pooled.shape[2], pooled.shape[1]]) * block
-        normal = ((places - corner) / extent * 2 - 1).view(1, size, size, 2).to(image)
+        normal = ((places - corner) / extent * 2 - 1).view(1, size, size, 2).to(image, non_blocking=True)
         cuts.append(F.grid_sample(pooled[None], normal, mode="bilinear", padding_mode=outside, align_corners=False))
     return torch.cat(cuts)
 
