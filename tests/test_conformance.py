@@ -5,6 +5,8 @@ form, through our own trainer's step, and through the attachment, under the name
 of kohya's, whose step is spread over the methods of a trainer class.
 """
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from make_step import ddpm, people_mask, tiny_vae
 from safetensors.torch import load_file, save_file
 
-from mldm_plugin import DiffusionStep, LossStack
+from mldm_plugin import DiffusionStep, LossStack, load_plugins
 from mldm_plugin.attach.annotation import KEY, Annotation
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
@@ -138,3 +140,10 @@ def test_attached_to_a_kohya_script(record, expected, tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path), v_parameterization=False)
     found = attachment.loss(weighted.mean(), {"accelerator": accelerator, "args": args})
     check(loss_and_gradient(found, step["model_pred"]), expected)
+
+
+def test_the_check_on_a_gpu_looks_at_every_loss():
+    spec = importlib.util.spec_from_file_location("gpu_steps", Path(__file__).parent / "gpu" / "gpu_steps.py")
+    steps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(steps)
+    assert {kind for kind, _ in steps.LOSSES.values()} == set(load_plugins().losses.entries)

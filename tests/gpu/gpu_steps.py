@@ -17,6 +17,8 @@ LOSSES = {
     "face vggface2_inception": ("face", {"network": "vggface2_inception", "form": "features"}),
     "face dlib_resnet": ("face", {"network": "dlib_resnet"}),
     "identity": ("identity", {}),
+    "dino": ("dino", {}),
+    "keypoints": ("keypoints", {"of": "both"}),
 }
 SIDE = 64
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gpu_steps import LOSSES, SIDE, built, moved
-from make_step import FaceLoss, LatentLoss, PictureLoss, make_stack, make_step
+from make_step import FaceLoss, LatentLoss, PictureLoss, arms, make_stack, make_step
 
 from mldm_plugin.engine.term import Term
 
@@ -18,7 +18,7 @@ def value_and_gradient(stack, step):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_loss_is_the_cpus(name, cuda, note):
-    step = make_step((50, 20), size=SIDE, latent_size=SIDE // 4)
+    step = replace(make_step((50, 20), size=SIDE, latent_size=SIDE // 4), keypoints=arms(2))
     results = []
     for device in ("cpu", cuda):
         stack = make_stack(Term(name.replace(" ", "_"), built(name), 0.5))
