@@ -46,7 +46,7 @@ TORCH_ONLY = {"perceptual", "engine.schedule", "engine.step"}
 FRAMEWORK_INSIDE = {"mldm_plugin.perceptual.vision_transformers"}
 # What a hook is called with is made far above the list of hooks.
 TYPED_FROM_BELOW = {"mldm_plugin.hookspecs"}
-MODULE_LINES, LOSS_LINES, FUNCTION_LINES = 400, 150, 40
+MODULE_LINES, LOSS_LINES, FUNCTION_LINES, STEP_LINES = 400, 150, 40, 15
 
 
 def module_name(path):
@@ -164,6 +164,18 @@ def test_nothing_outgrows_its_size(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (length := code_lines(node)) > FUNCTION_LINES
     }
     assert not long, f"functions of more than {FUNCTION_LINES} lines: {long}"
+
+
+def test_a_step_is_read_on_one_screen():
+    (stack,) = [n for n in ast.walk(parse(MODULES["mldm_plugin.engine.stack"])) if isinstance(n, ast.ClassDef)]
+    (call,) = [n for n in stack.body if isinstance(n, ast.FunctionDef) and n.name == "__call__"]
+    assert code_lines(call) - 1 <= STEP_LINES, "without its signature"
+
+
+def test_tests_do_not_import_from_one_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        borrowed = {name for name in imports(path) if name.startswith("test_")}
+        assert not borrowed, f"{path.name} takes from {borrowed}: what tests share stands in a module of its own"
 
 
 def code_lines(function):

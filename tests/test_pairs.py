@@ -4,15 +4,16 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from test_docs import DOCS
 from weights_entries import needs_weights
 
 from mldm_plugin import load_plugins
 
+DOCS = Path(__file__).parent.parent / "docs"
 FOUND = json.loads((DOCS / "losses" / "pairs.json").read_text(encoding="utf-8"))
 WEIGHTS = {
     "masked_lpips": ["vgg16"],

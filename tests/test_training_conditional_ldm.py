@@ -9,6 +9,7 @@ from diffusers import VQModel
 from PIL import Image
 from run_trainer import command, records, run_here
 from safetensors.torch import load_file
+from tiny_conditional import BOTH, SMALL
 from tiny_data import add_conditions, write_data
 
 from mldm_plugin.conditions.celeba import ATTRIBUTES
@@ -20,12 +21,6 @@ from mldm_plugin.evaluation.models import load_pipeline, parse_models
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditional_ldm import ConditionalTrainer, load_autoencoder, unet_config
 from mldm_plugin.training.conditions import with_drops
-
-SMALL = (
-    *("--block_out_channels", 16, 32, "--attention_head_dim", 8, "--layers_per_block", 1, "--cross_attention_dim", 16),
-    *("--attention_resolutions", 8, 4, "--num_train_epochs", 9, "--validation_rows", 0, "--learning_rate", 1e-3),
-)
-BOTH = ("--condition", "attributes", "semantic_mask", "--condition_option", "semantic_mask.channels=[8, 8, 8, 16]")
 
 
 @pytest.fixture(scope="module")

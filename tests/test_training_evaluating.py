@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from run_trainer import CONTROLNET, LORA, command, launch, records, run_here, same_weights
-from test_training_conditional_ldm import BOTH, SMALL
+from tiny_conditional import BOTH, SMALL
 from tiny_data import add_conditions, write_data
 
 import mldm_plugin.evaluation.one_step as one_step_module

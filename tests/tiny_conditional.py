@@ -14,6 +14,12 @@ from mldm_plugin.prepare.synthetic.dataset import write_synthetic
 SIDE = 64
 ATTRIBUTES = ("attributes", {"hidden": 8})
 MASK = ("semantic_mask", {"resolution": SIDE, "channels": [8, 8, 8]})
+# Flags of train_conditional_ldm.py: a small network, and two conditions.
+SMALL = (
+    *("--block_out_channels", 16, 32, "--attention_head_dim", 8, "--layers_per_block", 1, "--cross_attention_dim", 16),
+    *("--attention_resolutions", 8, 4, "--num_train_epochs", 9, "--validation_rows", 0, "--learning_rate", 1e-3),
+)
+BOTH = ("--condition", "attributes", "semantic_mask", "--condition_option", "semantic_mask.channels=[8, 8, 8, 16]")
 
 
 def write_faces(folder: Path, count: int = 24) -> Path:
