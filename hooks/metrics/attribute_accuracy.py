@@ -58,7 +58,7 @@ class AttributeAccuracy:
         return attribute_accuracy(seen, wanted, numbers)
 
     def parts(self, made: Tensor, real: Tensor) -> dict[str, float]:
-        """The same for each attribute that varies."""
+        """The share of pictures that are as asked, of each attribute that varies."""
         seen, wanted, numbers = self._read(made, real)
         return {ATTRIBUTES[number].replace("_", " "): attribute_accuracy(seen, wanted, [number]) for number in numbers}
 

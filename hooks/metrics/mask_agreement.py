@@ -85,7 +85,7 @@ class MaskMeanIoU(_OfMasks):
         return mean_iou(_counts(made))
 
     def parts(self, made: Tensor, real: Tensor) -> dict[str, float]:
-        """The same for each part that is there."""
+        """The intersection over union of each part that is there."""
         names = names_of_labels()
         return {names[label]: share for label, share in iou_by_label(_counts(made)).items()}
 

@@ -175,7 +175,7 @@ def _scale(part: str, name: str, rank: int, settings: dict[str, object] | None) 
 
 
 def _own_scale(part: str, rank: int, alpha: Tensor, settings: dict[str, object] | None) -> float | None:
-    """The same with the α that the file has for this layer alone, None if that is not one number."""
+    """The scale of a layer by the α that the file has for it alone, None if that is not one number."""
     told = settings or {}
     return None if alpha.numel() != 1 else alpha.item() / _divisor(rank, _prefix(part, told), told)
 

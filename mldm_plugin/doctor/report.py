@@ -33,7 +33,7 @@ class Answer:
     of_data: list[Remark]
 
     def beside(self, data: Report | None, of_data: list[Remark]) -> Answer:
-        """The same, with a training set that was looked at before."""
+        """This answer, and what there is to say of a training set that was looked at before."""
         return Answer(_in_order([*self.said, *of_data]), self.changes, data, self.log, of_data)
 
     @property

@@ -48,7 +48,7 @@ def conclude(results: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def in_a_line(results: dict[str, Any]) -> list[str]:
-    """The same as a paragraph for each model."""
+    """What `conclude` says, as a paragraph for each model."""
     first = results["models"][0]["name"]
     return [f"{name} against {first}. {' '.join(said)}" for name, said in conclude(results).items()]
 

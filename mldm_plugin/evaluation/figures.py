@@ -139,7 +139,7 @@ def gallery(results: dict[str, Any], out: Path) -> Any:
 
 
 def faces(results: dict[str, Any], out: Path) -> Any:
-    """The same with the largest face of each picture, enlarged; where none was found, or looked for, that is said."""
+    """As `gallery`, of each picture's largest face, enlarged; where none was found, or looked for, that is said."""
 
     def largest(path: str, boxes: Boxes | None) -> Image.Image | str | None:
         if not boxes:

@@ -73,7 +73,7 @@ def as_json(value: Any) -> str:
 
 
 def short(value: Any) -> Any:
-    """The same with its numbers cut to `DIGITS`."""
+    """`value` with its numbers cut to `DIGITS`."""
     if isinstance(value, dict):
         return {key: short(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

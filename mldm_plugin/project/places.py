@@ -18,7 +18,7 @@ def beside(folder: Path, name: str) -> str:
 
 
 def beside_if_there(folder: Path, name: str) -> str:
-    """The same for a name that need not be a path, such as one of the Hub: where it is there, or begins as a path does.
+    """As `beside`, for a name that may be one of the Hub: where such a path is there, or it begins as a path does.
 
     >>> beside_if_there(Path("/runs/anna"), "stable-diffusion-v1-5/stable-diffusion-v1-5")
     'stable-diffusion-v1-5/stable-diffusion-v1-5'
