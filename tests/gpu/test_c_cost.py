@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from gpu_steps import share_of_time
 
 from mldm_plugin.bench.goals import GOALS
 from mldm_plugin.bench.sizes import SUBJECTS
@@ -89,14 +90,15 @@ def test_memory_order_of_the_decoder_and_of_vgg(dtype, vae, note, monkeypatch):
 def test_the_goals_of_docs_performance(subject, note, tmp_path):
     """`mldm bench --size sd15` at batch 1 and 8, in bfloat16: steps, the path of the pixels, losses alone.
 
-    A goal that is missed, or not measured in the time there is, is told, and fails nothing.
+    A goal that is missed, or not measured in the six minutes that all of this may take, is told, and fails nothing.
     """
     report = Path(os.environ.get("MLDM_GPU_REPORT", tmp_path / "report.json")).parent
     path = report / f"bench-{subject}.json"
     command = [sys.executable, "-m", "mldm_plugin.cli", "bench", "--size", "sd15", "--json", str(path)]
     command += ["--rounds", "5", "--batch", "1,8", "--dtype", "bfloat16", "--subject", subject]
+    patience = share_of_time(len(SUBJECTS) - SUBJECTS.index(subject))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience)
     except subprocess.TimeoutExpired:
         found = {"goals": [], "sections": []}
     else:
