@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from make_step import arms, make_stack, make_step
+from make_step import LatentLoss, arms, make_stack, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 from waits import Waits
 
@@ -79,6 +79,25 @@ def test_every_other_loss_waits_no_more(name):
         report = stack(step)
     assert waits.seen == ["tolist", "tolist"]
     assert report.terms[name].gated == 2
+
+
+def test_asking_the_network_again_costs_no_wait():
+    step = make_step((50, 20))
+    stack = make_stack(Term("latent", LatentLoss(), 0.3), audit_steps=0)
+    stack.schedule.answers = 2
+    stack.start_up = None
+    weight = torch.ones((), requires_grad=True)
+    asked = []
+
+    def predict(noisy, timesteps, rows):
+        asked.append(rows)
+        return weight * noisy
+
+    step = replace(step, base_loss=F.mse_loss(step.model_pred, step.target), predict=predict)
+    with Waits(on_host=step.face_boxes) as waits:
+        stack(step).loss.backward()
+    assert waits.seen == ["tolist", "tolist"]
+    assert asked == [[0, 1], [0, 1]]
 
 
 def test_people_one_by_one_cost_one_wait_more(published_stack):

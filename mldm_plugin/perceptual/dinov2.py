@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -137,10 +136,7 @@ class DINOFeatures:
         height, width = images.shape[-2:]
         scale = self.size / (min(height, width) * PATCH)
         sides = [max(round(side * scale), 1) * PATCH for side in (height, width)]
-        along, across = (
-            _resampling(side, source, images.dtype, images.device)
-            for side, source in zip(sides, (height, width), strict=True)
-        )
+        along, across = (_resampling(side, source, images) for side, source in zip(sides, (height, width), strict=True))
         with torch.autocast(images.device.type, enabled=False):
             images = along @ images @ across.T
         mean, deviation = (torch.tensor(of).view(3, 1, 1).to(images, non_blocking=True) for of in (_MEAN, _DEVIATION))
@@ -148,11 +144,11 @@ class DINOFeatures:
         return features
 
 
-@functools.lru_cache(maxsize=64)
-def _resampling(size: int, source: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _resampling(size: int, source: int, like: Tensor) -> Tensor:
     """The matrix (size, source) of resizing along one axis, which averages where it shrinks.
 
     Two products with it are what `F.interpolate` does, but their gradient is the same in each run on a GPU, too.
     """
     unit = torch.eye(source, dtype=torch.float64)[None, None]
-    return F.interpolate(unit, (size, source), mode="bilinear", antialias=True)[0, 0].to(device, dtype)
+    matrix = F.interpolate(unit, (size, source), mode="bilinear", antialias=True)[0, 0]
+    return matrix.to(like.dtype).to(like.device, non_blocking=True)
