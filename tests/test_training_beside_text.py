@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from run_trainer import WEIGHTS, command, records, run_here
 from safetensors.torch import load_file
+from tiny_conditional import BOTH
 from tiny_data import add_conditions, write_data
 
 from mldm_plugin.cli import main as mldm
@@ -32,7 +33,6 @@ from mldm_plugin.training.text_to_image_lora import LoraTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 KINDS = {"text_to_image_lora": (LoraTrainer, LoraFlags), "controlnet": (ControlNetTrainer, ControlNetFlags)}
-BOTH = ("--condition", "attributes", "semantic_mask", "--condition_option", "semantic_mask.channels=[8, 8, 8, 16]")
 CPU = torch.device("cpu")
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from run_trainer import command, launch, records, run_here, same_weights
 from safetensors.torch import load_file
+from tiny_conditional import BOTH
 from tiny_data import add_conditions, write_data
-
-BOTH = ("--condition", "attributes", "semantic_mask", "--condition_option", "semantic_mask.channels=[8, 8, 8, 16]")
 
 # Each process of a pair writes down what it ends with.
 WATCHER = """

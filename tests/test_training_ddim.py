@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from run_trainer import records, run_here, same_weights
-from test_training_beside_text import BOTH, CPU
+from tiny_conditional import BOTH
 from tiny_data import add_conditions, write_data
 
 from mldm_plugin.data.batch import collate
@@ -19,6 +19,7 @@ from mldm_plugin.training.controlnet import ControlNetTrainer
 from mldm_plugin.training.flags import ControlNetFlags, LoraFlags
 from mldm_plugin.training.text_to_image_lora import LoraTrainer
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SMALL = {"block_out_channels": [16, 32], "attention_head_dim": 8, "attention_resolutions": [8, 4]}
 SMALL |= {"layers_per_block": 1, "cross_attention_dim": 16}

@@ -1,4 +1,4 @@
-"""SimpleTuner's own loss and auxiliary_loss, on a prepared batch of tests/test_attach_simpletuner.py's; in FOLDER."""
+"""SimpleTuner's own loss and auxiliary_loss, on a prepared batch of tests/simpletuner_record.py's; in FOLDER."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import test_attach_simpletuner as recorded
+import simpletuner_record as recorded
 from make_step import flow, tiny_vae
 from simpletuner.helpers.models.common import ImageModelFoundation, PredictionTypes
 
