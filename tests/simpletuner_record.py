@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import torch
 from make_step import ddpm, tiny_vae
-from PIL import Image
 from tiny_people import SCENES
 from torch.nn import functional as F
 
@@ -20,14 +19,6 @@ losses:
 """
 CENTER = {"crop": True, "crop_style": "center", "crop_aspect": "square"}
 CUT = (64, 64)
-
-
-def write_photos(folder):
-    (folder / "masks").mkdir(parents=True)
-    for scene in SCENES:
-        Image.fromarray(scene.pixels()).save(folder / f"{scene.name}.png")
-        Image.fromarray(scene.labels()).save(folder / "masks" / f"{scene.name}.png")
-    return folder
 
 
 def metadata_of(scene, corner=None):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
-from tiny_people import SCENES, person_pixels
+from tiny_people import SCENES, person_pixels, write_dreambooth
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
@@ -38,12 +38,7 @@ def photos(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys.modules["__main__"], "args", SimpleNamespace(output_path=str(tmp_path / "out")), raising=False
     )
-    folder = tmp_path / "photos"
-    (folder / "masks").mkdir(parents=True)
-    for scene in SCENES:
-        Image.fromarray(scene.pixels()).save(folder / f"{scene.name}.png")
-        Image.fromarray(scene.labels()).save(folder / "masks" / f"{scene.name}.png")
-    return folder
+    return write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
 
 
 def attach(tmp_path, photos, text=PRESET):

@@ -19,7 +19,7 @@ import torch
 from make_step import flow, tiny_vae
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_people import SCENES, person_pixels
+from tiny_people import SCENES, person_pixels, write_dreambooth
 from torch.nn import functional as F
 
 from mldm_plugin import DiffusionStep, LossStack
@@ -52,14 +52,6 @@ def resize(picture, bucket):
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX))[top : top + bucket[1], left:][
         :, : bucket[0]
     ]
-
-
-def write_photos(folder):
-    (folder / "masks").mkdir(parents=True)
-    for scene in SCENES:
-        Image.fromarray(scene.pixels()).save(folder / f"{scene.name}.png")
-        Image.fromarray(scene.labels()).save(folder / "masks" / f"{scene.name}.png")
-    return folder
 
 
 class Manager:
@@ -95,7 +87,7 @@ class Manager:
 
 @pytest.fixture
 def batches(tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     source = SimpleNamespace(image_paths=[str(folder / f"{s.name}.png") for s in SCENES])
     manager = Manager(torch.randn(len(SCENES), 4, 16, 16))
     return Batches(manager, source, SideFolder(folder / "masks"), resize)
@@ -326,7 +318,7 @@ def stand_in(monkeypatch):
 
 
 def test_its_data_sets_and_its_loop_are_followed(stand_in, tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     settings = Settings(("mldm",), str(preset_of(tmp_path)), mask_dir=str(folder / "masks"), panel_steps=0)
     attachment = Attachment(settings)
     musubi.install(attachment, tmp_path / "flux_2_train_network.py")
@@ -369,7 +361,7 @@ def test_without_musubi_tuner_its_script_is_told_what_to_install(tmp_path, monke
 
 
 def test_a_picture_stored_turned_is_told(tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     frame = frame_of_item(str(folder / f"{SCENES[0].name}.png"), SCENES[0].size, BUCKET, 6)
     with pytest.raises(DataError, match="stored turned"):
         annotate_frames([frame], SideFolder(folder / "masks"), (True, False))
@@ -399,7 +391,7 @@ def run_real(*arguments, plugin=()):
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_MUSUBI names no folder")
 def test_the_real_trainer_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path):
-    photos = write_photos(tmp_path / "photos")
+    photos = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     for scene in SCENES:
         (photos / f"{scene.name}.txt").write_text(scene.text, encoding="utf-8")
     (tmp_path / "data.toml").write_text(

@@ -18,8 +18,8 @@ import pytest
 import torch
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
-from simpletuner_record import CENTER, CUT, PRESET, Model, Tracker, attach, metadata_of, prepared, write_photos
-from tiny_people import SCENES, person_pixels
+from simpletuner_record import CENTER, CUT, PRESET, Model, Tracker, attach, metadata_of, prepared
+from tiny_people import SCENES, person_pixels, write_dreambooth
 
 from mldm_plugin import DiffusionStep, LossStack
 from mldm_plugin.attach import simpletuner
@@ -39,7 +39,7 @@ def step_of(model, batch, pred):
 
 
 def test_masks_lie_where_the_metadata_say(tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     masks, tracker = SideFolder(folder / "masks"), Tracker(folder)
     seen_ones = 0
     for scene in SCENES:
@@ -66,7 +66,7 @@ def test_masks_lie_where_the_metadata_say(tmp_path):
     ],
 )
 def test_crops_that_it_draws_again_are_refused_where_they_can_move(config, told, tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     path, metadata = str(folder / f"{SCENES[0].name}.png"), metadata_of(SCENES[0])
     frame, _ = simpletuner.read_sample(path, metadata, config)
     with pytest.raises(DataError, match=f"{told}.*cannot be followed"):
@@ -78,7 +78,7 @@ def test_crops_that_it_draws_again_are_refused_where_they_can_move(config, told,
 
 
 def test_a_picture_without_record_or_with_another_size_is_told(tmp_path):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     path = str(folder / f"{SCENES[0].name}.png")
     with pytest.raises(DataError, match="no record of where it was cropped"):
         simpletuner.read_sample(path, None, CENTER)
@@ -92,7 +92,7 @@ def test_a_picture_without_record_or_with_another_size_is_told(tmp_path):
 @pytest.mark.parametrize("masks", ["folder", "own"])
 def test_a_recorded_step_gives_the_loss_of_the_library_form(tmp_path, kind, masks):
     torch.manual_seed(5)
-    folder, vae = write_photos(tmp_path / "photos"), tiny_vae()
+    folder, vae = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks"), tiny_vae()
     batch, pictures = prepared(folder, kind, vae)
     batch["weights"] = torch.tensor([1.0, 0.5])
     mask = person_pixels(pictures).to(torch.uint8)
@@ -134,7 +134,7 @@ def test_a_recorded_step_gives_the_loss_of_the_library_form(tmp_path, kind, mask
 
 def test_weights_zero_regularisation_and_validation_are_its_own(tmp_path):
     torch.manual_seed(1)
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     batch, _ = prepared(folder, "flow", tiny_vae())
     batch["extra"] = torch.tensor(0.25)
     pred = torch.randn_like(batch["latents"]).requires_grad_()
@@ -157,7 +157,7 @@ def test_weights_zero_regularisation_and_validation_are_its_own(tmp_path):
 
 def test_additive_adds_to_what_else_is_in_its_loss(tmp_path):
     torch.manual_seed(1)
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     batch, _ = prepared(folder, "flow", tiny_vae())
     target = batch["noise"] - batch["latents"]
     pred = (target + 0.1 * torch.randn_like(target)).requires_grad_()
@@ -171,7 +171,7 @@ def test_additive_adds_to_what_else_is_in_its_loss(tmp_path):
 
 
 def test_the_model_that_is_about_to_train_is_followed(tmp_path, monkeypatch):
-    folder = write_photos(tmp_path / "photos")
+    folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
 
     class Trainer:
         def train(self):

@@ -22,8 +22,7 @@ DAMAGED = (
     lzma.LZMAError,
     EOFError,
     ValueError,
-    RuntimeError,  # also of an encrypted member
-    NotImplementedError,
+    RuntimeError,  # also of an encrypted member, and one packed in a way that is not known
     TypeError,  # tarfile's, where a gzip header ends early
     OSError,  # gzip's and bzip2's word for a damaged stream
 )

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import simpletuner_record as recorded
 from make_step import flow, tiny_vae
 from simpletuner.helpers.models.common import ImageModelFoundation, PredictionTypes
+from tiny_people import write_dreambooth
 
 
 class Real(ImageModelFoundation):
@@ -42,7 +43,7 @@ def step(model, batch, pred):
 
 
 def main(folder):
-    photos = recorded.write_photos(folder / "photos")
+    photos = write_dreambooth(folder / "photos", folder / "photos" / "masks")
     torch.manual_seed(5)
     batch, _ = recorded.prepared(photos, "flow", tiny_vae())
     pred = (batch["noise"] - batch["latents"] + 0.1 * torch.randn_like(batch["latents"])).requires_grad_()
