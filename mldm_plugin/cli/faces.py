@@ -28,9 +28,10 @@ def autoencoder(data: Path, out: Path, steps: int, side: int, no_lpips: bool) ->
     """Train an autoencoder on the faces in DATA, for train_conditional_ldm.py --pretrained_model_name_or_path OUT."""
     from mldm_plugin.faces.autoencoder import train_autoencoder
     from mldm_plugin.faces.pictures import read_faces
+    from mldm_plugin.people_mini.perceptual import read_three_stages
 
     known, held_out = (read_faces(data, split, side) for split in ("train", "validation"))
-    found = train_autoencoder(known, held_out, steps, out, lpips=not no_lpips)
+    found = train_autoencoder(known, held_out, steps, out, None if no_lpips else read_three_stages(None))
     click.echo(f"{out / 'vae'}: {found:.2f} dB on held-out pictures")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mldm_plugin.faces.pictures import Faces
 from mldm_plugin.people_mini.autoencoder import LIKENESS, PULL, Coding, psnr, scaling_factor
 from mldm_plugin.people_mini.loop import Batch, Plan, Training
-from mldm_plugin.people_mini.perceptual import ThreeStages, read_three_stages
+from mldm_plugin.people_mini.perceptual import ThreeStages
 from mldm_plugin.perceptual.frozen import build_seeded
 from mldm_plugin.records.files import write_text
 
@@ -54,16 +54,16 @@ class FacesObjective:
     lpips: ThreeStages | None
 
     def draw(self, generator: torch.Generator) -> Batch:
-        numbers = torch.randint(len(self.faces), (BATCH,), generator=generator)
-        pixels = self.faces.floats(numbers)
-        turned = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
-        noise = torch.randn(BATCH, CHANNELS, *(side // 8 for side in pixels.shape[-2:]), generator=generator)
+        device = generator.device
+        pixels = self.faces.floats(self.faces.drawn(BATCH, generator), device)
+        turned = torch.rand(BATCH, 1, 1, 1, generator=generator, device=device) < 0.5
+        size = (side // 8 for side in pixels.shape[-2:])
+        noise = torch.randn(BATCH, CHANNELS, *size, generator=generator, device=device)
         return {"pixels": torch.where(turned, pixels.flip(-1), pixels), "noise": noise}
 
     def loss(self, module: Any, batch: Batch) -> Tensor:
-        device = next(module.parameters()).device
-        pixels, noise = (batch[name].to(device) for name in ("pixels", "noise"))
-        made, mean, logvar = module(pixels, noise)
+        pixels = batch["pixels"]
+        made, mean, logvar = module(pixels, batch["noise"])
         pull = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = (made - pixels).abs().mean() + PULL * pull
         if self.lpips is None:
@@ -71,17 +71,21 @@ class FacesObjective:
         return loss + LIKENESS * self.lpips(made[:LOOKED_AT], pixels[:LOOKED_AT])
 
 
-def train_autoencoder(faces: Faces, held_out: Faces, steps: int, folder: Path, *, lpips: bool = True) -> float:
-    """Train, write `folder`/vae in diffusers' format; resumable. Returns decibels on held-out pictures."""
+def train_autoencoder(faces: Faces, held_out: Faces, steps: int, folder: Path, lpips: ThreeStages | None) -> float:
+    """Train, write `folder`/vae in diffusers' format; resumable. Returns decibels on held-out pictures.
+
+    Args:
+        lpips: as for `FacesObjective`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator()
-    judge = read_three_stages(None).to(accelerator.device) if lpips else None
-    plan = Plan("autoencoder", RATE, steps=steps, warmup=min(100, steps), graph=False)
+    judge = None if lpips is None else lpips.to(accelerator.device)
+    plan = Plan("autoencoder", RATE, steps=steps, warmup=min(100, steps))
     vae = Training(Coding(build()), plan, FacesObjective(faces, judge), accelerator, folder).run().vae
     with torch.no_grad():
         numbers = torch.arange(min(SHOWN, len(held_out)))
         device = next(vae.parameters()).device
-        pixels = held_out.floats(numbers).to(device)
+        pixels = held_out.floats(numbers, device)
         latents = torch.cat([vae.encode(some).latent_dist.mean for some in pixels.split(16)])
         made = torch.cat([vae.decode(some).sample for some in latents.split(16)])
     vae.register_to_config(scaling_factor=scaling_factor(latents))

@@ -34,16 +34,16 @@ class JudgeObjective:
     of_parts: bool
 
     def draw(self, generator: torch.Generator) -> Batch:
-        numbers = torch.randint(len(self.faces), (BATCH,), generator=generator)
+        device, numbers = generator.device, self.faces.drawn(BATCH, generator)
+        pixels = self.faces.floats(numbers, device)
         if self.of_parts:  # the picture must stay where its labels are, so it is softened only
-            pixels, share = self.faces.floats(numbers), torch.rand(BATCH, 1, 1, 1, generator=generator)
+            share = torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
             soft = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
-            return {"pixels": pixels + share * (soft - pixels), "answers": self.faces.parts[numbers].long()}
-        return {"pixels": varied(self.faces.floats(numbers), generator), "answers": self.faces.attributes[numbers]}
+            return {"pixels": pixels + share * (soft - pixels), "answers": self.faces.parts[numbers].to(device).long()}
+        return {"pixels": varied(pixels, generator), "answers": self.faces.attributes[numbers].to(device)}
 
     def loss(self, module: Any, batch: Batch) -> Tensor:
-        device = next(module.parameters()).device
-        logits, answers = module(batch["pixels"].to(device)), batch["answers"].to(device)
+        logits, answers = module(batch["pixels"]), batch["answers"]
         if self.of_parts:
             return F.cross_entropy(logits, answers)
         return F.binary_cross_entropy_with_logits(logits, answers)
@@ -58,7 +58,7 @@ def train_judge(
 ) -> Any:
     """Train a judge; resumable, its state lies in `folder`. Returns it with averaged weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(kind.__name__, RATE, steps=steps, warmup=min(100, steps), ema=0.99, graph=False)
+    plan = Plan(kind.__name__, RATE, steps=steps, warmup=min(100, steps), ema=0.99)
     objective = JudgeObjective(faces, of_parts=kind is PartsJudge)
     training = Training(build_seeded(lambda: kind(widths)), plan, objective, Accelerator(), folder)
     judge = training.run()

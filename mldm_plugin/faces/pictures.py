@@ -33,9 +33,13 @@ class Faces:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def floats(self, numbers: Tensor) -> Tensor:
-        """These pictures as float32 in [-1, 1]."""
-        return self.pixels[numbers].float() / 127.5 - 1
+    def floats(self, numbers: Tensor, device: torch.device | None = None) -> Tensor:
+        """These pictures as float32 in [-1, 1], on the device, or where they lie."""
+        return self.pixels[numbers].to(device).float() / 127.5 - 1
+
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """Numbers of so many of them at random, where they lie."""
+        return torch.randint(len(self), (count,), generator=generator, device=generator.device).to(self.pixels.device)
 
     @property
     def varied(self) -> list[int]:

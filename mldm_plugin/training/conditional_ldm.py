@@ -95,7 +95,7 @@ class ConditionalTrainer(Trainer):
         self.trained = ConditionedUNet(unet, conditions).train()
         self.conditions = dict(conditions.each())
         self.use_memory_savers(unet)
-        self.ema = EMAModel(self.trainable(), flags.ema_decay) if flags.use_ema else None
+        self.ema = EMAModel(self.trainable(), flags.ema_decay, foreach=True) if flags.use_ema else None
         self.framing = {"random_flip": flags.random_flip}
 
     def move_frozen(self) -> None:
@@ -156,6 +156,7 @@ class ConditionalTrainer(Trainer):
         weights = load_file(folder / EMA_WEIGHTS)
         state = json.loads((folder / EMA_STATE).read_text(encoding="utf-8"))
         self.ema.load_state_dict({**state, "shadow_params": [weights[name] for name in self._names]})
+        self.ema.to(self.device)
 
     def publish(self, folder: Path) -> None:
         """The whole pipeline, as `ConditionalLDMPipeline.from_pretrained` reads it."""

@@ -96,7 +96,8 @@ class Run:
             if accelerator.is_main_process:
                 trainer.prompts()  # a hint that cannot be read is found now
             optimizer = make_optimizer(trainer, processes)
-        training_set = open_training_set(trainer, accelerator, annotated=preset is not None)
+        looked_at = preset is not None and bool(preset.losses or flags.panel_steps)
+        training_set = open_training_set(trainer, accelerator, annotated=looked_at)
         loader = make_dataloader(training_set, flags.train_batch_size, flags.dataloader_num_workers)
         with together(accelerator):
             scheduler = make_lr_scheduler(trainer, optimizer, len(loader), processes)
