@@ -1,4 +1,4 @@
-"""Faces from attributes and masks on a GPU that is lent for minutes (docs/faces_results.md): what `mldm reproduce`
+"""Faces from attributes and masks on a GPU that is lent for minutes (docs/evidence_protocol.md): what `mldm reproduce`
 makes in a day of a CPU core, with larger batches, and as many steps as there is time for.
 
 python docs/faces_gpu.py data FOLDER --vgg STAGES
