@@ -142,11 +142,12 @@ def test_checkpoints_resume_exactly(cuda, note, tmp_path):
         assert run_here(main, command(output, pipeline, data, *given), cpu=False) == 0
         return weights_of(output)
 
-    whole = train(tmp_path / "whole", "--max_train_steps", 4)
+    whole, again = (train(tmp_path / name, "--max_train_steps", 4) for name in ("whole", "again"))
     train(tmp_path / "parts", "--max_train_steps", 2)
     parts = train(tmp_path / "parts", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
-    off = max((whole[k] - parts[k]).abs().max().item() for k in whole)
-    note("resumed run against an uninterrupted one: weights", off, at_most=1e-6)
+    by_chance, off = (max((whole[k] - made[k]).abs().max().item() for k in whole) for made in (again, parts))
+    note("a run against the same run: weights", by_chance)
+    note("resumed run against an uninterrupted one: weights", off, at_most=3 * by_chance + 1e-6)
 
 
 def test_a_compiled_host(cuda, note):

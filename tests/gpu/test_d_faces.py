@@ -36,11 +36,18 @@ def test_the_trainer_of_conditions_resumes_exactly(cuda, faces, note, tmp_path):
         assert run_here(main, command(output, pipeline, faces, *same, *flags), cpu=False) == 0
         return ConditionalLDMPipeline.from_pretrained(output)
 
-    whole = train(tmp_path / "whole", "--max_train_steps", 4)
+    whole, again = (train(tmp_path / name, "--max_train_steps", 4) for name in ("whole", "again"))
     train(tmp_path / "parts", "--max_train_steps", 2)
     parts = train(tmp_path / "parts", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
-    weights = [dict(made.unet.named_parameters()) for made in (whole, parts)]
-    off = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
-    note("faces, resumed against uninterrupted: averaged weights", off, at_most=1e-5)
+    by_chance, off = (apart(whole.unet, made.unet) for made in (again, parts))
+    note("faces, a run against the same run: averaged weights", by_chance)
+    note("faces, resumed against uninterrupted: averaged weights", off, at_most=3 * by_chance + 1e-6)
     drawn = whole.to(cuda)(batch_size=2, num_inference_steps=2).images
     assert [picture.size for picture in drawn] == [(SIDE, SIDE)] * 2
+
+
+def apart(one, other):
+    """The largest difference of two networks' weights: kernels that add up in any order make one, and Adam's steps are
+    as large for a gradient of rounding errors as for any other."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
