@@ -1,6 +1,7 @@
 """The drawn pictures of the documentation: `python docs/pictures.py` writes them into docs/images.
 
-Their figures are read from where they are told: the cost of a step from docs/performance.md, the mix from the preset.
+Their figures are read from where they are told: the cost of a step from docs/performance.md, the mix and the gate from
+the preset, how much noise is drawn from diffusers' schedulers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from matplotlib.ticker import FuncFormatter
 
+from mldm_plugin.engine.schedule import stable_diffusion_snr
+from mldm_plugin.prepare.synthetic.portrait import draw_portrait
 from mldm_plugin.preset import load_preset
 
 DOCS = Path(__file__).parent
@@ -60,6 +68,57 @@ def mix_by_timestep(path: Path) -> None:
     _save(figure, axes, path)
 
 
+def snr_drawn(sampling: str, shift: float) -> np.ndarray:
+    """Equally likely signal-to-noise ratios of a script of diffusers that trains by flow matching.
+
+    Args:
+        sampling: its --weighting_scheme; `none` draws evenly.
+        shift: of the model's scheduler.
+    """
+    torch.manual_seed(0)
+    sigmas = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas
+    options = {"logit_mean": 0.0, "logit_std": 1.0, "mode_scale": 1.29}
+    drawn = compute_density_for_timestep_sampling(sampling, batch_size=200_000, **options)
+    sigma = sigmas[(drawn * 1000).long()].double().numpy()
+    return np.square((1 - sigma) / sigma)
+
+
+def gates(path: Path) -> None:
+    """How much noise each family's training draws, and where T = 100 opens the losses; above, what it looks like."""
+    opens = stable_diffusion_snr()[load_preset("mldm").losses["face"].max_timestep or 999].item()
+    families = {
+        "SD 1.5, SDXL: t drawn evenly": stable_diffusion_snr().double().numpy(),
+        "Flux, as diffusers' script: σ drawn evenly": snr_drawn("none", 1.0),
+        "SD 3, as our presets: σ drawn evenly, shifted by 3": snr_drawn("none", 3.0),
+        "SD 3, as diffusers' script: logit-normal, shifted by 3": snr_drawn("logit_normal", 3.0),
+    }
+    shown = (200.0, 60.0, 20.0, opens, 3.0, 1.0, 0.3, 0.1)
+    figure = plt.figure(figsize=(7.5, 6), layout="constrained")
+    rows = figure.subfigures(2, 1, height_ratios=(1, 3))
+    picture = draw_portrait(np.random.default_rng(np.random.SeedSequence([21, 3])), 128).pixels / 127.5 - 1
+    noise = np.random.default_rng(0).normal(size=picture.shape)
+    for axes, snr in zip(rows[0].subplots(1, len(shown)), shown, strict=True):
+        noisy = (snr**0.5 * picture + noise) / (1 + snr) ** 0.5
+        axes.imshow(np.clip((noisy + 1) / 2, 0, 1))
+        axes.set_title(f"{snr:.3g}", fontsize=9, color=COLOURS[0] if snr >= opens else "black")
+        axes.axis("off")
+    edges = opens * 1.25 ** np.arange(-44, 26)  # the outermost bars hold all beyond them
+    for axes, (name, snr) in zip(rows[1].subplots(len(families), 1, sharex=True), families.items(), strict=True):
+        counts, _ = np.histogram(np.clip(snr, edges[0], edges[-1]), edges)
+        colours = np.where(np.arange(-44, 25) >= 0, COLOURS[0], COLOURS[2])
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours)
+        axes.set_xscale("log")
+        axes.set_xlim(edges[-1], edges[0])
+        axes.set_yticks([])
+        axes.set_title(f"{name}; {np.mean(snr >= opens):.1%} of the pictures", loc="left", fontsize=9)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(f"signal-to-noise ratio; blue: T = 100, which opens the losses at {opens:.3g} and above")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def _save(figure: plt.Figure, axes: plt.Axes, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -68,7 +127,7 @@ def _save(figure: plt.Figure, axes: plt.Axes, path: Path) -> None:
     plt.close(figure)
 
 
-PICTURES = {"cost_of_a_step.png": cost_of_a_step, "mix_by_timestep.png": mix_by_timestep}
+PICTURES = {"cost_of_a_step.png": cost_of_a_step, "mix_by_timestep.png": mix_by_timestep, "gates.png": gates}
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():

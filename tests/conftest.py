@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -120,14 +121,13 @@ def weights_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def trainer_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The trainer that `accelerate launch` would start, in this process, which has made its imports. Returns what was
     started."""
-    from mldm_plugin.training.text_to_image_lora import main
-
     started: list[list[str]] = []
 
     def start(training: Any, threads: int, out: IO[bytes]) -> Any:
         out.write(b"")
-        assert training.words[:2] == ["-m", "mldm_plugin.training.text_to_image_lora"]
+        assert training.words[0] == "-m"
         started.append(training.words)
+        main = import_module(training.words[1]).main
         return SimpleNamespace(returncode=run_here(main, training.words[2:]), poll=lambda: 0)
 
     monkeypatch.setattr("mldm_plugin.reproduce.commands.Training.start", start)

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
 
 import forked
 import pytest
+from quick_person import Quick
 from weights_entries import needs_weights
 
 from mldm_plugin.demo import __main__ as demo
@@ -16,18 +16,6 @@ from mldm_plugin.reproduce.run import Reproduction
 from mldm_plugin.reproduce.scales import Person
 
 pytest.importorskip("openpeople")
-
-
-@dataclass(frozen=True)
-class Quick(Person):
-    """Trained on one picture a step, drawn in two steps, once."""
-
-    noises: int = 1
-    sampler_steps: int = 2
-
-    def training(self, arm, seed, steps):
-        whole = super().training(arm, seed, steps)
-        return replace(whole, flags=(*whole.flags, "--train_batch_size", "1"))
 
 
 @needs_weights("alexnet", "vgg16", "dlib_resnet", "mtcnn")

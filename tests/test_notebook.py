@@ -1,7 +1,6 @@
 """docs/notebook.ipynb: its cells are executed in order, in an empty folder.
 
-`!` lines are what a shell would get. The trainings, minutes long, are the demo's, which test_demo_run.py runs: here
-their commands are printed, and a report of the same form lies where they would leave one.
+`!` lines are what a shell would get. The trainings take two steps instead of 120, and draw two pictures.
 """
 
 import json
@@ -13,15 +12,15 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from evaluation_results import make_results
 from PIL import Image
+from quick_person import Quick
+from weights_entries import needs_weights
 
 from mldm_plugin.cli import main
-from mldm_plugin.evaluation.report import write_report
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
-TRAINING = ["reproduce", "likeness"]
+STEPS = "STEPS = 120"
 pytest.importorskip("openpeople")
 
 
@@ -44,8 +43,8 @@ def run_shell(line, printed):
         assert all(f"\n{extra} = " in (ROOT / "pyproject.toml").read_text(encoding="utf-8") for extra in extras)
         return
     assert name == "mldm", line
-    if arguments[:2] == TRAINING and "--dry-run" not in arguments:
-        arguments.append("--dry-run")
+    if arguments[0] == "reproduce":
+        arguments += ["--prompts", "2"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0 or arguments == ["doctor"], result.output
     printed.append(result.output)
@@ -58,32 +57,34 @@ def show(path):
     return Path(path).name
 
 
-def test_every_cell_runs(tmp_path, monkeypatch, capsys):
+@needs_weights("alexnet", "vgg16", "dlib_resnet", "faceres", "mtcnn")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
+def test_every_cell_runs(tmp_path, monkeypatch, capsys, trainer_here, commands_here, quick_evaluation):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mldm_plugin.reproduce.scales.Person", Quick)
+    monkeypatch.setattr("mldm_plugin.reproduce.commands.processes_here", lambda: 1)
     shown, printed, namespace = [], [], {"__name__": "notebook"}
     ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
     ipython.version_info = (9, 0)  # matplotlib asks
     display.Image, display.display = show, shown.append
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    for cell in code_cells():
+    cells = code_cells()
+    assert sum(STEPS in cell for cell in cells) == 1
+    for cell in cells:
         if cell.startswith("!"):
             for line in cell.splitlines():
                 run_shell(filled(line.removeprefix("!"), namespace), printed)
         else:
-            exec(compile(cell, "notebook", "exec"), namespace)
-        if "RUN" in namespace and not (report := Path(namespace["RUN"]) / "report").exists():
-            report.mkdir(parents=True)
-            results = make_results(report, models=("masked_ldm", "plain", "plain_same_time"), cases=2)
-            (report / "metrics.json").write_text(json.dumps(results), encoding="utf-8")
-            write_report(results, report)
-    trainings = [output for output in printed if "train" in output and "--max_train_steps 120" in output]
-    assert len(trainings) == 2  # shown, then run
-    assert all(output.count("accelerate launch") == 3 for output in trainings)
-    assert all(str(namespace["RUN"] / "runs" / "masked_ldm-s0") in output for output in trainings)
+            exec(compile(cell.replace(STEPS, "STEPS = 2"), "notebook", "exec"), namespace)
+    [plan] = [output for output in printed if output.count("accelerate launch") == 3]
+    assert plan.count("as many steps as masked_ldm has time for") == 1
+    assert str(namespace["RUN"] / "runs" / "masked_ldm-s0") in plan
+    assert len(trainer_here) == 3
     assert shown == ["gallery.png"]
     assert "10 photographs are learnt, 9 are kept back" in (told := capsys.readouterr().out)
     assert "against the first: plain " in told
+    assert "identity {'masked_ldm': " in told
 
 
 def test_it_holds_no_output_of_some_machine():

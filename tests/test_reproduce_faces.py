@@ -13,7 +13,6 @@ from mldm_plugin.cli.reproduce import FACES as NAMES
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.models import parse_models
 from mldm_plugin.plugins import load_plugins
-from mldm_plugin.reproduce.commands import Command
 from mldm_plugin.reproduce.faces import FacesMini, FacesPaper
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.run import Reproduction
@@ -72,21 +71,8 @@ def test_a_dry_run_says_what_it_takes():
     assert "--prompts 5000 --sampler ddim --steps 500 --repetitions 10 --eta 1" in output
 
 
-@pytest.fixture
-def commands_run_here(monkeypatch):
-    """`mldm …` in this process: six times the start of a program is most of a tiny table's time."""
-
-    def call(command):
-        assert command.words[0] == "mldm"
-        done = CliRunner().invoke(main, command.words[1:], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        assert command.made.is_file()
-
-    monkeypatch.setattr(Command, "call", call)
-
-
 @needs_weights("vgg16", "alexnet")
-def test_two_tables_from_end_to_end_share_data_and_trainings(tmp_path, commands_run_here):
+def test_two_tables_from_end_to_end_share_data_and_trainings(tmp_path, trainer_here, commands_here, quick_evaluation):
     """Tiny, so that nothing is learnt; what it says of real sizes is in docs/faces.md."""
     small = {"portraits": 18, "side": 64, "autoencoder_steps": 2, "judge_steps": 2, "sampler_steps": 2}
     scale = FacesMini(tmp_path, 3, **small)
