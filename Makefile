@@ -8,7 +8,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage docs gpu-check lint clean
+.PHONY: setup demo test coverage docs gpu-check lint style types pytest clean
 
 setup: .venv/ready
 
@@ -23,16 +23,23 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m mldm_plugin.demo
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 
 # A file's tests share networks and runs, so they stay in one process. Files go in the order of their names: xdist's own
 # order, the fewest tests last, would leave the longest files for the end. More threads would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint
+test: style
+	$(MAKE) --no-print-directory -j 2 types pytest  # mypy in the time that tests wait for their processes
+
+pytest: setup
 	$(PYTEST)
 
 coverage: lint

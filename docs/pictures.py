@@ -18,6 +18,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from mldm_plugin.engine.schedule import stable_diffusion_snr
 from mldm_plugin.prepare.synthetic.portrait import draw_portrait
@@ -117,6 +118,9 @@ def gates(path: Path) -> None:
     axes.set_xlabel(f"signal-to-noise ratio; blue: T = 100, which opens the losses at {opens:.3g} and above")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    with Image.open(path) as whole:
+        few = whole.convert("RGB").quantize(96)  # noise in all colours takes a quarter of a megabyte
+    few.save(path, optimize=True)
 
 
 def _save(figure: plt.Figure, axes: plt.Axes, path: Path) -> None:

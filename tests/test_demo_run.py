@@ -1,60 +1,15 @@
-"""The demo with few steps, its trainings in this process, and its pieces."""
-
-import json
-import sys
+"""The pieces of the demo; test_demo_and_notebook.py runs it."""
 
 import forked
 import pytest
-from quick_person import Quick
-from weights_entries import needs_weights
 
 from mldm_plugin.demo import __main__ as demo
 from mldm_plugin.errors import WeightsError
-from mldm_plugin.people_mini import unseen
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.run import Reproduction
 from mldm_plugin.reproduce.scales import Person
 
 pytest.importorskip("openpeople")
-
-
-@needs_weights("alexnet", "vgg16", "dlib_resnet", "mtcnn")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
-def test_the_demo_trains_three_times_and_compares(
-    trainer_here, commands_here, quick_evaluation, tmp_path, monkeypatch, capfd
-):
-    out = tmp_path / "run"
-    monkeypatch.setattr(demo, "HELD_OUT", unseen.HELD_OUT[:2])
-    monkeypatch.setattr(demo, "processes_here", lambda: 1)
-    monkeypatch.setattr(demo, "Person", Quick)
-    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(out), "--steps", "2"])
-    assert demo.main() == 0
-    told, logged = capfd.readouterr()
-    assert told.count("$ accelerate launch") == 2
-    assert told.count("--loss-plugin mldm --preset demo") == 2
-    assert logged.count("reaches the network") == 2
-    assert "alexnet from " in logged
-    assert "(CC0)" in logged
-    assert "weights: random" not in logged
-    results = json.loads((out / "report" / "metrics.json").read_text())
-    assert [model["name"] for model in results["models"]] == ["masked_ldm", "plain", "plain_same_time"]
-    faces = next(metric for metric in results["metrics"] if metric["name"] == "one_step_face")
-    assert all(0 < model["value"] < 2 for model in faces["models"].values())
-    assert f"{faces['models']['plain']['value']:.3f}" in told
-    steps = int(told.partition("as Masked LDM took: ")[2].partition(" steps")[0])
-    assert trainer_here[2][trainer_here[2].index("--max_train_steps") + 1] == str(steps)
-    assert "held out" not in told + logged, "the photographs are a split of their own"
-    assert (out / "report" / "report.html").stat().st_size > 50_000
-    places = {words[words.index("--train_data_dir") + 1] for words in trainer_here}
-    assert places == {str(out / "data" / "train")}, "this trainer reads every picture below its folder"
-    seen = {path.name for path in (out / "data" / "train").glob("*.png")}
-    assert not seen & {path.name for path in (out / "data" / "validation").glob("*.png")}
-    del trainer_here[:]
-    before = (out / "report" / "metrics.json").read_text()
-    assert demo.main() == 0
-    assert not trainer_here, "what is trained is not trained again"
-    again = json.loads((out / "report" / "metrics.json").read_text())
-    assert again["metrics"] == json.loads(before)["metrics"]
 
 
 def test_the_proof_is_told_as_the_training_told_it(tmp_path):

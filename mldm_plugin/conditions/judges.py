@@ -120,17 +120,14 @@ def at_side(pixels: Tensor, side: int) -> Tensor:
 
 @torch.no_grad()
 def attributes_seen(judge: AttributeJudge, pixels: Tensor, batch: int = 32) -> Tensor:
-    """What it says of pictures (N, 3, S, S) in [-1, 1], bool (N, 40), where they are."""
-    device = next(judge.parameters()).device
-    return torch.cat([judge(some.to(device)) > 0 for some in pixels.split(batch)]).to(pixels.device)
+    """What it says of pictures (N, 3, S, S) in [-1, 1], bool (N, 40)."""
+    return torch.cat([judge(some) > 0 for some in pixels.split(batch)])
 
 
 @torch.no_grad()
 def parts_seen(judge: PartsJudge, pixels: Tensor, batch: int = 16) -> Tensor:
-    """The labels that it gives the pixels, uint8 (N, S, S), where they are."""
-    device = next(judge.parameters()).device
-    seen = [judge(some.to(device)).argmax(1).to(torch.uint8) for some in pixels.split(batch)]
-    return torch.cat(seen).to(pixels.device)
+    """The labels that it gives the pixels, uint8 (N, S, S)."""
+    return torch.cat([judge(some).argmax(1).to(torch.uint8) for some in pixels.split(batch)])
 
 
 def attribute_accuracy(seen: Tensor, wanted: Tensor, numbers: list[int]) -> float:

@@ -56,7 +56,7 @@ def train_judge(
     folder: Path,
     widths: tuple[int, ...] = SMALL,
 ) -> Any:
-    """Train a judge; resumable, its state lies in `folder`. Returns it with averaged weights."""
+    """Train a judge; resumable, its state lies in `folder`. Returns it with averaged weights, on the CPU."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(kind.__name__, RATE, steps=steps, warmup=min(100, steps), ema=0.99)
     objective = JudgeObjective(faces, of_parts=kind is PartsJudge)
@@ -65,4 +65,4 @@ def train_judge(
     last = training.accelerator.unwrap_model(training.module)
     for own, buffer in zip(judge.buffers(), last.buffers(), strict=True):  # batch norm's, which are not averaged
         own.copy_(buffer)
-    return judge.eval()
+    return judge.cpu().eval()

@@ -1,6 +1,7 @@
-"""docs/notebook.ipynb: its cells are executed in order, in an empty folder.
+"""The demo and docs/notebook.ipynb with few steps, trained in this process: they train the same, the demo first.
 
-`!` lines are what a shell would get. The trainings take two steps instead of 120, and draw two pictures.
+The notebook's cells are executed in order; `!` lines are what a shell would get. The trainings take two steps
+instead of 120, and draw two pictures.
 """
 
 import json
@@ -17,10 +18,12 @@ from quick_person import Quick
 from weights_entries import needs_weights
 
 from mldm_plugin.cli import main
+from mldm_plugin.demo import __main__ as demo
+from mldm_plugin.people_mini import unseen
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
-STEPS = "STEPS = 120"
+RUN, STEPS = Path("runs/notebook"), "STEPS = 120"
 pytest.importorskip("openpeople")
 
 
@@ -57,11 +60,59 @@ def show(path):
     return Path(path).name
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("likeness")
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("mldm_plugin.reproduce.scales.Person", Quick)
+    monkeypatch.setattr(demo, "Person", Quick)
+
+
+@needs_weights("alexnet", "vgg16", "dlib_resnet", "mtcnn")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
+def test_the_demo_trains_three_times_and_compares(
+    here, trainer_here, commands_here, quick_evaluation, monkeypatch, capfd
+):
+    monkeypatch.setattr(demo, "HELD_OUT", unseen.HELD_OUT[:2])
+    monkeypatch.setattr(demo, "processes_here", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(RUN), "--steps", "2"])
+    assert demo.main() == 0
+    told, logged = capfd.readouterr()
+    assert told.count("$ accelerate launch") == 2
+    assert told.count("--loss-plugin mldm --preset demo") == 2
+    assert logged.count("reaches the network") == 2
+    assert "alexnet from " in logged
+    assert "(CC0)" in logged
+    assert "weights: random" not in logged
+    results = json.loads((RUN / "report" / "metrics.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["masked_ldm", "plain", "plain_same_time"]
+    faces = next(metric for metric in results["metrics"] if metric["name"] == "one_step_face")
+    assert all(0 < model["value"] < 2 for model in faces["models"].values())
+    assert f"{faces['models']['plain']['value']:.3f}" in told
+    steps = int(told.partition("as Masked LDM took: ")[2].partition(" steps")[0])
+    assert trainer_here[2][trainer_here[2].index("--max_train_steps") + 1] == str(steps)
+    assert "held out" not in told + logged, "the photographs are a split of their own"
+    assert (RUN / "report" / "report.html").stat().st_size > 50_000
+    places = {words[words.index("--train_data_dir") + 1] for words in trainer_here}
+    assert places == {str(RUN / "data" / "train")}, "this trainer reads every picture below its folder"
+    seen = {path.name for path in (RUN / "data" / "train").glob("*.png")}
+    assert not seen & {path.name for path in (RUN / "data" / "validation").glob("*.png")}
+    del trainer_here[:]
+    before = (RUN / "report" / "metrics.json").read_text()
+    assert demo.main() == 0
+    assert not trainer_here, "what is trained is not trained again"
+    again = json.loads((RUN / "report" / "metrics.json").read_text())
+    assert again["metrics"] == json.loads(before)["metrics"]
+
+
 @needs_weights("alexnet", "vgg16", "dlib_resnet", "faceres", "mtcnn")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
-def test_every_cell_runs(tmp_path, monkeypatch, capsys, trainer_here, commands_here, quick_evaluation):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mldm_plugin.reproduce.scales.Person", Quick)
+def test_every_cell_runs(here, monkeypatch, capsys, trainer_here, commands_here, quick_evaluation):
+    is_trained = RUN.exists()
     monkeypatch.setattr("mldm_plugin.reproduce.commands.processes_here", lambda: 1)
     shown, printed, namespace = [], [], {"__name__": "notebook"}
     ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
@@ -80,7 +131,8 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys, trainer_here, commands_h
     [plan] = [output for output in printed if output.count("accelerate launch") == 3]
     assert plan.count("as many steps as masked_ldm has time for") == 1
     assert str(namespace["RUN"] / "runs" / "masked_ldm-s0") in plan
-    assert len(trainer_here) == 3
+    assert namespace["RUN"] == RUN
+    assert len(trainer_here) == (0 if is_trained else 3)
     assert shown == ["gallery.png"]
     assert "10 photographs are learnt, 9 are kept back" in (told := capsys.readouterr().out)
     assert "against the first: plain " in told
