@@ -1,11 +1,13 @@
 """The drawn pictures of the documentation: `python docs/pictures.py` writes them into docs/images.
 
 Their figures are read from where they are told: the cost of a step from docs/performance.md, the mix and the gate from
-the preset, how much noise is drawn from diffusers' schedulers.
+the preset, how much noise is drawn from diffusers' schedulers, memory from docs/plan_sdxl.json, which
+`mldm plan --family sdxl --train lora --vram 24 --json` printed.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -123,6 +125,29 @@ def gates(path: Path) -> None:
     few.save(path, optimize=True)
 
 
+def memory_of_sdxl(path: Path) -> None:
+    """Bars: what a LoRA of SDXL takes at 1024² with gradient checkpointing, by batch and way of decoding."""
+    plan = json.loads((DOCS / "plan_sdxl.json").read_text(encoding="utf-8"))
+    rows = [one for one in plan["settings"] if one["gradient_checkpointing"] and one["batch"] <= 8]
+    batches = sorted({one["batch"] for one in rows})
+    whole, checkpointed = (
+        {one["batch"]: one for one in rows if one["decode"] == how} for how in ("whole", "checkpointed")
+    )
+    bars = {
+        "with the losses": [whole[batch]["gb"] for batch in batches],
+        "with the losses, decode_checkpointing": [checkpointed[batch]["gb"] for batch in batches],
+        "the plain loss": [whole[batch]["without_pixels_gb"] for batch in batches],
+    }
+    figure, axes = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+    for offset, (name, values), colour in zip((-0.27, 0, 0.27), bars.items(), COLOURS, strict=True):
+        drawn = axes.bar([i + offset for i in range(len(batches))], values, 0.25, label=name, color=colour)
+        axes.bar_label(drawn, fmt="%.0f", padding=2, fontsize=8)
+    axes.axhline(plan["vram_gb"], color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
+    axes.set_ylabel("GB of memory")
+    _save(figure, axes, path)
+
+
 def _save(figure: plt.Figure, axes: plt.Axes, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -131,7 +156,12 @@ def _save(figure: plt.Figure, axes: plt.Axes, path: Path) -> None:
     plt.close(figure)
 
 
-PICTURES = {"cost_of_a_step.png": cost_of_a_step, "mix_by_timestep.png": mix_by_timestep, "gates.png": gates}
+PICTURES = {
+    "cost_of_a_step.png": cost_of_a_step,
+    "mix_by_timestep.png": mix_by_timestep,
+    "gates.png": gates,
+    "memory_of_sdxl.png": memory_of_sdxl,
+}
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():
