@@ -17,9 +17,9 @@ FOLDER = Path(__file__).parent / "presets"
 if not FOLDER.is_dir():  # an editable install keeps presets/ beside the package
     FOLDER = Path(__file__).parent.parent / "presets"
 _TIMESTEPS = 1000  # of Stable Diffusion's schedule
-# Presets by task; those that our studies chose; those of the Masked LDM paper, with what `mldm reproduce` trains; those
-# of faces from attributes and masks.
-GROUPS = {"task": FOLDER, **{name: FOLDER / name for name in ("study", "paper", "faces")}}
+# Presets by task; those that our studies chose; a loss by itself beside the plain one; those of the Masked LDM paper,
+# with what `mldm reproduce` trains; those of faces from attributes and masks.
+GROUPS = {"task": FOLDER, **{name: FOLDER / name for name in ("study", "loss", "paper", "faces")}}
 
 
 class LossSettings(BaseModel):

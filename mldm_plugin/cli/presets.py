@@ -21,10 +21,12 @@ def presets() -> None:
 
 
 @presets.command("list")
-@click.option("--group", type=click.Choice(["task", "study", "paper", "faces"]), help="Only those of one group.")
+@click.option(
+    "--group", type=click.Choice(["task", "study", "loss", "paper", "faces"]), help="Only those of one group."
+)
 @options.loss_plugin
 def list_presets(group: str | None, names: tuple[str, ...]) -> None:
-    """List the presets that can be named: by task, of our studies, of the papers, of faces from conditions."""
+    """List the presets that can be named: by task, of our studies, of single losses, of the papers, of faces."""
     from mldm_plugin.preset import GROUPS, built_in_presets
 
     known = {name: built_in_presets(name) for name in GROUPS if group in (None, name)}
