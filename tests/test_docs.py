@@ -275,7 +275,7 @@ def test_the_generated_parts_are_there():
         return {m[2] for m in generate.PART.finditer((DOCS / name).read_text(encoding="utf-8"))}
 
     assert parts("cli.md") == {"cli", "flags"}
-    assert parts("presets.md") == {"presets task", "presets study", "presets paper"}
+    assert parts("presets.md") == {"presets task", "presets study", "presets loss", "presets paper"}
     plugins = load_plugins()
     for name in (*plugins.losses.entries, *plugins.base_weightings.entries):
         wanted = {f"options {name}", *([f"pair {name}"] if name in DRAWN else [])}
