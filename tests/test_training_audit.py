@@ -30,8 +30,10 @@ def test_measuring_leaves_the_trained_weights_as_they_are_to_the_bit(train, rand
 
 @pytest.mark.parametrize("balance", ["null", "gradient"])
 def test_killed_and_resumed_it_is_the_same_run(balance, train, random_preset, tiny_pipeline, tiny_data, tmp_path):
-    """A reading every third step, a checkpoint every second: what was measured between them is in the checkpoint."""
+    """Readings of gradients and losses every third step, a checkpoint every second: what was measured between them is
+    in the checkpoint."""
     flags = [*flags_of(random_preset, "audit_steps=3", f"losses.masked_lpips.balance={balance}"), "--panel_steps", 0]
+    flags += ["--curve_steps", 3]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(whole, *flags) == 0
     argv = command(killed, tiny_pipeline, tiny_data, *flags, "--resume_from_checkpoint", "latest")
@@ -42,6 +44,7 @@ def test_killed_and_resumed_it_is_the_same_run(balance, train, random_preset, ti
     assert same_weights(killed, whole)
     log = records(whole)
     assert [n for n, r in enumerate(log, 1) if "masked_lpips/pictures" in r] == [1, 3, 6]
+    assert [n for n, r in enumerate(log, 1) if any(k.startswith("ldm/t") for k in r)] == [3, 6]
     if balance == "gradient":
         factors = [r["masked_lpips/balance"] for r in log if "masked_lpips/balance" in r]
         assert len(set(factors)) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Curves:
             values = place.new_zeros(0, dtype=torch.float32) if term is None else term.values
             rows.append(_sums(values, place[on_device(seen, place.device)]))
         sums = torch.stack(rows)
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
 
     def mean(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """`NAME/RANGE` → mean, where any image was seen. Empties the meter; every process calls it at the same step."""
@@ -54,6 +54,14 @@ class Curves:
             for range_, total, count in zip(RANGES, totals, counts, strict=True)
             if count
         }
+
+    def state(self) -> list[Any]:
+        """What was seen since the last mean, to go on from to the bit; empty without any. Waits for the device."""
+        return [] if self._sums is None else self._sums.tolist()
+
+    def resume(self, state: list[Any]) -> None:
+        """Go on from a state that was saved."""
+        self._sums = torch.tensor(state) if state else None
 
 
 def _sums(values: Tensor, place: Tensor) -> Tensor:

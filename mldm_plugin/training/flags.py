@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 DEFAULT_PANEL_STEPS = 500  # chosen: as rare as diffusers' checkpoints
+DEFAULT_CURVE_STEPS = 100  # chosen: forty points of a short run of 4 000 steps, each of at least a hundred images
 
 
 def _as_list(value: Any) -> Any:
@@ -170,6 +171,9 @@ class TrainerFlags(DiffusersFlags):
     guidance works."""
     panel_steps: NonNegativeInt | None = None
     """Write a panel picture every so many optimizer steps, 0 for none; with --loss-plugin 500 by default."""
+    curve_steps: NonNegativeInt | None = None
+    """Log the mean of the plain loss and of each loss by range of t, over the images since, every so many optimizer
+    steps, 0 for never; with --loss-plugin 100 by default."""
 
     validation_scheduler: Literal["dpm++", "ddim"] | None = None
     """Sampler of the validation pictures: dpm++ is DPM-Solver++ in 20 steps, ddim DDIM in as many as without the flag;
@@ -239,8 +243,9 @@ class TrainerFlags(DiffusersFlags):
     def _complete(self) -> TrainerFlags:
         if faults := list(self.faults()):
             raise ValueError("; ".join(fault.removesuffix(".") for fault in faults))
-        if self.panel_steps is None and self.loss_plugin:
-            self.panel_steps = DEFAULT_PANEL_STEPS
+        if self.loss_plugin:
+            self.panel_steps = DEFAULT_PANEL_STEPS if self.panel_steps is None else self.panel_steps
+            self.curve_steps = DEFAULT_CURVE_STEPS if self.curve_steps is None else self.curve_steps
         return self
 
     def _resolution_faults(self) -> Iterator[str]:

@@ -18,6 +18,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import DataError, MldmError, NonFiniteLossError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
+from mldm_plugin.records.curves import Curves
 from mldm_plugin.records.panels import draw_panel, save_panel
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
@@ -32,10 +33,13 @@ class Objective:
 
     Args:
         stack: None for the plain loss alone.
+        curve_steps: optimizer steps between two means of the losses by range of t; 0 takes none.
     """
 
-    def __init__(self, stack: LossStack | None = None) -> None:
+    def __init__(self, stack: LossStack | None = None, curve_steps: int = 0) -> None:
         self.stack = stack
+        self.curve_steps = curve_steps
+        self.curves = Curves([t.name for t in stack.terms], stack.plain) if stack is not None and curve_steps else None
         self.failure: MldmError | None = None
         self.draws_with: LatentDecoder | None = None
 
@@ -60,7 +64,7 @@ class Objective:
         with together(accelerator), generators.untouched():
             scheduler = trainer.noise_scheduler
             stack = LossStack.from_preset(preset, vae=trainer.vae, noise_scheduler=scheduler, plugins=plugins)
-            objective = cls(stack)
+            objective = cls(stack, trainer.flags.curve_steps or 0)
             objective.check_columns(columns)
             if trainer.flags.panel_steps and stack.decoder is None:  # panels are drawn where no loss decodes, too
                 objective.draws_with = LatentDecoder(trainer.vae)
@@ -87,7 +91,10 @@ class Objective:
         """The loss to train with, with gradient, and its parts. `step.base_loss` is the script's own loss."""
         try:
             if self.stack is not None:
-                return self.stack(step)
+                report = self.stack(step)
+                if self.curves is not None:
+                    self.curves.add(step, report)
+                return report
         except NonFiniteLossError as error:
             self.failure = error
             return error.report
@@ -131,8 +138,10 @@ class Objective:
         return "" if self.stack is None else self.stack.proof
 
     def measured(self, step: int, accelerator: Accelerator) -> dict[str, float]:
-        """What was measured of the losses' gradients, if so many optimizer steps are time for it; see `Audit.read`."""
-        return {} if self.stack is None else self.stack.audit.read(step, accelerator)
+        """What was measured of the losses and their gradients, if so many optimizer steps are time for it; see
+        `Curves.mean` and `Audit.read`. Every process calls it at the same step."""
+        by_range = {} if self.curves is None or step % self.curve_steps else self.curves.mean(accelerator)
+        return by_range if self.stack is None else by_range | self.stack.audit.read(step, accelerator)
 
     def table(self) -> str:
         """What was measured in the run so far, for people; empty where nothing was."""
@@ -140,12 +149,15 @@ class Objective:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs of this process, to go on to the bit."""
-        return {} if self.stack is None else {"audit": self.stack.audit.state()}
+        state: dict[str, Any] = {} if self.stack is None else {"audit": self.stack.audit.state()}
+        return state if self.curves is None else {**state, "curves": self.curves.state()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a state that was saved; checkpoints of before there were audits have none."""
+        """Go on from a state that was saved; checkpoints of before there were audits and curves have none."""
         if self.stack is not None and "audit" in state:
             self.stack.audit.resume(state["audit"])
+        if self.curves is not None and "curves" in state:
+            self.curves.resume(state["curves"])
 
     def draw(self, step: DiffusionStep, report: LossReport, path: Path) -> None:
         """Save the panel of a finished micro-batch: what the losses saw."""
