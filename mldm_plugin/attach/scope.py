@@ -191,7 +191,8 @@ def share_of_noise(latents: Tensor, noise: Tensor, noisy: Tensor) -> Tensor:
     >>> share_of_noise(torch.zeros(1, 1), torch.full((1, 1), 4.0), torch.ones(1, 1)).item()
     0.25
     """
-    clean, noise, noisy = (x.double().flatten(1) for x in (latents, noise, noisy))
+    exact = torch.float32 if latents.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    clean, noise, noisy = (x.to(exact).flatten(1) for x in (latents, noise, noisy))
     way = noise - clean
     share = ((noisy - clean) * way).sum(dim=1) / way.square().sum(dim=1)
     return share.clamp(0, 1).float()  # of rounding
