@@ -179,10 +179,12 @@ def test_both_spellings_and_repetition():
     assert given == {"preset": "x", "loss_plugin": ["mldm", "x.py"], "set": ["a=1", "b=2"]}
 
 
-def test_panels_come_with_a_plugin():
-    assert flags().panel_steps is None
-    assert flags("--loss-plugin", "mldm").panel_steps == 500
-    assert flags("--loss-plugin", "mldm", "--panel_steps", "0").panel_steps == 0
+@pytest.mark.parametrize(("name", "default"), [("panel_steps", 500), ("curve_steps", 100)])
+def test_panels_and_curves_come_with_a_plugin(name, default):
+    assert getattr(flags(), name) is None
+    assert getattr(flags("--loss-plugin", "mldm"), name) == default
+    assert getattr(flags("--loss-plugin", "mldm", f"--{name}", "0"), name) == 0
+    assert getattr(flags(f"--{name}", "0"), name) == 0
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,7 @@ def test_panels_come_with_a_plugin():
         (["--color_jitter", "0.1", "0.1", "-0.1", "0"], "of at least 0"),
         (["--color_jitter", "0.1", "0.1", "0.1", "0.6"], "hue of at most 0.5"),
         (["--report_to", "wandb", "--hub_token", "secret"], "hf auth login"),
+        (["--curve_steps", "5"], "--curve_steps .* with --loss-plugin"),
     ],
 )
 def test_flags_that_do_not_belong_together(argv, words):

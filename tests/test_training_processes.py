@@ -88,6 +88,7 @@ def pair(request, watched, tiny_pipeline, make_data, tmp_path_factory):
     data = make_data(folder / "data", 7, rows=rows, captions=["a person", "somebody"])
     flags = [*flags, "--set", f"estimate={request.param}"]
     flags = [*flags, "--max_train_steps", 6, "--checkpointing_steps", 3, "--gradient_accumulation_steps", 2]
+    flags += ["--curve_steps", 2]  # what each process saw in the third step is in its checkpoint
     argv = command(folder / "run", tiny_pipeline, data, *flags, "--learning_rate", 1e-3)
     statuses, outputs = launch(argv, folder)
     assert statuses == [0, 0], outputs
@@ -102,6 +103,17 @@ def test_unequal_gating_ends_with_equal_weights(pair):
     assert weights[0].equal(weights[1])
     assert gates[0] != gates[1]
     assert sum(r["brightness/gated"] for r in records(run)) == sum(map(sum, gates)) > 0
+
+
+def test_losses_by_range_of_t_are_those_of_both_processes(pair):
+    """A range's mean, in each second step, lies with the others around the mean of the two steps."""
+    _, run, _, _, _, _ = pair
+    log = records(run)
+    by_range = [[value for key, value in record.items() if key.startswith("ldm/t")] for record in log]
+    assert [len(found) > 0 for found in by_range] == [False, True] * 3
+    for before, record, found in zip(log[::2], log[1::2], by_range[1::2], strict=True):
+        assert min(found) <= (before["ldm"] + record["ldm"]) / 2 * (1 + 1e-5)
+        assert max(found) >= (before["ldm"] + record["ldm"]) / 2 * (1 - 1e-5)
 
 
 def test_two_processes_are_one_that_has_the_batches_of_both(pair, watched):

@@ -98,8 +98,20 @@ def test_resuming_with_other_settings_is_refused_and_changes_nothing(used, chang
 
 
 def test_what_alters_no_number_may_change(used):
-    free = {"max_train_steps": 9, "checkpointing_steps": 7, "output_dir": "x", "panel_steps": 3, "report_to": "all"}
+    free = {"max_train_steps": 9, "checkpointing_steps": 7, "output_dir": "x", "report_to": "all"}
+    free |= {"panel_steps": 3, "loss_plugin": ["mldm"], "curve_steps": 7}
     folder(used, preset=PRESET, **free).check(resuming=True)
+
+
+def test_a_run_that_is_older_than_a_flag_can_be_resumed(used):
+    """With a plugin some flags are on by default, which runs of before there were such had not."""
+    folder(used, preset=PRESET, loss_plugin=["mldm"]).write()
+    stored = json.loads((used / "arguments.json").read_text())
+    assert stored["curve_steps"] == 100
+    for name in ("panel_steps", "curve_steps", "evaluate_steps"):
+        del stored[name]
+    (used / "arguments.json").write_text(json.dumps(stored))
+    folder(used, preset=PRESET, loss_plugin=["mldm"]).check(resuming=True)
 
 
 def test_the_length_matters_when_the_learning_rate_follows_it(tmp_path):

@@ -225,6 +225,8 @@ class TrainerFlags(DiffusersFlags):
             yield "--latents_cache_dir is for --cache_latents; give both, or neither."
         if self.evaluate_data_dir is not None and self.evaluate_steps is None:
             yield "--evaluate_data_dir is for --evaluate_steps; give both, or neither."
+        if self.curve_steps and not self.loss_plugin:
+            yield "--curve_steps logs by range of t with --loss-plugin alone; give both, or neither."
         yield from self._condition_faults()
 
     def _condition_faults(self) -> Iterator[str]:

@@ -24,8 +24,8 @@ FREE_ON_RESUME = frozenset(
     {
         *("cache_dir", "output_dir", "logging_dir", "resume_from_checkpoint", "loss_plugin", "preset", "set"),
         *("checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing", "set_grads_to_none"),
-        *("validation_prompt", "validation_image", "validation_steps", "num_validation_images", "panel_steps"),
-        *("validation_epochs", "validation_scheduler", "local_rank", "latents_cache_dir"),
+        *("validation_prompt", "validation_image", "validation_steps", "num_validation_images"),
+        *("panel_steps", "curve_steps", "validation_epochs", "validation_scheduler", "local_rank", "latents_cache_dir"),
         *("evaluate_steps", "evaluate_data_dir", "evaluate_photographs"),
         *("report_to", "tracker_project_name", "push_to_hub", "hub_model_id", "hub_token"),
     }
