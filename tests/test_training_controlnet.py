@@ -119,6 +119,28 @@ def test_weight_zero_is_the_plain_run_to_the_bit(train, plain_run, tmp_path, ran
     assert (tmp_path / "run" / "panels" / "step-000001.png").exists()
 
 
+LOOKING_PLUGIN = """
+from mldm_plugin import hookimpl
+@hookimpl
+def after_loss(step, report):
+    assert step.person_mask.any() and any(map(len, step.face_boxes))
+    print("looked", flush=True)
+"""
+
+
+def test_annotation_is_read_where_somebody_looks_at_it(train, make_data, tmp_path, capfd, the_error):
+    """Without losses and panels a plugin may still look at finished steps."""
+    (tmp_path / "own.yaml").write_text("losses: {}\n")
+    (tmp_path / "looking.py").write_text(LOOKING_PLUGIN)
+    flags = ["--preset", tmp_path / "own.yaml", "--panel_steps", 0, "--max_train_steps", 1]
+    assert train(tmp_path / "seen", "--loss-plugin", tmp_path / "looking.py", *flags) == 0
+    assert "looked" in capfd.readouterr().out
+    flags += ["--train_data_dir", make_data(tmp_path / "data", 3, rows={1: {"face_boxes": [[9, 9, 3, 3]]}})]
+    assert train(tmp_path / "unread", "--loss-plugin", "mldm", *flags) == 0
+    assert train(tmp_path / "read", "--loss-plugin", tmp_path / "looking.py", *flags) == 1
+    assert "reversed" in the_error()
+
+
 def test_a_detached_term_is_logged_and_changes_nothing(train, plain_run, tmp_path, random_preset):
     """All of the plugin runs here, decoder and network and panels, and draws no number from the host's generators."""
     preset = tmp_path / "detached.yaml"

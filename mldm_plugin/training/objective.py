@@ -22,6 +22,7 @@ from mldm_plugin.records.curves import Curves
 from mldm_plugin.records.panels import draw_panel, save_panel
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together
+from mldm_plugin.training.flags import TrainerFlags
 from mldm_plugin.training.trainer import Trainer, annotation_of
 
 
@@ -163,6 +164,13 @@ class Objective:
         """Save the panel of a finished micro-batch: what the losses saw."""
         if self.stack is not None:
             save_panel(draw_panel(self.stack, step, report, self.draws_with), path)
+
+
+def annotation_is_looked_at(preset: Preset | None, plugins: Plugins | None, flags: TrainerFlags) -> bool:
+    """Whether masks, boxes and keypoints go to anybody: a loss, a panel, or a plugin that looks at finished steps."""
+    if preset is None or plugins is None:
+        return False
+    return bool(preset.losses or flags.panel_steps or plugins.manager.hook.after_loss.get_hookimpls())
 
 
 def _probe(examples: list[Example], trainer: Trainer) -> DiffusionStep:

@@ -31,7 +31,7 @@ from mldm_plugin.training.caching import cache_latents
 from mldm_plugin.training.checkpoints import Checkpoints
 from mldm_plugin.training.evaluating import Evaluating
 from mldm_plugin.training.flags import TrainerFlags
-from mldm_plugin.training.objective import Objective
+from mldm_plugin.training.objective import Objective, annotation_is_looked_at
 from mldm_plugin.training.run_folder import RunFolder
 from mldm_plugin.training.start import (
     make_accelerator,
@@ -96,7 +96,7 @@ class Run:
             if accelerator.is_main_process:
                 trainer.prompts()  # a hint that cannot be read is found now
             optimizer = make_optimizer(trainer, processes)
-        looked_at = preset is not None and bool(preset.losses or flags.panel_steps)
+        looked_at = annotation_is_looked_at(preset, plugins, flags)
         training_set = open_training_set(trainer, accelerator, annotated=looked_at)
         loader = make_dataloader(training_set, flags.train_batch_size, flags.dataloader_num_workers)
         with together(accelerator):
