@@ -67,6 +67,23 @@ def trained(folder: Path, steps: int, until: int | None = None, **plan: Any) -> 
     return training
 
 
+def test_passes_that_are_made_for_a_graph_are_no_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured on a GPU they go through batch norm, whose averages an interrupted training would add to twice."""
+
+    def captured(passes: Any, batch: Any) -> Any:
+        passes(batch)
+        return passes
+
+    monkeypatch.setattr("mldm_plugin.people_mini.loop.captured", captured)
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    training = Training(module, Plan("net", 0.05, 3), Line(), Accelerator(), tmp_path)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    training._capture()
+    assert all(value.equal(before[name]) for name, value in module.state_dict().items())
+    training._passes(training.objective.draw(training.generator))
+    assert not module[0].running_mean.equal(before["0.running_mean"])
+
+
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path: Path) -> None:
     for name in ("whole", "halves"):
         (tmp_path / name).mkdir()

@@ -167,7 +167,10 @@ class Training:
         return loss.detach()
 
     def _capture(self) -> None:
-        """Capture forward and backward pass; where that cannot be done, say so and go on without."""
+        """Capture forward and backward pass; where that cannot be done, say so and go on without. The passes that this
+        takes are no steps: what they leave in buffers, as batch norm does, is put back."""
+        buffers = list(self.module.buffers())
+        before = [buffer.clone() for buffer in buffers]
         try:
             self._passes = captured(self._eager_passes, self.objective.draw(self.generator))
         except Exception as error:  # whatever a kernel or library dislikes about capture
@@ -175,6 +178,8 @@ class Training:
             log.warning("%s: no CUDA graph (%s); training goes on without one, slower.", self.plan.name, reason)
             torch.cuda.synchronize()
             self._passes = self._eager_passes
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
     def store(self) -> None:
         """Write the state; a half-written file never has its name."""
