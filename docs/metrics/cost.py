@@ -49,7 +49,8 @@ def cost() -> None:
         for picture in pictures:
             picture.features.clear()
         found[name] = _taken(pictures, metric.features if isinstance(metric, SetMetric) else metric)
-    of_conditions = conditional_metrics(Path(tempfile.mkdtemp()))
+    with tempfile.TemporaryDirectory() as folder:
+        of_conditions = conditional_metrics(Path(folder))
     portraits = [asked_for(number) for number in range(len(PEOPLE))]
     for name, metric in of_conditions.items():
         for picture in portraits:
