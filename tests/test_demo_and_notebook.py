@@ -7,6 +7,7 @@ instead of 120, and draw two pictures.
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,7 @@ def here(folder, monkeypatch):
 def test_the_demo_trains_three_times_and_compares(
     here, trainer_here, commands_here, quick_evaluation, monkeypatch, capfd
 ):
+    shutil.rmtree(RUN, ignore_errors=True)  # where the notebook came first, it has trained them
     monkeypatch.setattr(demo, "HELD_OUT", unseen.HELD_OUT[:2])
     monkeypatch.setattr(demo, "processes_here", lambda: 1)
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(RUN), "--steps", "2"])
