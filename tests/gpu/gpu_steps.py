@@ -23,7 +23,7 @@ LOSSES = {
     "keypoints": ("keypoints", {"of": "both"}),
 }
 SIDE = 64
-# Of all of `make gpu-check`. What is not measured by then is told, and no fault.
+# Of all of `make gpu-check`; MLDM_GPU_SECONDS names another. What is not measured by then is told, and no fault.
 SECONDS, STARTED = float(os.environ.get("MLDM_GPU_SECONDS", "360")), time.monotonic()
 
 
