@@ -170,6 +170,25 @@ def attach_runs() -> str:
     return "\n".join(rows) + "\n"
 
 
+def own_tests() -> str:
+    """What diffusers' own tests of its examples gave: how many, by file, then each case."""
+    recorded = yaml.safe_load((ROOT / "docs" / "attach_own_tests.yaml").read_text(encoding="utf-8"))
+    seen = dict(sorted(recorded.items(), key=lambda case: case[0].partition("::")[0]))
+    kinds = ("passes", "refused", "fails through us", "fails without us", "skips itself")
+    counts = {case.partition("::")[0]: dict.fromkeys(kinds, 0) for case in seen}
+    for case, outcome in seen.items():
+        counts[case.partition("::")[0]][outcome.partition(":")[0]] += 1
+    rows = [f"| test file | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    rows += [f"| `{file}` | {' | '.join(str(n or '–') for n in each.values())} |" for file, each in counts.items()]
+    totals = [str(sum(each[kind] for each in counts.values())) for kind in kinds]
+    rows += [f"| **{len(seen)} cases** | {' | '.join(totals)} |", ""]
+    for file in counts:
+        rows += [f"## {file}", "", "| case | outcome |", "|---|---|"]
+        rows += [f"| `{case.rpartition('::')[2]}` | {seen[case]} |" for case in seen if case.startswith(f"{file}::")]
+        rows.append("")
+    return "\n".join(rows[:-1]) + "\n"
+
+
 def dry_run(model: str) -> str:
     """What `mldm train --dry-run` prints of ten photographs."""
     known, home = known_model(model), Path("/home/you")
@@ -200,6 +219,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "new-loss": written_loss,
     "attach-flags": attach_flags,
     "attach-runs": attach_runs,
+    "own-tests": own_tests,
     "dry-run": dry_run,
     "claims": evidence.claims_table,
     "arms": evidence.arms_table,

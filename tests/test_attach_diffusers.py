@@ -19,6 +19,7 @@ from tiny_people import person_pixels
 pytestmark = [needs_examples, pytest.mark.timeout(900)]
 KNOWN = SCRIPTS | MORE | RANDOM_VAE | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
 ALL = [(name, variant) for name, script in (SCRIPTS | MORE).items() for variant in script.variants]
+ONE_BY_ONE = [f"dreambooth/train_dreambooth_lora_{name}" for name in ("flux2", "flux2_klein", "qwen_image", "krea2")]
 TOLD = [(name, words) for words, scripts in REFUSED.items() for name in scripts]
 # One of each family and kind; SD3 and Flux with latents cached and read in another order.
 UNCHANGED = [
@@ -111,6 +112,15 @@ def test_trains_with_an_autoencoder_of_films(folder, name):
         check_annotation(step)
     (error,) = re.findall(r"gives the clean latents back: relative error ([\d.e-]+)", done.stderr)
     assert float(error) < 1e-5
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_latents_that_are_kept_one_by_one_are_refused(folder, name):
+    done, weights, _ = attached(folder, name, "plain", "--cache_latents", suffix="-cached")
+    assert done.returncode == 1
+    assert not weights
+    assert "mldm: the script keeps latents in a way that cannot be followed" in done.stderr
+    assert "leave --cache_latents out" in done.stderr
 
 
 def test_a_huber_loss_is_added_to_and_not_mixed_with(folder):

@@ -67,6 +67,17 @@ def test_flux_packs_its_latents_and_has_no_target():
     assert own.sigmas.tolist() == (step.timesteps / 1000).tolist()
 
 
+@pytest.mark.parametrize("stale", ["model_input", "pixel_latents"])
+def test_of_several_latents_those_that_the_noisy_ones_were_made_of(stale):
+    step = make_step((3, 900))
+    names = {**variables_of(step), stale: torch.randn_like(step.latents)}
+    assert_same(read_back(step, names, ddpm()), step)
+    cached = {**variables_of(step, SDXL), "latents": torch.randn_like(step.latents)}  # of the picture cached last
+    assert_same(read_back(step, cached, ddpm()), step)
+    cached["latents"] = torch.randn(1, 7)
+    assert_same(read_back(step, cached, ddpm()), step)
+
+
 def test_packed_latents_of_a_wide_picture():
     latents = torch.randn(2, 16, 6, 10)
     packed = FluxPipeline._pack_latents(latents, 2, 16, 6, 10)

@@ -6,6 +6,7 @@ from __future__ import annotations
 NAMES: dict[str, tuple[str, ...]] = {
     "vae": ("vae", "vae_model", "autoencoder", "ae"),
     "noise_scheduler": ("noise_scheduler", "noise_scheduler_copy", "dummy_scheduler", "scheduler"),
+    # Where there are several, `scope.read` takes those that the noisy latents were made of.
     "latents": ("pixel_latents", "latents", "model_input"),
     "noisy_latents": ("noisy_latents", "noisy_model_input", "noisy_model_inputs"),
     # T2I-Adapter's script compares its x₀, and leaves the output that it made it from in model_pred.

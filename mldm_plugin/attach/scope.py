@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -112,11 +112,12 @@ def read(
     n = len(pred)  # the instance images; those of prior preservation have been chunked off
     if annotation is not None and len(annotation) != n:
         raise CheckError(f"the network's output is of {n} images, the annotation of {len(annotation)}.")
-    tensors: dict[str, Any] = {
-        name: _unpacked(scope.need(name).detach(), pixel_values)[:n] for name in ("latents", "noise", "noisy_latents")
-    }
+    fields = ("noise", "noisy_latents")
+    tensors: dict[str, Any] = {x: _unpacked(scope.need(x).detach(), pixel_values)[:n] for x in fields}
     timesteps, sigmas = _rows(scope.need("timesteps"), n), scope.get("sigmas")
     sigmas = None if sigmas is None else _rows(sigmas, n)
+    found = [_unpacked(x.detach(), pixel_values)[:n] for x in _clean_latents(scope)]
+    tensors["latents"] = _made_into(found, **tensors, coefficients=lambda: schedule.coefficients(timesteps, sigmas))
     target = scope.get(*TARGETS)
     if target is None:
         alpha, sigma = (c[:, None, None, None] for c in schedule.coefficients(timesteps, sigmas))
@@ -124,19 +125,18 @@ def read(
     target = _unpacked(target, pixel_values)[:n]
     if scope.option("dream_training"):  # DREAM has moved noisy latents and target by the same noise
         tensors["noise"] = target
-    device = pred.device
     parts = _parts(loss, scope, pred, target, pixel_values) if apart else None
     step = DiffusionStep(
         **tensors,
-        timesteps=timesteps.to(device, non_blocking=True),
+        timesteps=timesteps.to(pred.device, non_blocking=True),
         model_pred=pred,
         target=target,
         base_loss=loss,
         base_weights=None if parts is None else parts.weights,
         other_loss=None if parts is None else parts.rest,
         sigmas=sigmas,
-        pixel_values=None if pixel_values is None else pixel_values[:n].to(device, non_blocking=True),
-        **_placed(annotation, device),
+        pixel_values=None if pixel_values is None else pixel_values[:n].to(pred.device, non_blocking=True),
+        **_placed(annotation, pred.device),
     )
     return step, parts
 
@@ -246,6 +246,27 @@ def unpack(packed: Tensor, height: int, width: int) -> Tensor:
     n, _, channels = packed.shape
     patches = packed.reshape(n, height // 2, width // 2, channels // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, height, width)
+
+
+def _clean_latents(scope: Scope) -> list[Tensor]:
+    """What may be the clean latents: of the names known for them, all that have the noise's shape.
+
+    A script that caches latents leaves those of its last picture in `latents`, and calls a step's `model_input`.
+    """
+    shape = scope.need("noise").shape
+    found = {id(x): x for x in (scope.get(name) for name in NAMES["latents"]) if isinstance(x, Tensor)}
+    return [x for x in found.values() if x.shape == shape] or [scope.need("latents")]
+
+
+def _made_into(
+    found: list[Tensor], noise: Tensor, noisy_latents: Tensor, coefficients: Callable[[], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Those of `found` that the noisy latents were made of: α z₀ is nearest to z_t − σ ε."""
+    if len(found) == 1:
+        return found[0]
+    alpha, sigma = (c[:, None, None, None].to(noise.device) for c in coefficients())
+    share = noisy_latents.float() - sigma * noise.float()
+    return min(found, key=lambda latents: (alpha * latents.float() - share).square().mean().item())
 
 
 def _unpacked(tensor: Tensor, pixel_values: Tensor | None) -> Tensor:
