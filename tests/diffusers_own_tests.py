@@ -152,17 +152,16 @@ def _as_it_was(folder: Path) -> Iterator[None]:
 
 def main(words: list[str]) -> None:
     """Record the cases that are not known yet."""
-    folder = Path(os.environ.get("MLDM_OWN_TESTS_FOLDER", "")) if "MLDM_OWN_TESTS_FOLDER" in os.environ else None
-    folder = folder or Path(tempfile.mkdtemp())
-    for case in cases():
-        if case in recorded() or not any(word in case for word in words or [""]):
-            continue
-        with redirect_stdout(sys.stderr):
-            seen = both(case, folder)
-        with RECORD.open("a", encoding="utf-8") as file:
-            file.write(f"{case}: {json.dumps(seen, ensure_ascii=False)}\n")
-        sys.stdout.write(f"{case}: {seen}\n")
-        sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases():
+            if case in recorded() or not any(word in case for word in words or [""]):
+                continue
+            with redirect_stdout(sys.stderr):
+                seen = both(case, Path(folder))
+            with RECORD.open("a", encoding="utf-8") as file:
+                file.write(f"{case}: {json.dumps(seen, ensure_ascii=False)}\n")
+            sys.stdout.write(f"{case}: {seen}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
