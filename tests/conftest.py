@@ -86,9 +86,10 @@ def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """One-step estimates at two timesteps instead of ten, and figures of few dots, as any evaluation of this process
     has them."""
     from mldm_plugin.evaluation import figures, one_step, results
+    from mldm_plugin.reproduce import study
 
     monkeypatch.setattr(figures, "DPI", 50)
-    for module in (one_step, results):
+    for module in (one_step, results, study):
         monkeypatch.setattr(module, "TIMESTEPS", (100, 600))
 
 

@@ -49,7 +49,7 @@ def run_shell(line, printed):
     assert name == "mldm", line
     if arguments[0] == "reproduce":
         arguments += ["--prompts", "2"]
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0 or arguments == ["doctor"], result.output
     printed.append(result.output)
 
