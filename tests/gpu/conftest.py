@@ -69,6 +69,16 @@ def cuda() -> torch.device:
     torch.cuda.empty_cache()
 
 
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that add up in the same order each time, where there are such: Adam's steps are as large for a gradient
+    of rounding errors as for any other, so without them two runs alike drift apart."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
