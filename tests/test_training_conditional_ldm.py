@@ -117,6 +117,18 @@ def test_it_trains_on_both_with_losses_and_hands_a_pipeline_on(train, random_pre
     assert pipeline.scheduler.config.beta_end == 0.0195
 
 
+def test_v_is_predicted_where_it_is_asked_for_and_the_pipeline_knows(tiny_pipeline):
+    trainer = make_trainer(tiny_pipeline, prediction_type="v_prediction", condition=None, condition_option=None)
+    trainer.move_frozen()
+    timesteps = torch.tensor([10, 500, 990])
+    step = trainer.diffusion_step(trainer.trained, {"pixel_values": torch.rand(3, 3, 64, 64)}, lambda _: timesteps)
+    kept = trainer.noise_scheduler.alphas_cumprod[timesteps][:, None, None, None]
+    assert torch.allclose(step.target, kept.sqrt() * step.noise - (1 - kept).sqrt() * step.latents, atol=1e-6)
+    assert torch.allclose(step.base_loss, (step.model_pred - step.target).square().mean())
+    assert trainer.make_pipeline(None).scheduler.config.prediction_type == "v_prediction"
+    assert make_trainer(tiny_pipeline).make_pipeline(None).scheduler.config.prediction_type == "epsilon"
+
+
 def test_the_conditions_of_a_picture_reach_its_prediction(tiny_pipeline, faces):
     from mldm_plugin.data.load import open_rows
     from mldm_plugin.data.training_set import Columns, TrainingSet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -20,7 +20,7 @@ class ConditionalFlags(TrainerFlags):
     added: ClassVar[tuple[str, ...]] = (
         *("block_out_channels", "layers_per_block"),
         *("attention_resolutions", "attention_head_dim", "cross_attention_dim", "scaling_factor", "beta_start"),
-        *("beta_end", "use_ema", "ema_decay", "random_flip", "validation_steps", "validation_rows"),
+        *("beta_end", "prediction_type", "use_ema", "ema_decay", "random_flip", "validation_steps", "validation_rows"),
     )
 
     pretrained_model_name_or_path: str
@@ -48,6 +48,8 @@ class ConditionalFlags(TrainerFlags):
     """First β of the noise schedule, which is linear in the square root."""
     beta_end: float = 0.0195
     """Last β."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the U-Net predicts: the paper's ε, or v, from which much noise is learnt in far fewer steps."""
     use_ema: bool = False
     """Keep a moving average of the weights, and hand that on at the end."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999

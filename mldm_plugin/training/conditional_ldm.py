@@ -85,7 +85,11 @@ class ConditionalTrainer(Trainer):
         self.vae.requires_grad_(False)
         self.frozen = (self.vae,)
         self.noise_scheduler = DDPMScheduler(
-            beta_start=flags.beta_start, beta_end=flags.beta_end, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=flags.beta_start,
+            beta_end=flags.beta_end,
+            beta_schedule="scaled_linear",
+            prediction_type=flags.prediction_type,
+            clip_sample=False,
         )
         try:
             conditions = make_conditions(flags, flags.cross_attention_dim)
@@ -111,7 +115,9 @@ class ConditionalTrainer(Trainer):
         latents = self.latents_of(batch)
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(latents)
-        noisy_latents = self.noise_scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
+        scheduler, predicts_noise = self.noise_scheduler, self.flags.prediction_type == "epsilon"
+        noisy_latents = scheduler.add_noise(latents.float(), noise.float(), timesteps).to(self.dtype)
+        target = noise if predicts_noise else scheduler.get_velocity(latents.float(), noise.float(), timesteps)
         dropped = with_drops(batch, self.flags.condition_dropout)
         model_pred, tokens = self.answer(model, dropped, noisy_latents, timesteps)
         return DiffusionStep(
@@ -120,8 +126,8 @@ class ConditionalTrainer(Trainer):
             noisy_latents=noisy_latents,
             timesteps=timesteps,
             model_pred=model_pred,
-            target=noise,
-            base_loss=F.mse_loss(model_pred.float(), noise.float()),
+            target=target,
+            base_loss=F.mse_loss(model_pred.float(), target.float()),
             predict=self.ask_again(batch, tokens),
             **annotation_of(batch),
         )
