@@ -316,7 +316,8 @@ def test_presets_of_faces_are_networks_of_their_conditions(name, mini, plugins):
     assert flags.condition == FACES[name]
     made = conditions.Conditions(flags.cross_attention_dim, list(options_of(flags).items()))
     assert made.tokens == {"mask": 64, "multi": 65}.get(name, 1)
-    assert load_preset(f"faces-{name}{mini}", ["base={weighting: none}"], plugins=plugins).base.weighting == "none"
+    plain = load_preset(f"faces-{name}{mini}", ["base.gamma=0"], plugins=plugins).base
+    assert plain.options == {"k": 1.0, "gamma": 0}, "the plain loss on ε, whatever the network predicts"
 
 
 def test_a_thousand_timesteps_are_all_of_them(tmp_path, plugins):

@@ -38,8 +38,9 @@ def test_every_arm_is_a_training_of_its_preset(scale, tmp_path):
         flags = flags_of(made.training(arm, 3, made.steps))
         assert (flags.condition, flags.seed, flags.use_ema) == (conditions[name], 3, True)
         assert any("pooled=true" in option for option in flags.condition_option or ()) == (name == "mask_pooled")
-        weighting = load_preset(flags.preset, flags.set or (), plugins=load_plugins()).base.weighting
-        assert weighting == ("none" if name == "plain" else "p2")
+        base = load_preset(flags.preset, flags.set or (), plugins=load_plugins()).base
+        assert (base.weighting, base.options["gamma"]) == ("p2", 0 if name == "plain" else 0.5)
+        assert flags.prediction_type == ("v_prediction" if scale == "mini" else "epsilon")
         if scale == "paper":
             assert (flags.resolution, flags.num_train_epochs, flags.max_train_steps) == (256, 600, None)
             assert flags.checkpointing_steps == 600 * 521 // 3
