@@ -64,7 +64,7 @@ def test_faces_are_read_with_what_was_drawn(folder):
 
 def test_an_autoencoder_is_trained_resumed_and_read_by_diffusers(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoder, "WIDTHS", (16, 16, 16, 16))
-    monkeypatch.setattr(autoencoder, "SCALES", {1: 1, 4: 1})
+    monkeypatch.setattr(autoencoder, "BATCH", 2)
     told = run("autoencoder", folder, "--out", tmp_path, "--steps", 3, "--side", 64, "--no-lpips")
     assert "dB on held-out pictures" in told
     vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
@@ -72,26 +72,6 @@ def test_an_autoencoder_is_trained_resumed_and_read_by_diffusers(folder, tmp_pat
     assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean.shape == (1, 8, 8, 8)
     again = run("autoencoder", folder, "--out", tmp_path, "--steps", 3, "--side", 64, "--no-lpips")
     assert again.splitlines()[-1] == told.splitlines()[-1], "what is trained is not trained again"
-    odd = CliRunner().invoke(mldm, ["faces", "autoencoder", str(folder), "--out", str(tmp_path), "--side", "48"])
-    assert "48 is no multiple of 32" in odd.output
-
-
-def test_latents_of_a_part_of_the_batch_are_shrunk_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(autoencoder, "WIDTHS", (16, 16, 16, 16))
-    vae, pixels = autoencoder.build(), torch.rand(8, 3, 64, 64) * 2 - 1
-    noise = torch.randn(8, 8, 8, 8)
-    objective = autoencoder.FacesObjective(None, None)
-    made, mean, logvar = module = autoencoder.CodingAtScales(vae)(pixels, noise)
-    latents = vae.encode(pixels).latent_dist.mean + (logvar / 2).exp() * noise
-    small = latents[6:].reshape(2, 8, 2, 4, 2, 4).mean((3, 5))  # each 4 × 4 square by its mean
-    assert torch.allclose(made[2], vae.decode(small).sample, atol=1e-5)
-    assert [tuple(some.shape[-2:]) for some in made] == [(64, 64), (32, 32), (16, 16)]
-    half = pixels[4:6].reshape(2, 3, 32, 2, 32, 2).mean((3, 5))
-    quarter = pixels[6:].reshape(2, 3, 16, 4, 16, 4).mean((3, 5))
-    apart = [(a - b).abs().mean() for a, b in zip(made, (pixels[:4], half, quarter), strict=True)]
-    pull = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    wanted = apart[0] / 2 + (apart[1] + apart[2]) / 4 + autoencoder.PULL * pull
-    assert torch.allclose(objective.loss(lambda *_: module, {"pixels": pixels, "noise": noise}), wanted)
 
 
 def test_judges_are_trained_and_read_again(folder, tmp_path):

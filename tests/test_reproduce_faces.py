@@ -39,13 +39,16 @@ def test_every_arm_is_a_training_of_its_preset(scale, tmp_path):
         assert (flags.condition, flags.seed, flags.use_ema) == (conditions[name], 3, True)
         assert any("pooled=true" in option for option in flags.condition_option or ()) == (name == "mask_pooled")
         base = load_preset(flags.preset, flags.set or (), plugins=load_plugins()).base
-        assert (base.weighting, base.options["gamma"]) == ("p2", 0 if name == "plain" else 0.5)
+        p2 = scale == "paper" or not flags.condition
+        assert (base.weighting, base.options.get("gamma")) == (
+            ("p2", 0 if name == "plain" else 0.5) if p2 else ("none", None)
+        )
         assert flags.prediction_type == ("v_prediction" if scale == "mini" else "epsilon")
         if scale == "paper":
             assert (flags.resolution, flags.num_train_epochs, flags.max_train_steps) == (256, 600, None)
             assert flags.checkpointing_steps == 600 * 521 // 3
         else:
-            assert (flags.resolution, flags.max_train_steps, flags.checkpointing_steps) == (128, 6000, 2000)
+            assert (flags.resolution, flags.max_train_steps, flags.checkpointing_steps) == (128, 8000, 2666)
 
 
 def test_the_same_arm_of_two_tables_is_one_training(tmp_path):

@@ -30,8 +30,6 @@ def autoencoder(data: Path, out: Path, steps: int, side: int, no_lpips: bool) ->
     from mldm_plugin.faces.pictures import read_faces
     from mldm_plugin.people_mini.perceptual import read_three_stages
 
-    if side % 32:
-        raise click.BadParameter(f"{side} is no multiple of 32.", param_hint="--side")
     known, held_out = (read_faces(data, split, side) for split in ("train", "validation"))
     found = train_autoencoder(known, held_out, steps, out, None if no_lpips else read_three_stages(None))
     click.echo(f"{out / 'vae'}: {found:.2f} dB on held-out pictures")
