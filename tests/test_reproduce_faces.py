@@ -66,8 +66,8 @@ def test_a_dry_run_says_what_it_takes():
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0].startswith("mldm data synthetic --portraits --count 6000 --size 128")
-    assert [line.split(" # ")[-1].strip() for line in lines[4:6]] == ["6000 steps of 16 pictures"] * 2
-    assert lines[-1].count("checkpoint-4000/model") == 2
+    assert [line.split(" # ")[-1].strip() for line in lines[4:6]] == ["8000 steps of 16 pictures"] * 2
+    assert lines[-1].count("checkpoint-5332/model") == 2
     paper = ["reproduce", "faces-table5", "--scale", "paper", "--celeba", "there", "--dry-run"]
     output = CliRunner().invoke(main, paper).output
     assert output.startswith("mldm data celebamask-hq there --out runs/faces/data")
