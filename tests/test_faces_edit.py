@@ -250,6 +250,24 @@ def test_attributes_seed_and_guidance_and_what_is_absent(editing, model, held_ou
 
 
 @needs_browser
+def test_what_a_held_out_face_lacks_is_no_longer_given(page, model, held_out, tmp_path):
+    folder = write_faces(tmp_path, 12)
+    rows = folder / "validation" / "metadata.jsonl"
+    first, second = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
+    bare = {name: value for name, value in second.items() if name not in ("parts_file_name", "attributes")}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (first, bare)), encoding="utf-8")
+    some = open_photographs(folder, SIDE, conditions=model.encoders)
+    with serving(EditServer(model, some, steps=1)) as server:
+        editing = Editing(page, server)
+        page.value("document.getElementById('number').value = 1")
+        editing.click("load")
+        drawn = editing.wait()
+        assert page.value("document.getElementById('mask-frame').classList.contains('absent')")
+        assert page.value("document.getElementById('attributes').classList.contains('absent')")
+        assert np.array_equal(drawn, face(server, seed=0))
+
+
+@needs_browser
 def test_fill_size_another_face_and_what_is_refused(editing, held_out, tmp_path):
     page = editing.page
     page.value("document.getElementById('auto').click()")

@@ -50,11 +50,13 @@ function turn(k) {
   changed();
 }
 
-// A held-out face: its attributes and its mask, from which one goes on.
+// A held-out face: its attributes and its mask, from which one goes on. What it lacks is no longer given.
 async function load(number) {
   const face = await read(`/faces/${number}`);
   if (face.attributes) state.on = face.attributes;
-  if (face.masked && state.mask) state.mask.put(await bytes(`/faces/${number}/labels`));
+  else byId('attributes-given').checked = false;
+  if (!face.masked) byId('mask-given').checked = false;
+  else if (state.mask) state.mask.put(await bytes(`/faces/${number}/labels`));
   put(byId('was'), await picture(`/faces/${number}/picture`), `held-out face ${number}`);
   changed();
 }
