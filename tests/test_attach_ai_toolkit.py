@@ -7,6 +7,7 @@ What it hands over is as in ostris/ai-toolkit at 27a03a91: `extensions_built_in/
 MLDM_AI_TOOLKIT names the folder of a checkout, MLDM_AI_TOOLKIT_PYTHON the interpreter of its environment.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,15 +17,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
-from tiny_people import SCENES, person_pixels
+from safetensors.torch import load_file
+from tiny_families import build
+from tiny_people import SCENES, person_pixels, write_dreambooth
 from torch.nn import functional as F
 
 from mldm_plugin import DiffusionStep, LossStack
 from mldm_plugin.attach.ai_toolkit import AI_TOOLKIT_EXTENSIONS, MaskPaths, MixedLoss, frame_of_item, settings_of
 from mldm_plugin.attach.annotation import annotate_frames
 from mldm_plugin.errors import DataError, MldmError
+from mldm_plugin.preset import load_preset
 
 CHECKOUT = Path(os.environ.get("MLDM_AI_TOOLKIT", "checkout-of-ai-toolkit"))
 PYTHON = os.environ.get("MLDM_AI_TOOLKIT_PYTHON", sys.executable)
@@ -187,21 +192,118 @@ def test_the_job_says_what_to_train_with():
         settings_of({"preset": "lora-flux", "mask_dirs": "masks"})
 
 
-@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_AI_TOOLKIT names no folder")
-def test_the_real_one_finds_the_extension_and_builds_on_its_trainer(tmp_path):
-    code = (
-        "from mldm_plugin.attach.ai_toolkit import AI_TOOLKIT_EXTENSIONS as e, MixedLoss as m; p = e[0].get_process(); "
-        "print([c.__name__ for c in p.__mro__[:3]], p.calculate_loss is m.calculate_loss)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parents[1])])}
-    done = subprocess.run(
-        [PYTHON, "-c", code], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "['MldmTrainerProcess', 'MixedLoss', 'SDTrainer'] True" in done.stdout
+def test_the_recipes_job_is_one_that_is_taken():
+    text = (Path(__file__).parents[1] / "docs/recipes/ai_toolkit.md").read_text(encoding="utf-8")
+    (process,) = yaml.safe_load(text.split("```yaml")[1].split("```")[0])["config"]["process"]
+    assert process["type"] == AI_TOOLKIT_EXTENSIONS[0].uid
+    settings = settings_of(process["mldm"])
+    assert settings.mask_dir is not None
+    assert load_preset(settings.preset).combine == "convex"  # which ai-toolkit's own masked loss would not go with
+    assert not any("mask_path" in data for data in process["datasets"])
 
 
 def test_the_extension_is_what_ai_toolkit_looks_for():
     (extension,) = AI_TOOLKIT_EXTENSIONS
     assert extension.uid == "mldm_trainer"
     assert extension.name
+
+
+# The real one
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """The checkout with our extension in it; nothing is written into the checkout itself. Pictures and masks beside."""
+    root = tmp_path / "ai-toolkit"
+    (root / "extensions" / "mldm").mkdir(parents=True)
+    for entry in CHECKOUT.iterdir():
+        if entry.name != "extensions":
+            (root / entry.name).symlink_to(entry)
+    text = "from mldm_plugin.attach.ai_toolkit import AI_TOOLKIT_EXTENSIONS"
+    (root / "extensions" / "mldm" / "__init__.py").write_text(text, encoding="utf-8")
+    photos = write_dreambooth(tmp_path / "photos", tmp_path / "masks")
+    (tmp_path / "white").mkdir()
+    for scene in SCENES:
+        (photos / f"{scene.name}.txt").write_text(scene.text, encoding="utf-8")
+        white = (scene.labels() > 0).astype(np.uint8) * 255
+        Image.fromarray(white).save(tmp_path / "white" / f"{scene.name}.png")
+    (tmp_path / "preset.yaml").write_text(PRESET.replace("checks: {picture: warn}\n", ""), encoding="utf-8")
+    return root
+
+
+def pipeline(family, folder):
+    """A small random one, with text encoders that the environment's transformers has written: names depend on it."""
+    build(family, folder)
+    code = "import sys, transformers as t; k, p = sys.argv[1:]; m = getattr(t, k); "
+    code += "m(m.config_class.from_pretrained(p)).save_pretrained(p)"
+    for name, kind in {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}.items():
+        if (folder / name).is_dir():
+            subprocess.run([PYTHON, "-c", code, kind, str(folder / name)], check=True, capture_output=True)
+    return {"name_or_path": str(folder), "is_flux": family == "flux"}
+
+
+def train(root, name, model, mldm=None, **data):
+    """One job of ai-toolkit's; its LoRA, its standard error, its lines and the folder of its output."""
+    folder = root.parent
+    process = {
+        "type": "sd_trainer" if mldm is None else "mldm_trainer",
+        "training_folder": str(folder / "out"),
+        "device": "cpu",
+        "network": {"type": "lora", "linear": 2, "linear_alpha": 2},
+        "save": {"dtype": "float32", "save_every": 100},
+        "datasets": [{"folder_path": str(folder / "photos"), "resolution": [64], "flip_x": True, **data}],
+        "train": {"batch_size": 2, "steps": 4, "optimizer": "adamw", "lr": 0.01, "dtype": "float32"},
+        "model": model,
+    }
+    scheduler = "flowmatch" if model["is_flux"] else "ddpm"
+    process["train"].update(noise_scheduler=scheduler, train_text_encoder=False, disable_sampling=True)
+    if mldm is not None:
+        process["mldm"] = {"preset": str(folder / "preset.yaml"), **mldm}
+    job = {"job": "extension", "config": {"name": name, "process": [process]}}
+    (folder / f"{name}.json").write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run(
+        [PYTHON, "run.py", str(folder / f"{name}.json")],
+        cwd=root,
+        env={**os.environ, "SEED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    out, lines = folder / "out" / name, []
+    if (out / "mldm").is_dir():
+        lines = [json.loads(x) for x in (out / "mldm" / "metrics.jsonl").read_text().splitlines()]
+    return load_file(out / f"{name}.safetensors"), done.stderr, lines
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_AI_TOOLKIT names no folder")
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_the_real_one_trains_with_our_losses_and_with_weights_zero_as_without_us(workshop, tmp_path, family):
+    model, masks = pipeline(family, tmp_path / family), {"mask_dir": str(tmp_path / "masks")}
+    plain, _, _ = train(workshop, "plain", model)
+    zero, _, _ = train(workshop, "zero", model, {**masks, "set": ["losses.masked_lpips.weight=0"]})
+    ours, told, lines = train(workshop, "ours", model, masks)
+    assert plain.keys() == zero.keys() == ours.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert any(not torch.equal(plain[name], ours[name]) for name in plain)
+    assert "reaches the network" in told
+    assert "masks follow the pictures" in told
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert sum(line["masked_lpips/gated"] for line in lines) > len(lines)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_AI_TOOLKIT names no folder")
+def test_the_real_ones_own_masks_random_crops_and_cached_latents(workshop, tmp_path):
+    model, white = pipeline("sd", tmp_path / "sd"), str(tmp_path / "white")
+    _, told, lines = train(
+        workshop, "white", model, {"set": ["combine=additive"]}, mask_path=white, mask_min_value=0.1, random_crop=True
+    )
+    assert "not each image's squared error times a factor" in told
+    assert "masks follow the pictures" in told
+    assert sum(line["masked_lpips/gated"] for line in lines) > len(lines)
+    masks = {"mask_dir": str(tmp_path / "masks")}
+    _, told, lines = train(workshop, "cached", model, masks, cache_latents=True, random_crop=True)
+    assert "reaches the network" in told
+    assert sum(line["masked_lpips/gated"] for line in lines) > len(lines)
