@@ -2,21 +2,31 @@
 
 What is called here is called as in lllyasviel/ControlNet at ed85cd1e: `ldm/models/diffusion/ddpm.py` (`training_step`,
 `shared_step`, `p_losses`, `q_sample`) and `cldm/cldm.py`; and as Lightning calls its callbacks.
+MLDM_CONTROLNET names the folder of a checkout, MLDM_CONTROLNET_PYTHON the interpreter of its environment.
 """
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from make_step import ddpm, people_mask, tiny_vae
+from safetensors.torch import load_file
+from tiny_families import build
+from tiny_people import SCENES, write_dreambooth
 from torch import nn
 
 from mldm_plugin import DiffusionStep, LossStack
 from mldm_plugin.attach import lightning
 from mldm_plugin.errors import CheckError, DataError, MldmError
 
+CHECKOUT = Path(os.environ.get("MLDM_CONTROLNET", "checkout-of-controlnet"))
+PYTHON = os.environ.get("MLDM_CONTROLNET_PYTHON", sys.executable)
 PRESET = """
 combine: convex
 checks: {picture: warn}
@@ -193,3 +203,42 @@ def test_without_lightning_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     with pytest.raises(MldmError, match="needs the Lightning"):
         lightning.losses(preset="mldm")
+
+
+# The real one
+
+
+def train_real(folder, name, *preset):
+    script = Path(__file__).parent / "scripts" / "lightning" / "tiny_cldm.py"
+    here = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [PYTHON, str(script), str(folder), name, *map(str, preset)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / f"{name}.safetensors"), done.stderr
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_CONTROLNET names no folder")
+def test_the_real_one_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path):
+    photos = write_dreambooth(tmp_path / "photos", tmp_path / "masks")
+    for scene in SCENES:
+        (photos / f"{scene.name}.txt").write_text(scene.text, encoding="utf-8")
+    (build("sd", tmp_path / "sd") / "tokenizer").rename(tmp_path / "clip")
+    text = PRESET[: PRESET.index("  face:")]
+    (tmp_path / "preset.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "zero.yaml").write_text(text.replace("weight: 0.2", "weight: 0"), encoding="utf-8")
+    plain, _ = train_real(tmp_path, "plain")
+    zero, _ = train_real(tmp_path, "zero", tmp_path / "zero.yaml")
+    ours, told = train_real(tmp_path, "ours", tmp_path / "preset.yaml")
+    assert plain.keys() == zero.keys() == ours.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert any(not torch.equal(plain[name], ours[name]) for name in plain)
+    assert "reaches the network" in told
+    lines = [json.loads(x) for x in (tmp_path / "ours/mldm/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert sum(line["masked_lpips/gated"] for line in lines) > len(lines)
