@@ -7,16 +7,21 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import DDPMScheduler
+from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin.cli import main
+from mldm_plugin.engine.schedule import NoiseSchedule
+from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError
 from mldm_plugin.planning import budget
 from mldm_plugin.planning.families import FAMILIES, Family, read_family
-from mldm_plugin.planning.meta import building, compute_like_cuda_autocast
+from mldm_plugin.planning.meta import building, compute_like_cuda_autocast, flash_attention
 from mldm_plugin.planning.step import StepMemory, TrainedNetworks
 from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
@@ -50,10 +55,11 @@ SMALL = Family(
 @pytest.mark.parametrize("kind", ["controlnet", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_data_as_with(kind, checkpointing, dtype):
+@pytest.mark.parametrize("answers", [1, 3])
+def test_without_data_as_with(kind, checkpointing, dtype, answers):
     """The same step on tensors that have data, really computed on the CPU."""
     shadow, real = (
-        TrainedNetworks(SMALL, kind, dtype, checkpointing=checkpointing, device=device).measure(2, 128)
+        TrainedNetworks(SMALL, kind, dtype, checkpointing=checkpointing, device=device).measure(2, 128, answers)
         for device in (torch.device("meta"), CPU)
     )
     for name, value in vars(shadow).items():
@@ -66,6 +72,61 @@ def test_memory_is_linear_in_the_batch(kind, checkpointing):
     networks = TrainedNetworks(SMALL, kind, torch.bfloat16, checkpointing=checkpointing)
     one, two, four = (networks.measure(n, 128) for n in (1, 2, 4))
     assert one.extrapolated(two, 4) == four
+
+
+def engine_step(networks, inputs, answers):
+    """What the engine makes of K answers: the loss on its clean estimate and the plain one, as in training."""
+    latents, *others = inputs
+    noise, timesteps = torch.randn_like(latents), torch.tensor([60, 90])
+    ask = lambda z, t, rows: networks._predict(z, *others)  # noqa: E731
+    pred = ask(noise, timesteps, [0, 1])
+    of = {"latents": latents, "noise": noise, "noisy_latents": noise, "timesteps": timesteps, "target": noise}
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
+    schedule.answers = answers
+    estimate = schedule.pred_latents(DiffusionStep(**of, model_pred=pred, predict=ask if answers > 1 else None))
+    return pred.float().square().mean() + estimate.square().mean()
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "lora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_further_answers_take_what_the_engine_takes(kind, checkpointing):
+    """Memory, and operations counted as it runs, of the engine's own DDIM steps, which this module only imitates."""
+    networks = TrainedNetworks(SMALL, kind, torch.float32, checkpointing=checkpointing, device=CPU)
+    inputs = networks._inputs(2, 128)
+    for answers in (1, 2, 4):
+        planned = networks.measure(2, 128, answers)
+        with flash_attention(), TensorMemory() as memory:
+            loss = engine_step(networks, inputs, answers)
+            kept = memory.live
+            memory.peak = kept
+            loss.backward()
+        del loss
+        with flash_attention(), FlopCounterMode(display=False) as operations:  # would hold on to what is recomputed
+            engine_step(networks, inputs, answers).backward()
+        assert kept == pytest.approx(planned.kept, rel=0.03)
+        assert memory.peak == pytest.approx(planned.backward, rel=0.03)
+        counted = operations.get_total_flops() / 1e12 / 2  # of a picture
+        assert counted == pytest.approx(networks.tflop(128, answers), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "lora"])
+def test_memory_does_not_grow_with_answers_and_operations_do(kind):
+    networks = TrainedNetworks(SMALL, kind, torch.float32)
+    one, two, three, four = (networks.measure(1, 128, k) for k in (1, 2, 3, 4))
+    assert 1.2 * one.backward < two.backward < 3 * one.backward
+    # torch holds a weight's gradients of all answers but .grad together until the last: once more the trained weights
+    assert two.backward <= three.backward <= 1.01 * two.backward + 4 * networks.trained_weights
+    assert four.backward == pytest.approx(three.backward, rel=0.01)
+    assert four.kept == pytest.approx(one.kept, rel=0.01)
+    counts = [networks.tflop(128, k) for k in (1, 2, 3, 4)]
+    each = [after - before for before, after in itertools.pairwise(counts)]
+    assert each == pytest.approx([each[0]] * 3, rel=1e-6)
+    inputs = networks._inputs(1, 128)
+    with FlopCounterMode(display=False) as operations:
+        networks._predict(*inputs)
+    forward = operations.get_total_flops() / 1e12
+    # a forward pass, another one, and a backward pass to the question, which is at least as much as one
+    assert 3 * forward < each[0] < 5 * forward
 
 
 def test_checkpointing_keeps_less():
@@ -111,8 +172,13 @@ FOOTPRINT = budget.Footprint(
         False: (StepMemory(2 * 10**9, 2 * 10**9, 3 * 10**9), StepMemory(4 * 10**9, 4 * 10**9, 6 * 10**9)),
         True: (StepMemory(10**9, 10**9, 10**9), StepMemory(2 * 10**9, 2 * 10**9, 2 * 10**9)),
     },
+    gated={
+        False: (StepMemory(2 * 10**9, 2 * 10**9, 3 * 10**9), StepMemory(4 * 10**9, 4 * 10**9, 6 * 10**9)),
+        True: (StepMemory(10**9, 10**9, 10**9), StepMemory(2 * 10**9, 2 * 10**9, 2 * 10**9)),
+    },
     encoder=(5 * 10**9, 10 * 10**9),
     pictures={"whole": (8 * 10**9, 1), "checkpointed": (3 * 10**9, 2)},
+    tflop=(2.0, 5.0),
 )
 
 
@@ -129,6 +195,19 @@ FOOTPRINT = budget.Footprint(
 )
 def test_a_peak_worked_out_by_hand(setting, resident, moment):
     assert FOOTPRINT.peak(setting).gb == pytest.approx((resident + moment) * 1.05 + 1.0)
+
+
+def test_a_peak_of_further_answers_worked_out_by_hand():
+    """They are computed in the forward pass and again in the backward pass, only where a picture is gated."""
+    further = (StepMemory(2 * 10**9, 3 * 10**9, 13 * 10**9), StepMemory(4 * 10**9, 6 * 10**9, 22 * 10**9))
+    footprint = replace(FOOTPRINT, gated={False: further, True: further})
+    for batch, backward in ((1, 13), (2, 22), (3, 31)):
+        peak = footprint.peak(budget.Setting(batch, False, True, "whole"))
+        assert peak.gb == pytest.approx((3.8 + backward) * 1.05 + 1.0)
+        assert peak.without_pixels == pytest.approx((3.8 + 3 * batch) * 1.05 + 1.0)
+    forward = (StepMemory(2 * 10**9, 11 * 10**9, 3 * 10**9),) * 2
+    peak = replace(FOOTPRINT, gated={False: forward, True: forward}).peak(budget.Setting(1, False, True, "whole"))
+    assert peak.gb == pytest.approx((3.8 + 11) * 1.05 + 1.0)
 
 
 def test_without_a_gated_image_it_takes_less():
@@ -211,6 +290,38 @@ def planned(monkeypatch, *flags):
     return CliRunner().invoke(main, ["plan", *flags], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(("estimate", "answers"), [(None, 1), ("one_step", 1), ("direct-40", 1), ("ddim-3", 3)])
+def test_what_further_answers_cost_is_told(estimate, answers, monkeypatch):
+    asked = []
+    monkeypatch.setattr(budget, "measure", lambda *_, **options: asked.append(options["answers"]) or FOOTPRINT)
+    flags = ["--vram", "40", "--batch", "1", *([] if estimate is None else ["--estimate", estimate])]
+    result = CliRunner().invoke(main, ["plan", *flags], catch_exceptions=False)
+    command = result.stdout.splitlines()[-1]
+    assert asked == [answers]
+    assert (f"--set estimate={estimate} " in command) == (estimate is not None)
+    understood(command)
+    told = "estimate: ddim-3. Peaks are those of a step whose every picture is gated." in result.stdout
+    assert told == (answers > 1)
+    found = json.loads(CliRunner().invoke(main, ["plan", *flags, "--json"], catch_exceptions=False).stdout)
+    if answers == 1:
+        assert found["further_answers"] is None
+    else:  # T = 100: a picture is gated in 101 of 1000 steps, and then takes 5 more beside 2
+        assert "take 5 TFLOP for a gated\npicture, beside the 2 of its step" in result.stdout
+        assert "With the preset's T = 100 that is 25% more\noperations" in result.stdout
+        assert found["further_answers"]["mean"] == pytest.approx(0.101 * 5 / 2)
+
+
+def test_an_estimate_that_there_is_not_is_told_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(budget, "measure", None)
+    runner = CliRunner()
+    unknown = runner.invoke(main, ["plan", "--vram", "24", "--estimate", "ddim-9"], catch_exceptions=False)
+    assert unknown.exit_code == 1
+    assert "ddim-K with K answers" in unknown.stderr
+    attached = runner.invoke(main, ["plan", "--vram", "24", "--family", "sdxl", "--estimate", "ddim-2"])
+    assert attached.exit_code == 1
+    assert "train_controlnet_sdxl.py, whose network cannot be asked again" in attached.stderr
+
+
 @pytest.mark.parametrize("vram", ["17", "5"])
 def test_the_table(vram, monkeypatch):
     result = planned(monkeypatch, "--vram", vram, "--batch", "1", "--batch", "2")
@@ -278,6 +389,8 @@ def test_nothing_fits(more, monkeypatch):
     assert "lower --resolution, 512 now, --use_8bit_adam, --train lora." in result.stderr
     if more:
         assert json.loads(result.stdout)["command"] is None
+    asked = planned(monkeypatch, "--vram", "5", "--estimate", "ddim-2", *more)
+    assert "--train lora, --estimate one_step." in asked.stderr
 
 
 def test_the_published_shapes_have_their_known_numbers_of_weights():

@@ -25,10 +25,17 @@ TASKS = {
     ("sdxl", "controlnet"): ("controlnet", "train_controlnet_sdxl", SDXL),
     ("sdxl", "lora"): ("lora-sdxl", "train_text_to_image_lora_sdxl", SDXL),
 }
+STEPS = 1000  # of Stable Diffusion's schedule, in whose timesteps presets write T
 NOTE = """
 One GPU; with several, add one more copy of the trained weights for their gradients' buckets. A
 picture is taken to hold one face; each further one of a picture, up to eight, keeps 50 MB more in bfloat16.
 Counted are the losses {counted}; not counted, where you add them: {others}.
+"""
+FURTHER = """
+estimate: {estimate}. Peaks are those of a step whose every picture is gated. Each further answer is a forward pass of
+the network, another one in the backward pass, and that pass itself; all of them take {further:.3g} TFLOP for a gated
+picture, beside the {plain:.3g} of its step without losses. With the preset's T = {limit} that is {mean:.0%} more
+operations of the network in the mean step.
 """
 
 
@@ -72,6 +79,10 @@ Counted are the losses {counted}; not counted, where you add them: {others}.
     help="As in training.",
 )
 @click.option("--use_8bit_adam", is_flag=True, help="AdamW with 8-bit state.")
+@click.option(
+    "--estimate",
+    help="Of the clean latents that losses look at: one_step, direct-S or ddim-K; by default the preset's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(vram: float, batches: tuple[int, ...], as_json: bool, **run: Any) -> None:
     """Which batch size and settings fit into --vram GB, computed from the shapes of the networks.
@@ -83,15 +94,17 @@ def plan(vram: float, batches: tuple[int, ...], as_json: bool, **run: Any) -> No
     from mldm_plugin.planning import budget
 
     task = Task.of(run)
+    further = task.further(footprint.tflop)
     can_cache = run["family"] == "sd15"
     peaks = [footprint.peak(s) for s in footprint.settings(batches or budget.BATCHES, can_cache=can_cache)]
     best = budget.recommend(peaks, vram, None if batches else task.section["train_batch_size"])
     line = None if best is None else task.command(best.setting, run)
     if as_json:
         rows = [peak.as_row() | {"fits": peak.gb <= vram} for peak in peaks]
-        click.echo(json.dumps({"vram_gb": vram, "settings": rows, "command": line}, indent=1))
+        found = {"vram_gb": vram, "settings": rows, "further_answers": further or None, "command": line}
+        click.echo(json.dumps(found, indent=1))
     else:
-        click.echo("\n".join(_table(peaks, vram)) + "\n" + _note())
+        click.echo("\n".join(_table(peaks, vram)) + "\n" + _note() + (FURTHER.format(**further) if further else ""))
     if line is None:
         raise _too_large(peaks, vram, run)
     if not as_json:
@@ -114,6 +127,7 @@ def _too_large(peaks: list[Peak], vram: float, run: dict[str, Any]) -> MldmError
     ways += [] if run["use_8bit_adam"] else ["--use_8bit_adam"]
     ways += ["--train lora"] if run["kind"] == "controlnet" else []
     ways += ["--mixed_precision bf16"] if run["mixed_precision"] == "no" else []
+    ways += ["--estimate one_step"] if (run["estimate"] or "").startswith("ddim-") else []
     return MldmError(
         f"nothing fits into {vram:g} GB; batch {least.setting.batch} takes {least.gb:.1f} GB at least. What takes "
         f"less: {', '.join(ways)}."
@@ -138,7 +152,8 @@ def _measure(run: dict[str, Any]) -> Footprint:
         shapes = read_family(run["folder"])
         run["family"] = "sdxl" if len(shapes.text_encoders) == 2 else "sd15"
     run["resolution"] = run["resolution"] or shapes.resolution
-    run["rank"] = run["rank"] or Task.of(run).section.get("rank")
+    task = Task.of(run)
+    run["rank"] = run["rank"] or task.section.get("rank")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[run["mixed_precision"]]
     return measure(
         shapes,
@@ -147,6 +162,7 @@ def _measure(run: dict[str, Any]) -> Footprint:
         run["resolution"],
         rank=run["rank"] or 1,
         eight_bit=run["use_8bit_adam"],
+        answers=task.values.answers,
         tell=lambda part: click.echo(f"measuring {part} …", err=True),
     )
 
@@ -174,21 +190,34 @@ class Task:
         preset: its name.
         script: the script's, without .py.
         model: the pipeline on the Hub.
-        values: the whole preset.
+        values: the whole preset, with what was asked for.
+        asked: what was asked for, as `--set` takes it.
     """
 
     preset: str
     script: str
     model: str
     values: Preset
+    asked: tuple[str, ...]
 
     @classmethod
     def of(cls, run: dict[str, Any]) -> Task:
-        """That of the family and kind of a run."""
+        """That of the family and kind of a run.
+
+        Raises:
+            MldmError: an estimate that there is not, or not with this script.
+        """
         from mldm_plugin.preset import load_preset
 
         preset, script, model = TASKS[run["family"], run["kind"]]
-        return cls(preset, script, model, load_preset(preset))
+        asked = [] if run["estimate"] is None else [f"estimate={run['estimate']}"]
+        task = cls(preset, script, model, load_preset(preset, asked), tuple(asked))
+        if task.values.answers > 1 and not task.is_ours:
+            raise MldmError(
+                f"--estimate is {run['estimate']}, but SDXL is trained by diffusers' {script}.py, whose network cannot "
+                "be asked again: use one_step or direct-S, or --family sd15."
+            )
+        return task
 
     @property
     def section(self) -> dict[str, Any]:
@@ -208,6 +237,17 @@ class Task:
         data = "masks, face boxes and hints" if "controlnet" in self.script else "masks and face boxes"
         scripts = "" if self.is_ours else ", SCRIPTS that of diffusers' script"
         return f"DATA_DIR is a data set with {data} (docs/data.md), OUTPUT_DIR the folder of the run{scripts}."
+
+    def further(self, tflop: tuple[float, float]) -> dict[str, Any]:
+        """What the answers after the first cost, by the operations of a step on one picture and those that it takes
+        more where the picture is gated; empty with one answer."""
+        if self.values.answers == 1:
+            return {}
+        limits = (loss.max_timestep for loss in self.values.losses.values() if loss.weight)
+        limit = max(STEPS - 1 if t is None else t for t in limits)
+        plain, further = tflop
+        mean = further / plain * (limit + 1) / STEPS
+        return {"estimate": self.values.estimate, "plain": plain, "further": further, "limit": limit, "mean": mean}
 
     def command(self, setting: Setting, run: dict[str, Any]) -> str:
         """The whole command of a training in this setting; what the preset says otherwise is set."""
@@ -235,7 +275,7 @@ class Task:
     def _changes(self, setting: Setting) -> list[str]:
         from mldm_plugin.planning.budget import CHECKPOINTED, DECODES
 
-        changes = list(DECODES[setting.decode])
+        changes = [*self.asked, *DECODES[setting.decode]]
         if self.values.decode_checkpointing:
             changes = [c for c in changes if c != CHECKPOINTED]
             changes += [] if CHECKPOINTED in DECODES[setting.decode] else ["decode_checkpointing=false"]

@@ -63,29 +63,37 @@ class Footprint:
         uncached: weights of the VAE and the text encoders, there where latents are not cached.
         optimizer: what it takes for a moment; AdamW's `foreach` makes one copy of what it updates.
         steps: by gradient checkpointing, of one picture and of two.
+        gated: the same where every picture is gated, which with `estimate: ddim-K` is asked about K times.
         encoder: of one picture and of two.
         pictures: of the losses on pictures, for as many as are decoded together at most; by way to decode.
+        tflop: operations of the network in a step on one picture, 10¹², and how many more where it is gated.
     """
 
     resident: int
     uncached: int
     optimizer: int
     steps: dict[bool, tuple[StepMemory, StepMemory]]
+    gated: dict[bool, tuple[StepMemory, StepMemory]]
     encoder: tuple[int, int]
     pictures: dict[str, tuple[int, int]]
+    tflop: tuple[float, float]
 
     def peak(self, setting: Setting) -> Peak:
         """The largest of the moments of a step.
 
         The encoder runs before the network; the losses on pictures run, so many at a time, while the network's
-        activations are kept; the backward pass and the optimizer come after them.
+        activations are kept; the backward pass and the optimizer come after them. Further answers are computed before
+        the losses, and again in the backward pass, while the activations of the first are there.
         """
-        one, two = self.steps[setting.gradient_checkpointing]
-        step = one.extrapolated(two, setting.batch)
+        step, gated = (
+            one.extrapolated(two, setting.batch)
+            for one, two in (steps[setting.gradient_checkpointing] for steps in (self.steps, self.gated))
+        )
         encoder = self.encoder[0] + (self.encoder[1] - self.encoder[0]) * (setting.batch - 1)
         plain = max(step.forward, step.backward, self.optimizer, 0 if setting.cache_latents else encoder)
         bytes_each, together = self.pictures[setting.decode]
-        whole = max(plain, step.kept + bytes_each * min(together, setting.batch))
+        pixels = gated.kept + bytes_each * min(together, setting.batch)
+        whole = max(plain, gated.forward, gated.backward, pixels)
         resident = self.resident + (0 if setting.cache_latents else self.uncached)
         return Peak(setting, with_margin(resident + whole), with_margin(resident + plain))
 
@@ -109,11 +117,13 @@ def measure(
     *,
     rank: int = 4,
     eight_bit: bool = False,
+    answers: int = 1,
     tell: Callable[[str], None] = lambda part: None,
 ) -> Footprint:
     """The footprint of a run.
 
     Args:
+        answers: of the network that the losses look at, K of `estimate: ddim-K`.
         tell: called with the name of each part before it is measured, which takes seconds to a minute each.
 
     Raises:
@@ -121,17 +131,20 @@ def measure(
     """
     if resolution < 64 or resolution % 64:
         raise MldmError(f"--resolution is {resolution}, expected a multiple of 64.")
-    steps = {}
+    steps, gated, tflop = {}, {}, (0.0, 0.0)
     for checkpointing in (False, True):
         tell("the network" + (", checkpointed" if checkpointing else ""))
         networks = TrainedNetworks(family, kind, dtype, checkpointing=checkpointing, rank=rank)
-        steps[checkpointing] = (networks.measure(1, resolution), networks.measure(2, resolution))
+        gated[checkpointing] = steps[checkpointing] = _one_and_two(networks, resolution, 1)
+        if answers > 1:
+            tell(f"{answers} answers of it")
+            gated[checkpointing] = _one_and_two(networks, resolution, answers)
+            tflop = tflop if checkpointing else _operations(networks, resolution, answers)
     tell("the encoder")
     (vae, one), (_, two) = (measure_encoder(family, dtype, n, resolution) for n in (1, 2))
     tell("the decoder and the losses")
     losses = PictureMemory(family, torch.float32 if dtype == torch.float32 else torch.bfloat16, resolution)
-    # The LoRA trainer rounds its LoRA to bfloat16 with the U-Net; everything else that is trained is float32.
-    each = 2 if kind == "lora" and dtype == torch.bfloat16 else 4
+    each = 2 if kind == "lora" and dtype == torch.bfloat16 else 4  # the LoRA trainer rounds its LoRA with the U-Net
     states = STATES_8BIT if eight_bit else STATES * each // 4
     trained = networks.trained_weights
     return Footprint(
@@ -139,9 +152,21 @@ def measure(
         uncached=vae + family.text_parameters * dtype.itemsize,
         optimizer=0 if eight_bit else trained * each,
         steps=steps,
+        gated=gated,
         encoder=(one, two),
         pictures=_pictures(losses, max(1, TOGETHER // resolution**2)),
+        tflop=tflop,
     )
+
+
+def _one_and_two(networks: TrainedNetworks, resolution: int, answers: int) -> tuple[StepMemory, StepMemory]:
+    return networks.measure(1, resolution, answers), networks.measure(2, resolution, answers)
+
+
+def _operations(networks: TrainedNetworks, resolution: int, answers: int) -> tuple[float, float]:
+    """TFLOP of one picture with one answer, and how many more with so many."""
+    plain = networks.tflop(resolution)
+    return plain, networks.tflop(resolution, answers) - plain
 
 
 def _pictures(losses: PictureMemory, together: int) -> dict[str, tuple[int, int]]:

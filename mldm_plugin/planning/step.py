@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.meta import META, building, compute_like_cuda_autocast, flash_attention
@@ -17,6 +19,7 @@ from mldm_plugin.planning.tensor_memory import TensorMemory
 Kind = Literal["controlnet", "lora"]
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' LoRA script adapts
 TOKENS = 77
+_Inputs = tuple[Tensor, Tensor, Tensor, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,40 @@ class TrainedNetworks:
         self.trained_weights = sum(p.numel() for p in every if p.requires_grad)
         self.frozen_weights = sum(p.numel() for p in every) - self.trained_weights
 
-    def measure(self, images: int, resolution: int) -> StepMemory:
-        """One step on so many pictures. Gradients are there already, as from the second step on."""
+    def measure(self, images: int, resolution: int, answers: int = 1) -> StepMemory:
+        """One step on so many pictures, all of them asked about so often: K of `estimate: ddim-K`. Gradients are there
+        already, as from the second step on."""
         for parameter in self.trained.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         inputs = self._inputs(images, resolution)
         with flash_attention(), TensorMemory() as memory:
-            prediction = self._predict(*inputs)
-            loss = prediction.float().square().mean()
-            del prediction
+            loss = self._loss(inputs, answers)
             kept, forward = memory.live, memory.peak
             memory.peak = memory.live
             loss.backward()
         return StepMemory(kept, forward, memory.peak)
 
-    def _inputs(self, images: int, resolution: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    def tflop(self, resolution: int, answers: int = 1) -> float:
+        """Operations of a step on one picture, 10¹²: matrix products and convolutions, two for a multiplication and
+        addition."""
+        inputs = self._inputs(1, resolution)
+        with flash_attention(), FlopCounterMode(display=False) as operations:
+            self._loss(inputs, answers).backward()
+        return operations.get_total_flops() / 1e12
+
+    def _loss(self, inputs: _Inputs, answers: int) -> Tensor:
+        """Of the first answer, and of the last one. What comes after the first is asked as engine/schedule.py does:
+        about latents that hang on the answers before, and kept as questions alone."""
+        latents, hint, text, more = inputs
+        prediction = self._predict(latents, hint, text, more)
+        loss = prediction.float().square().mean()
+        for _ in range(answers - 1):
+            latents = (latents.float() - prediction.float()).to(latents.dtype)
+            prediction = checkpoint(self._predict, latents, hint, text, more, use_reentrant=False)
+        return loss if answers == 1 else loss + prediction.float().square().mean()
+
+    def _inputs(self, images: int, resolution: int) -> _Inputs:
         with building(self.dtype, self.device):
             latents = torch.zeros(images, self.unet.config.in_channels, resolution // 8, resolution // 8)
             text = torch.zeros(images, TOKENS, self.width)
