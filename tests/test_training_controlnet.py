@@ -335,6 +335,9 @@ def test_a_face_that_the_crop_cuts_off_is_told_once(train, tmp_path, random_pres
     (told,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "2 of 5 pictures have a face box" in told
     assert told.endswith("3.png.")
+    assert json.loads((tmp_path / "run" / "crops.json").read_text()) == {"pictures": 5, "losing_a_face": 2}
+    assert train(tmp_path / "plain", "--train_data_dir", data) == 0
+    assert not (tmp_path / "plain" / "crops.json").exists()  # nobody looked at the boxes
 
 
 @pytest.mark.parametrize(

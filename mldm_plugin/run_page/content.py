@@ -13,6 +13,7 @@ from mldm_plugin.doctor.losses import Log
 from mldm_plugin.doctor.report import Answer
 from mldm_plugin.doctor.run import Run
 from mldm_plugin.prepare.check import Report
+from mldm_plugin.records.crops import read_crops
 from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard
@@ -48,7 +49,7 @@ def content(run: Run, answer: Answer, name: str, again: int | None = None) -> di
         "heard": heard(names, steps, preset),
         "proof": proof_of(run),
         "film": film(run.records) if run.records is not None else {"frames": [], "panels": 0},
-        "data": _data(answer.data),
+        "data": _data(answer.data, None if run.records is None else read_crops(run.records)),
         "layers": _layers(answer.changes),
         "command": command_of(run),
         "machine": machine_of(run),
@@ -80,7 +81,8 @@ def _ranges(steps: Any, names: list[str]) -> list[dict[str, Any]]:
     return [{"name": name, "ranges": found} for name, found in lines if found]
 
 
-def _data(report: Report | None) -> dict[str, Any] | None:
+def _data(report: Report | None, losing: int | None) -> dict[str, Any] | None:
+    """The training set; beside its counts, of how many rows the run's crop has left out a face."""
     if report is None:
         return None
     step = -(-len(report.shown) // TILES) or 1
@@ -95,8 +97,9 @@ def _data(report: Report | None) -> dict[str, Any] | None:
         if one.thumbnail
     ]
     spreads = [{"title": spread.title, "bars": spread.bars()} for spread in report.spreads if any(spread.counts)]
+    counts = {what: count for what, count in report.counts.items() if count}
     return {
-        "counts": {what: count for what, count in report.counts.items() if count},
+        "counts": counts if losing is None else {**counts, "rows that lose a face to the crop": losing},
         "tiles": tiles,
         "spreads": spreads,
     }

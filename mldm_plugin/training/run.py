@@ -20,6 +20,7 @@ from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, NonFiniteLossError, RunFolderError
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
+from mldm_plugin.records.crops import write_crops
 from mldm_plugin.records.metrics import MetricsFile
 from mldm_plugin.records.run_files import RunFiles
 from mldm_plugin.run_page.write import leave_page
@@ -97,7 +98,7 @@ class Run:
                 trainer.prompts()  # a hint that cannot be read is found now
             optimizer = make_optimizer(trainer, processes)
         looked_at = annotation_is_looked_at(preset, plugins, flags)
-        training_set = open_training_set(trainer, accelerator, annotated=looked_at)
+        training_set, losing = open_training_set(trainer, accelerator, annotated=looked_at)
         loader = make_dataloader(training_set, flags.train_batch_size, flags.dataloader_num_workers)
         with together(accelerator):
             scheduler = make_lr_scheduler(trainer, optimizer, len(loader), processes)
@@ -118,6 +119,8 @@ class Run:
         self.meter = StepMeter(self.objective.names)
         self.resume()
         self.begin(record)
+        if losing is not None and accelerator.is_main_process:
+            write_crops(self.folder, len(training_set), losing)
 
     def train(self) -> None:
         """Train to the end, or until a signal asks to stop; then save."""

@@ -95,8 +95,12 @@ def make_accelerator(flags: TrainerFlags) -> Accelerator:
     return accelerator
 
 
-def open_training_set(trainer: Trainer, accelerator: Accelerator, *, annotated: bool) -> TrainingSet:
-    """The training set; if `annotated` its annotation is checked, each process looking over its share of rows."""
+def open_training_set(trainer: Trainer, accelerator: Accelerator, *, annotated: bool) -> tuple[TrainingSet, int | None]:
+    """The training set; if `annotated` its annotation is checked, each process looking over its share of rows.
+
+    Returns:
+        it, and how many of its pictures lose a face to the crop, over all processes; None where no boxes were read.
+    """
     flags = trainer.flags
 
     def open_all() -> Any:
@@ -127,15 +131,23 @@ def open_training_set(trainer: Trainer, accelerator: Accelerator, *, annotated: 
             framing={**trainer.framing, "color_jitter": flags.color_jitter},
             conditions=trainer.conditions,
         )
-        if annotated or trainer.conditions:
-            log.info(f"checking the annotation of {len(rows)} pictures")
-            share = range(accelerator.process_index, len(rows), accelerator.num_processes)
-            if cut := check_rows(training_set, share):
-                log.warning(
-                    f"{len(cut)} of {len(share)} pictures have a face box that is left out, because the crop leaves "
-                    f"less than half of it visible; the first is {cut[0]}."
-                )
-    return training_set
+        cut = _looked_over(training_set, accelerator) if annotated or trainer.conditions else []
+    if training_set.columns.boxes is None:
+        return training_set, None
+    losing = torch.tensor(len(cut), device=accelerator.device)
+    return training_set, int(accelerator.reduce(losing, "sum"))
+
+
+def _looked_over(training_set: TrainingSet, accelerator: Accelerator) -> list[str]:
+    """The pictures of this process's share that lose a face to the crop; all annotation of it is checked."""
+    log.info(f"checking the annotation of {len(training_set)} pictures")
+    share = range(accelerator.process_index, len(training_set), accelerator.num_processes)
+    if cut := check_rows(training_set, share):
+        log.warning(
+            f"{len(cut)} of {len(share)} pictures have a face box that is left out, because the crop leaves "
+            f"less than half of it visible; the first is {cut[0]}."
+        )
+    return cut
 
 
 def make_optimizer(trainer: Trainer, processes: int) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ function recall(name) { try { return sessionStorage.getItem(`${KEPT}-${name}`); 
 function build() {
   const sections = [findings(), panels(), curves(), ranges(), heard(), proof(), data(), layers(), again()].filter(Boolean);
   document.getElementById('page').append(head(), ...sections,
-    h('footer', null, 'The numbers of this page are in metrics.jsonl, preset.yaml, proof.txt, machine.json and panels/ of the run.'));
+    h('footer', null, 'The numbers of this page are in metrics.jsonl, preset.yaml, proof.txt, machine.json, crops.json and panels/ of the run.'));
   document.getElementById('bar').append(h('a', { href: '#top', class: 'home' }, 'mldm report'),
     h('div', { class: 'links' }, sections.map((one) => h('a', { href: `#${one.id}` }, one.querySelector('h2').textContent))), themeSwitch());
   document.documentElement.dataset.drawn = 'true';
