@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mldm_plugin import DiffusionStep, hookimpl
 from mldm_plugin.errors import DataError
-from mldm_plugin.perceptual.face_crops import crop_faces, largest
-from mldm_plugin.perceptual.face_networks import FaceFeatures, weight_files
+from mldm_plugin.perceptual.face_crops import largest
+from mldm_plugin.perceptual.face_embedding import FaceEmbedding, weight_files
 from mldm_plugin.perceptual.identity_bank import IdentityBank, load_bank
 
 # a: 1 − the mean cosine of two people's faces, 1 where it was not measured. docs/losses/identity.md has the run.
@@ -43,7 +42,7 @@ def identity_distance(
 
 
 class Identity:
-    """Who the face in the estimate is: the cosine of its embedding with that of the photograph's face, at the same box.
+    """Who the face in the estimate is: the cosine of its embedding with that of the photograph's face, cut out alike.
 
     The cosine is told as a likeness, 1 − (1 − cos)/a: 1 for the same face, on average 0 for two people's. With `bank`
     also with reference photographs of that person; who a face is, is told from the photograph. All others, in the bank
@@ -54,6 +53,8 @@ class Identity:
         network: `dlib_resnet`, free for any use, `vggface2_resnet50` or `vggface2_inception`, by the mean over pixels
             of their last stage.
         weights: `pretrained`, or `random` (seeded, for tests and demos).
+        align: how both faces are cut out: `box`, the square around the photograph's, or `landmarks`, by its eyes, nose
+            and mouth, as MTCNN finds them in the box; where it finds none the box stands in, as `identity/by_box` says.
         bank: folder of reference photographs of each person, as `mldm data folder` makes it of folders of their names.
         bank_share: weight of the references in s_k, in [0, 1], the photograph's own face has the rest.
         contrast: c, weight of InfoNCE; 0 leaves negatives out.
@@ -65,8 +66,8 @@ class Identity:
         WeightsError: pretrained weights that cannot be had.
 
     Source: Guo et al., "PuLID" (arXiv 2404.16022), for the cosine on a clean estimate; "WithAnyone" (arXiv 2510.14975)
-    for cropping by the photograph's face, and for InfoNCE with all others of a bank. Differs: squares around boxes
-    instead of landmarks; τ, `bank_share` and `contrast` are chosen.
+    for aligning by the photograph's face, and for InfoNCE with all others of a bank. Differs: τ, `bank_share` and
+    `contrast` are chosen.
 
     Example:
         >>> z, box = torch.zeros(1, 4, 4, 4), [torch.tensor([[8.0, 8.0, 24.0, 28.0]])]
@@ -86,58 +87,57 @@ class Identity:
         *,
         network: Literal["dlib_resnet", "vggface2_resnet50", "vggface2_inception"] = "dlib_resnet",
         weights: Literal["pretrained", "random"] = "pretrained",
+        align: Literal["box", "landmarks"] = "box",
         bank: str | None = None,
         bank_share: Annotated[float, Field(ge=0, le=1)] = 0.5,
         contrast: Annotated[float, Field(ge=0)] = 1.0,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
         max_faces: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
-        self.features = FaceFeatures(network, weights)
-        self.networks, self.max_faces = self.features.networks, max_faces
+        self.embedded = FaceEmbedding(network, weights, align)
+        self.features = self.embedded.features
+        self.networks, self.max_faces = self.embedded.networks, max_faces
         self.apart = APART.get(network, 1.0)
         self.bank_share, self.contrast, self.temperature = bank_share, contrast, temperature
         self.bank: IdentityBank | None = None
+        self.logs: tuple[str, ...] = ("by_box",) if align == "landmarks" else ()
         if bank is not None:
-            with torch.no_grad():
-                self.bank = load_bank(bank, lambda photo: self._embedded(photo[0][None], [photo[1]])[0])
-            self.logs = ("copying",)
+            self.bank = load_bank(bank, lambda photo: self.embedded.of(photo[0][None], [photo[1]])[0])
+            self.logs = (*self.logs, "copying")
 
     def __call__(self, step: DiffusionStep) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """(n,) the mean over each image's faces, with gradient to `pred_images`; with a bank, and what is logged."""
+        """(n,) the mean over each image's faces, with gradient to `pred_images`; and what is logged, where it is."""
         if step.pred_images is None or step.target_images is None or step.face_boxes is None:
             raise DataError("identity needs pred_images, target_images and face_boxes: LossStack fills them in.")
         boxes = [largest(b, self.max_faces) for b in step.face_boxes]
+        placed, logs = self.embedded.place(step.target_images, boxes), {}
         with torch.no_grad():
-            true = self._embedded(step.target_images, boxes)
-        faces = self._embedded(step.pred_images, boxes)
+            true = self.embedded(step.target_images, boxes, placed)
+        faces = self.embedded(step.pred_images, boxes, placed)
         counts = [len(b) for b in boxes]
+        if placed is not None:
+            logs["by_box"] = _of_images((~placed.found).float(), counts)
         image = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], dtype=torch.long)
         image = image.to(faces.device, non_blocking=True)
-        between = self._likeness(faces @ true.T)
-        likeness = between.diagonal()
+        others = self._likeness(faces @ true.T)
+        likeness = others.diagonal()
         negative = (image[:, None] == image) & ~torch.eye(len(faces), dtype=torch.bool, device=faces.device)
-        if self.bank is None:
-            return _of_images(identity_distance(likeness, between, negative, self.temperature, self.contrast), counts)
-        bank = self.bank.to(faces)
-        who = bank.recognised(true, image)
-        known, towards = who >= 0, self._likeness(faces @ bank.means.T)
-        own = towards.gather(1, who.clamp_min(0)[:, None])[:, 0]
-        likeness = torch.where(known, (1 - self.bank_share) * likeness + self.bank_share * own, likeness)
-        # A stranger may be somebody of the bank whom the photograph hardly shows, so only the known are kept away.
-        strange = known[:, None] & (who[:, None] != torch.arange(len(bank.names), device=who.device))
-        others, negative = torch.cat([between, towards], dim=1), torch.cat([negative, strange], dim=1)
+        if self.bank is not None:
+            bank = self.bank.to(faces)
+            who = bank.recognised(true, image)
+            known, towards = who >= 0, self._likeness(faces @ bank.means.T)
+            own = towards.gather(1, who.clamp_min(0)[:, None])[:, 0]
+            likeness = torch.where(known, (1 - self.bank_share) * likeness + self.bank_share * own, likeness)
+            # A stranger may be somebody of the bank whom the photograph hardly shows: only the known are kept away.
+            strange = known[:, None] & (who[:, None] != torch.arange(len(bank.names), device=who.device))
+            others, negative = torch.cat([others, towards], dim=1), torch.cat([negative, strange], dim=1)
+            logs["copying"] = _of_images(bank.copied(faces.detach(), true, who) / self.apart, counts)
         distance = identity_distance(likeness, others, negative, self.temperature, self.contrast)
-        copied = bank.copied(faces.detach(), true, who) / self.apart
-        return _of_images(distance, counts), {"copying": _of_images(copied, counts)}
+        return (_of_images(distance, counts), logs) if logs else _of_images(distance, counts)
 
     def _likeness(self, cosine: Tensor) -> Tensor:
         """1 for the same face, about 0 for two people's."""
         return 1 - (1 - cosine) / self.apart
-
-    def _embedded(self, images: Tensor, boxes: list[Tensor]) -> Tensor:
-        """Unit embeddings (K, D) of all faces."""
-        last = self.features(crop_faces(images, boxes, self.features.crop))[-1]
-        return F.normalize(last.flatten(2).mean(dim=2) if last.ndim > 2 else last, dim=1)
 
 
 def _of_images(values: Tensor, counts: list[int]) -> Tensor:

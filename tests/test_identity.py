@@ -144,7 +144,7 @@ def test_a_bank_is_read_from_a_folder_of_mldm_data_the_largest_face_of_each(tmp_
     assert loss.bank.names == ("anna", "ben")
     with Image.open(tmp_path / "images" / "ben" / "1.png") as opened:
         pixels = torch.from_numpy(np.array(opened, dtype=np.float32)).permute(2, 0, 1)
-    own = loss._embedded((pixels / 127.5 - 1)[None], [torch.tensor([[5.0, 6, 25, 30]])])[0]
+    own = loss.embedded.of((pixels / 127.5 - 1)[None], [torch.tensor([[5.0, 6, 25, 30]])])[0]
     torch.testing.assert_close(loss.bank.references[4], own, atol=1e-5, rtol=0)
     assert loss.logs == ("copying",)
 
@@ -209,8 +209,8 @@ def test_parity_with_a_loop_over_faces():
     loss, step = tiny_loss(contrast=0.5, temperature=0.2), face_step([[LEFT, RIGHT], [LEFT]])
     expected = []
     for i, boxes in enumerate(step.face_boxes):
-        pred = [loss._embedded(step.pred_images[i : i + 1], [b[None]])[0] for b in boxes]
-        true = [loss._embedded(step.target_images[i : i + 1], [b[None]])[0] for b in boxes]
+        pred = [loss.embedded(step.pred_images[i : i + 1], [b[None]], None)[0] for b in boxes]
+        true = [loss.embedded(step.target_images[i : i + 1], [b[None]], None)[0] for b in boxes]
         values = []
         for k, e in enumerate(pred):
             s = [torch.dot(e, t) for t in true]
@@ -269,10 +269,21 @@ def test_a_batch_equals_its_images_with_and_without_a_bank():
             )
 
 
+class Planar:
+    """A network that says these embeddings, in the order in which it is asked: true, then predicted."""
+
+    def __init__(self, embeddings):
+        self.answers = iter(embeddings)
+
+    def place(self, photographs, boxes):
+        return None
+
+    def __call__(self, images, boxes, placed):
+        return next(self.answers)
+
+
 def planar(loss, embeddings):
-    """A loss whose network says these embeddings, in the order in which it is asked: true, then predicted."""
-    answers = iter(embeddings)
-    loss._embedded = lambda images, boxes: next(answers)
+    loss.embedded = Planar(embeddings)
     return loss
 
 
@@ -311,6 +322,60 @@ def test_a_stranger_copies_nobody_and_is_kept_away_from_nobody_of_the_bank():
     value, logs = loss(face_step([[LEFT]]))
     assert value.item() == pytest.approx(1 - math.cos(math.radians(200)))
     assert logs["copying"].item() == 0
+
+
+# By landmarks
+
+
+def sure(loss):
+    """The loss's random network of landmarks, sure of a face turned to the right in each box."""
+    head = loss.embedded.landmarks.frozen.network.onet
+    head.dense6_1.bias.data = torch.tensor([-50.0, 50.0])
+    head.dense6_3.weight.data.zero_()
+    points = torch.tensor([[0.45, 0.3], [0.75, 0.5], [0.5, 0.6], [0.25, 0.65], [0.5, 0.85]])
+    head.dense6_3.bias.data = points.T.flatten().clone()
+    return loss
+
+
+def test_without_landmarks_the_box_stands_in_and_is_counted():
+    step = face_step([[LEFT, RIGHT], [], [RIGHT]])
+    value, logs = tiny_loss(align="landmarks")(step)
+    torch.testing.assert_close(value, tiny_loss()(step), rtol=1e-4, atol=1e-5)
+    assert logs["by_box"].tolist() == [1, 0, 1]
+    assert tiny_loss(align="landmarks").logs == ("by_box",)
+
+
+def test_by_landmarks_both_faces_are_turned_alike_and_nothing_is_counted():
+    step = face_step([[LEFT, RIGHT], [LEFT]])
+    loss = sure(tiny_loss(align="landmarks"))
+    value, logs = loss(step)
+    assert logs["by_box"].tolist() == [0, 0]
+    assert not torch.allclose(value, tiny_loss()(step), rtol=1e-3)
+    value.sum().backward()
+    assert step.pred_images.grad.isfinite().all()
+    assert step.pred_images.grad.flatten(1).abs().sum(1).min() > 0
+    same = pictures(2, 3)
+    still = face_step([[LEFT], [RIGHT]], same.clone().requires_grad_(), same)
+    assert loss(still)[0].abs().max() < 1e-6
+    alone = torch.cat([loss(step.select([i]))[0] for i in range(2)])
+    torch.testing.assert_close(value, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_gradcheck_by_landmarks():
+    pred, target = pictures(1, 1, 12).double().requires_grad_(), pictures(1, 2, 12).double()
+    loss = sure(tiny_loss(align="landmarks"))
+    step = lambda p: face_step([[[1, 1, 5, 7], [5, 4, 11, 9]]], p, target)  # noqa: E731
+    assert torch.autograd.gradcheck(lambda p: loss(step(p))[0], pred, fast_mode=True)
+
+
+def test_by_landmarks_with_a_bank_both_are_logged(tmp_path):
+    loss = tiny_loss(bank=str(write_bank(tmp_path, {"anna": 3, "ben": 2})), align="landmarks")
+    announced = []
+    stack = make_stack(Term("identity", loss, 0.5), announce=announced.append, decode_batch=1)
+    logs = stack(make_step((50, 20, 900))).logs()
+    assert "reaches the network" in announced[0]
+    assert logs["identity/by_box"] == 1
+    assert logs["identity/copying"] >= 0
 
 
 def test_at_most_so_many_faces_the_largest_in_both_pictures():

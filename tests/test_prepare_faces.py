@@ -17,6 +17,7 @@ from PIL import Image
 from weights_entries import needs_weights, unreachable
 
 from mldm_plugin.errors import DataError, WeightsError
+from mldm_plugin.perceptual.mtcnn_networks import MTCNNNetworks
 from mldm_plugin.perceptual.weights import tensors
 from mldm_plugin.prepare import faces
 from mldm_plugin.prepare.faces import scrfd
@@ -24,7 +25,6 @@ from mldm_plugin.prepare.faces.annotated import Annotated
 from mldm_plugin.prepare.faces.boxes import Placement, tidied
 from mldm_plugin.prepare.faces.keypoints import Keypoints, face_box
 from mldm_plugin.prepare.faces.mtcnn import Mtcnn, load_network
-from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
 from mldm_plugin.prepare.faces.scrfd import Scrfd
 from mldm_plugin.prepare.source import Face, People, Source
 

@@ -61,13 +61,15 @@ def test_one_wait_in_a_closed_step_and_two_in_an_open_one(published_stack, times
     assert sum(term.gated for term in report.terms.values()) == 2 * sum(t <= 100 for t in timesteps)
 
 
-OTHERS = sorted(set(load_plugins().losses.entries) - {"masked_lpips", "face"})
+BY_LANDMARKS = "identity by landmarks"
+OTHERS = sorted({*load_plugins().losses.entries, BY_LANDMARKS} - {"masked_lpips", "face"})
 
 
 def stack_of_another(name):
     """Any other loss, its network random and small if it has one, and a step that has all that losses need."""
-    loss = load_plugins().losses[name]
+    loss = load_plugins().losses[name.removesuffix(" by landmarks")]
     options = {"weights": "random"} if "weights" in inspect.signature(loss).parameters else {}
+    options |= {"align": "landmarks"} if name == BY_LANDMARKS else {}
     return make_stack(Term(name, loss(**options), 0.3)), replace(make_step((50, 20)), keypoints=arms(2))
 
 
@@ -184,11 +186,11 @@ def test_nothing_is_computed_whose_gradient_a_gpu_adds_up_in_any_order(published
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_of_the_other_losses_only_that_on_turned_squares_is_not_the_same_each_run(name):
-    """As docs/losses/keypoints.md and docs/training_loop.md say."""
+    """As the cards of keypoints and identity, and docs/training_loop.md say."""
     stack, step = stack_of_another(name)
     with Names() as names:
         stack(replace(step, base_loss=None)).loss.backward()
-    assert unordered(names.seen) == ({"grid_sampler_2d_backward"} if name == "keypoints" else set())
+    assert unordered(names.seen) == ({"grid_sampler_2d_backward"} if name in ("keypoints", BY_LANDMARKS) else set())
 
 
 def test_the_log_of_an_optimizer_step_waits_once(published_stack):

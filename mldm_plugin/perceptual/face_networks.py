@@ -66,6 +66,8 @@ class FaceNetwork:
         prepare: RGB in [-1, 1] → its input.
         layer_weights: α_l of what it gives, stage by stage.
         unused: beginnings of the names in its weights file that it has no use for.
+        points: where the eyes, the nose and the corners of the mouth lie in the faces it was trained on, in sides of
+            the crop; None where those were cut out by boxes.
     """
 
     build: Callable[[], nn.Module]
@@ -73,7 +75,11 @@ class FaceNetwork:
     prepare: Callable[[Tensor], Tensor]
     layer_weights: tuple[float, ...]
     unused: tuple[str, ...]
+    points: tuple[tuple[float, float], ...] | None = None
 
+
+# dlib's get_face_chip_details with padding .25: (p + .25)/1.5 of its mean face's points, of an eye the mean of its six.
+DLIB_POINTS = ((0.3170, 0.3107), (0.6698, 0.3107), (0.4934, 0.5104), (0.3361, 0.6868), (0.6507, 0.6868))
 
 FACE_NETWORKS: dict[str, FaceNetwork] = {
     "vggface2_resnet50": FaceNetwork(
@@ -101,6 +107,7 @@ FACE_NETWORKS: dict[str, FaceNetwork] = {
         prepare=dlib_input,
         layer_weights=(0.162, 0.220, 0.373, 0.658, 0.615, 3.12),
         unused=(),
+        points=DLIB_POINTS,
     ),
     # The judge: no loss offers it, and it gives the embedding alone. docs/judge.md has the runs that chose the crop.
     "faceres": FaceNetwork(
@@ -136,7 +143,7 @@ class FaceFeatures:
         else:
             network = build_seeded(known.build)
         self.networks = (described(name),) if weights == "pretrained" else ()
-        self.crop, self.layer_weights = known.crop, known.layer_weights
+        self.crop, self.points, self.layer_weights = known.crop, known.points, known.layer_weights
         self._prepare, self.frozen = known.prepare, Frozen(network)
 
     def __call__(self, faces: Tensor) -> list[Tensor]:

@@ -18,7 +18,7 @@ from mldm_plugin.prepare.faces.boxes import tidied
 from mldm_plugin.prepare.source import Face, People, Shown, Source
 
 if TYPE_CHECKING:
-    from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
+    from mldm_plugin.perceptual.mtcnn_networks import MTCNNNetworks
 
 WEIGHTS = "mtcnn"
 
@@ -53,7 +53,7 @@ class Mtcnn:
         """The faces, the largest first."""
         import torch
 
-        from mldm_plugin.prepare.faces.mtcnn_networks import CELL
+        from mldm_plugin.perceptual.mtcnn_networks import CELL
 
         reduced = picture.rgb()
         scale = min(self.side / max(reduced.size), 1)
@@ -87,7 +87,7 @@ def load_network() -> MTCNNNetworks:
     """The networks, once a process; one thread in each where the work is spread over processes."""
     import torch
 
-    from mldm_plugin.prepare.faces.mtcnn_networks import MTCNNNetworks
+    from mldm_plugin.perceptual.mtcnn_networks import MTCNNNetworks
 
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
