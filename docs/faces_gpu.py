@@ -111,7 +111,8 @@ def keep(folder: Path, results: Path, every: int) -> None:
 def keep_run(run: Path, step: int, vae: AutoencoderKL, out: Path) -> None:
     """The moving average of a run after a step, what it was started with, and what it logged."""
     model = run / f"checkpoint-{step}" / "model"
-    told = {name: argument_of(run, name) for name in ("beta_start", "beta_end", "prediction_type")}
+    told = {name: argument_of(run, name) for name in ("beta_start", "beta_end")}
+    told["prediction_type"] = argument_of(run, "prediction_type") or "epsilon"  # older runs do not say it
     schedule = DDPMScheduler(**told, beta_schedule="scaled_linear", clip_sample=False)
     pipeline = ConditionalLDMPipeline(
         vae,

@@ -265,6 +265,17 @@ def test_what_a_held_out_face_lacks_is_no_longer_given(page, model, held_out, tm
         assert page.value("document.getElementById('mask-frame').classList.contains('absent')")
         assert page.value("document.getElementById('attributes').classList.contains('absent')")
         assert np.array_equal(drawn, face(server, seed=0))
+        page.value("document.getElementById('number').value = 0")
+        editing.click("load")
+        both = some.look(0).conditions
+        given = {"attributes": both["attributes"].int().tolist(), "semantic_mask": as_text(both["semantic_mask"])}
+        assert np.array_equal(editing.wait(), face(server, seed=0, **given)), "what it has is given again"
+        page.value("document.getElementById('number').value = 1")
+        editing.click("load")
+        editing.wait()
+        page.drag(editing.at(20, 20))
+        editing.wait()
+        assert page.value("document.getElementById('mask-given').checked"), "what is painted is given"
 
 
 @needs_browser

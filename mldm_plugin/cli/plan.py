@@ -244,7 +244,7 @@ class Task:
         if self.values.answers == 1:
             return {}
         limits = (loss.max_timestep for loss in self.values.losses.values() if loss.weight)
-        limit = max(STEPS - 1 if t is None else t for t in limits)
+        limit = max((STEPS - 1 if t is None else t for t in limits), default=STEPS - 1)
         plain, further = tflop
         mean = further / plain * (limit + 1) / STEPS
         return {"estimate": self.values.estimate, "plain": plain, "further": further, "limit": limit, "mean": mean}

@@ -26,7 +26,7 @@ FivePoints = tuple[tuple[float, float], ...]
 _IN_BOX = ((0.332, 0.400), (0.668, 0.400), (0.5, 0.603), (0.354, 0.758), (0.646, 0.758))
 # The window that the network was trained on: the square around the box, pixels as `FACE_NETWORKS` has them.
 _WINDOW = FaceCrop(size=Output.side, extent=1.0)
-_LARGER = 2.0  # chosen: a crop by landmarks that is so many times larger or smaller than that of the box is no face's
+_LARGER = 1.5  # chosen: a crop by landmarks that is so many times larger or smaller than that of the box is no face's
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,21 @@ def crop_placed(images: Tensor, boxes: Sequence[Tensor], placed: PlacedFaces, cr
         (ΣK_i, 3, S, S).
     """
     crops = [images[:0, :, :1, :1].expand(0, -1, crop.size, crop.size)]
-    extent = torch.tensor([images.shape[3], images.shape[2]]).to(images.device, images.dtype, non_blocking=True)
-    squares = iter(placed.squares.to(images.dtype).split(1))
+    fine = torch.promote_types(images.dtype, torch.float32)  # places are no halves: 511 is no bfloat16
+    extent = torch.tensor([images.shape[3], images.shape[2]]).to(images.device, fine, non_blocking=True)
+    squares = iter(placed.squares.to(fine).split(1))
     for image, of_image in zip(images, boxes, strict=True):
         for box in of_image.detach().cpu().double():
             side = square_boxes(box[None], crop)[0]
             samples = max(1, -int(-(side[2] - side[0]) // crop.size))
             count = crop.size * samples
-            unit = (torch.arange(count, device=images.device, dtype=images.dtype) + 0.5) / count
+            unit = (torch.arange(count, device=images.device, dtype=fine) + 0.5) / count
             grid = torch.stack(torch.meshgrid(unit, unit, indexing="xy"), dim=2).view(1, -1, 2)
             normal = (to_picture(next(squares), grid) / extent * 2 - 1).view(1, count, count, 2)
             with torch.autocast(images.device.type, enabled=False):
-                cut = F.grid_sample(image[None], normal, mode="bilinear", padding_mode="border", align_corners=False)
-                crops.append(F.avg_pool2d(cut, samples))
+                whole = image[None].to(fine)
+                cut = F.grid_sample(whole, normal, mode="bilinear", padding_mode="border", align_corners=False)
+                crops.append(F.avg_pool2d(cut, samples).to(images.dtype))
     return torch.cat(crops)
 
 

@@ -15,10 +15,12 @@ def write_crops(folder: Path, looked_at: int, losing: int) -> None:
     write_text(folder / FILE_NAME, json.dumps({"pictures": looked_at, "losing_a_face": losing}) + "\n")
 
 
-def read_crops(folder: Path) -> int | None:
-    """The pictures that lose a face; None where the run did not say it."""
+def read_crops(folder: Path) -> tuple[int, int] | None:
+    """The pictures that lose a face, and of how many; None where the run did not say it."""
     try:
-        found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["losing_a_face"]
+        told = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        losing, looked_at = told["losing_a_face"], told["pictures"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 53 else None
+    whole = all(isinstance(found, int) and not isinstance(found, bool) for found in (losing, looked_at))
+    return (losing, looked_at) if whole and 0 <= losing <= looked_at < 1 << 53 else None

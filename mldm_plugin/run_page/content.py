@@ -81,8 +81,8 @@ def _ranges(steps: Any, names: list[str]) -> list[dict[str, Any]]:
     return [{"name": name, "ranges": found} for name, found in lines if found]
 
 
-def _data(report: Report | None, losing: int | None) -> dict[str, Any] | None:
-    """The training set; beside its counts, of how many rows the run's crop has left out a face."""
+def _data(report: Report | None, crops: tuple[int, int] | None) -> dict[str, Any] | None:
+    """The training set; beside its counts, in how many of the pictures trained on the crop has left out a face."""
     if report is None:
         return None
     step = -(-len(report.shown) // TILES) or 1
@@ -99,7 +99,9 @@ def _data(report: Report | None, losing: int | None) -> dict[str, Any] | None:
     spreads = [{"title": spread.title, "bars": spread.bars()} for spread in report.spreads if any(spread.counts)]
     counts = {what: count for what, count in report.counts.items() if count}
     return {
-        "counts": counts if losing is None else {**counts, "rows that lose a face to the crop": losing},
+        "counts": counts
+        if crops is None
+        else {**counts, f"of {crops[1]} trained on lose a face to the crop": crops[0]},
         "tiles": tiles,
         "spreads": spreads,
     }

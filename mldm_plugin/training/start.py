@@ -132,7 +132,7 @@ def open_training_set(trainer: Trainer, accelerator: Accelerator, *, annotated: 
             conditions=trainer.conditions,
         )
         cut = _looked_over(training_set, accelerator) if annotated or trainer.conditions else []
-    if training_set.columns.boxes is None:
+    if training_set.columns.boxes is None or training_set.framing.random_crop:  # random ones lose others each time
         return training_set, None
     losing = torch.tensor(len(cut), device=accelerator.device)
     return training_set, int(accelerator.reduce(losing, "sum"))

@@ -22,7 +22,7 @@ async function start() {
 function makeMask({ parts, resolution }) {
   byId('mask-column').hidden = !parts;
   if (!parts) return;
-  state.mask = new Mask(byId('mask'), byId('cursor'), resolution, parts.map(([, colour]) => colour), { changed, shown });
+  state.mask = new Mask(byId('mask'), byId('cursor'), resolution, parts.map(([, colour]) => colour), { changed: painted, shown });
   byId('size').max = resolution / 4;
   byId('parts').append(...parts.map(([name, colour], label) => {
     const chip = h('button', { class: 'chip', role: 'radio', id: `part-${label}`, onclick: () => choose(label) }, h('i'), name);
@@ -46,7 +46,7 @@ function choose(label) {
 
 function turn(k) {
   state.on[k] = 1 - state.on[k];
-  byId('attributes-given').checked = true;
+  given('attributes-given');
   changed();
 }
 
@@ -54,11 +54,25 @@ function turn(k) {
 async function load(number) {
   const face = await read(`/faces/${number}`);
   if (face.attributes) state.on = face.attributes;
-  else byId('attributes-given').checked = false;
-  if (!face.masked) byId('mask-given').checked = false;
-  else if (state.mask) state.mask.put(await bytes(`/faces/${number}/labels`));
+  if (face.masked && state.mask) state.mask.put(await bytes(`/faces/${number}/labels`));
+  lacks('attributes-given', !face.attributes);
+  lacks('mask-given', !face.masked);
   put(byId('was'), await picture(`/faces/${number}/picture`), `held-out face ${number}`);
   changed();
+}
+
+// Unticks a condition that a face lacks, and ticks it again for the next that has it, unless somebody has unticked it.
+function lacks(id, lacking) {
+  const box = byId(id);
+  if (lacking ? box.checked : box.dataset.lacked) box.checked = !lacking;
+  else return;
+  if (lacking) box.dataset.lacked = 'yes';
+  else delete box.dataset.lacked;
+}
+
+function given(id) {
+  byId(id).checked = true;
+  delete byId(id).dataset.lacked;
 }
 
 function put(canvas, bitmap, said) {
@@ -66,6 +80,11 @@ function put(canvas, bitmap, said) {
   canvas.getContext('2d').drawImage(bitmap, 0, 0);
   byId('before').hidden = false;
   if (said) byId('before').querySelector('small').textContent = said;
+}
+
+function painted() {
+  given('mask-given');
+  changed();
 }
 
 // Drawing: one face at a time; what changed meanwhile is drawn next.
