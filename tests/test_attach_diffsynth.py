@@ -3,16 +3,23 @@
 What is called here is called as in modelscope/DiffSynth-Studio at fed7b18f: `diffsynth/diffusion/loss.py`
 (`FlowMatchSFTLoss`), `diffsynth/diffusion/flow_match.py` and `ddim_scheduler.py`, `diffsynth/core/data/operators.py`
 (`LoadImage`, `ImageCropAndResize`) and `diffsynth/pipelines/flux2_image.py` (tokens).
+MLDM_DIFFSYNTH names the folder of a checkout, MLDM_DIFFSYNTH_PYTHON the interpreter of its environment.
 """
 
+import json
+import os
 import pickle
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_families import build
 from tiny_people import SCENES, person_pixels, write_dreambooth
 from torch import nn
 from torch.nn import functional as F
@@ -25,6 +32,8 @@ from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.errors import CheckError, DataError, MldmError
 
+CHECKOUT = Path(os.environ.get("MLDM_DIFFSYNTH", "checkout-of-diffsynth-studio"))
+PYTHON = os.environ.get("MLDM_DIFFSYNTH_PYTHON", sys.executable)
 PRESET = """
 combine: convex
 checks: {picture: warn}
@@ -84,12 +93,16 @@ class Diffusion(Flow):
 
 
 class Decoder(nn.Module):
-    def __init__(self):
+    """An autoencoder that knows its scale; or Stable Diffusion's, whose pipeline divides by it."""
+
+    def __init__(self, *, is_scaled_outside=False):
         super().__init__()
-        self.vae = tiny_vae()
+        self.vae, self.inside = tiny_vae(), 1 if is_scaled_outside else 0.5
+        if is_scaled_outside:
+            self.scaling_factor = 0.5
 
     def decode(self, latents):
-        return self.vae.decode(latents / 0.5).sample
+        return self.vae.decode(latents / self.inside).sample
 
 
 def loss_of(pipe, **inputs):
@@ -109,7 +122,9 @@ def prepared(photos, scheduler, *, tokens=False, scene=SCENES[0]):
         latents = vae.encode(shown).latent_dist.mode() * 0.5
     network = torch.randn(latents.shape, generator=torch.Generator().manual_seed(8)).requires_grad_()
     pipe = SimpleNamespace(
-        scheduler=scheduler, vae=Decoder(), model_fn=lambda latents, **_: flat(network) + 0 * latents
+        scheduler=scheduler,
+        vae=Decoder(is_scaled_outside=isinstance(scheduler, Diffusion)),
+        model_fn=lambda latents, **_: flat(network) + 0 * latents,
     )
 
     def flat(x):
@@ -210,3 +225,64 @@ def test_the_loss_is_replaced_wherever_a_script_may_import_it_from(photos, tmp_p
     monkeypatch.setitem(sys.modules, "diffsynth.diffusion", None)
     with pytest.raises(MldmError, match="install DiffSynth-Studio"):
         diffsynth.install(attachment, tmp_path / "train.py")
+
+
+# The real one
+
+
+def small(folder):
+    """A small random Stable Diffusion, whose text encoder has the names of the published file."""
+    encoder = build("sd", folder) / "text_encoder" / "model.safetensors"
+    weights = load_file(encoder)
+    save_file({f"text_model.{name.removeprefix('text_model.')}": x for name, x in weights.items()}, encoder)
+    return folder
+
+
+def train_real(folder, name, *ours):
+    """One run of its script; its LoRA, its standard error, our lines."""
+    model, out = folder / "sd", folder / name
+    networks = [str(model / f"{n}.safetensors") for n in ("text_encoder/model", "unet/diffusion_pytorch_model")]
+    networks.append(str(model / "vae/diffusion_pytorch_model.safetensors"))
+    script = [str(CHECKOUT / "examples/stable_diffusion/model_training/train.py"), "--task", "sft"]
+    script += ["--dataset_base_path", str(folder / "photos"), "--height", "64", "--width", "64"]
+    script += ["--dataset_metadata_path", str(folder / "photos/metadata.json"), "--data_file_keys", "image"]
+    script += ["--model_paths", json.dumps(networks), "--tokenizer_path", str(model / "tokenizer")]
+    script += ["--lora_base_model", "unet", "--lora_target_modules", "to_q,to_k,to_v,to_out.0", "--lora_rank", "2"]
+    script += ["--learning_rate", "0.01", "--remove_prefix_in_ckpt", "pipe.unet.", "--output_path", str(out)]
+    root = Path(__file__).parents[1]
+    here = os.pathsep.join(map(str, (root / "tests/scripts/diffsynth", CHECKOUT, root)))
+    done = subprocess.run(
+        [PYTHON, *(["-m", "mldm_plugin"] if ours else []), *script, *map(str, ours)],
+        env={**os.environ, "MLDM_SMALL": str(model), "OMP_NUM_THREADS": "1", "PYTHONPATH": here},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = []
+    if ours:
+        lines = [json.loads(x) for x in (out / "mldm" / "metrics.jsonl").read_text().splitlines()]
+    return load_file(out / "epoch-0.safetensors"), done.stderr, lines
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_DIFFSYNTH names no folder")
+def test_the_real_one_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path):
+    write_dreambooth(tmp_path / "photos", tmp_path / "masks")
+    rows = [{"image": f"{scene.name}.png", "prompt": scene.text} for scene in SCENES]
+    (tmp_path / "photos" / "metadata.json").write_text(json.dumps(rows), encoding="utf-8")
+    small(tmp_path / "sd")
+    (tmp_path / "preset.yaml").write_text(PRESET.replace("checks: {picture: warn}\n", ""), encoding="utf-8")
+    flags = ["--loss-plugin", "mldm", "--preset", tmp_path / "preset.yaml", "--mldm-mask-dir", tmp_path / "masks"]
+    plain, _, _ = train_real(tmp_path, "plain")
+    zero, _, _ = train_real(tmp_path, "zero", *flags, "--set", "losses.masked_lpips.weight=0")
+    ours, told, lines = train_real(tmp_path, "ours", *flags)
+    assert plain.keys() == zero.keys() == ours.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert any(not torch.equal(plain[name], ours[name]) for name in plain)
+    assert "reaches the network" in told
+    assert "masks follow the pictures" in told
+    assert float(told.split("mean absolute error ")[1].split()[0]) < 0.15
+    assert [line["step"] for line in lines] == list(range(1, len(SCENES) + 1))
+    assert sum(line["masked_lpips/gated"] for line in lines) >= len(lines) - 1  # one picture has nobody in it

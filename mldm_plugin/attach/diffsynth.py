@@ -173,16 +173,20 @@ def annotated(picture: Any, attachment: Attachment) -> dict[str, Any]:
 def decode_of(pipe: Any) -> Callable[[Tensor], Tensor]:
     """What a pipeline decodes with, from latents as its network sees them: a `vae`, or a `vae_decoder` of its own.
 
+    Stable Diffusion's pipelines divide by the `scaling_factor` before they call it; other decoders know their scale.
+
     Raises:
         MldmError: neither is loaded.
     """
     network = getattr(pipe, "vae_decoder", None) or getattr(pipe, "vae", None)
     if not isinstance(network, nn.Module):
         raise MldmError("DiffSynth-Studio has loaded no decoder: name the whole VAE in --model_paths.")
-    decode: Any = network if network is getattr(pipe, "vae_decoder", None) else network.decode
+    is_whole = network is not getattr(pipe, "vae_decoder", None)
+    decode: Any = network.decode if is_whole else network
+    scale: Any = getattr(network, "scaling_factor", 1.0) if is_whole else 1.0
 
     def decoded(latents: Tensor) -> Tensor:
         like = next(network.parameters())
-        return decode(latents.to(like)).float()
+        return decode((latents / scale).to(like)).float()
 
     return decoded
