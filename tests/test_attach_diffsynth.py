@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +20,8 @@ import torch
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_families import build
+from tiny_families import build, build_vae
+from tiny_flows import build_flux2_klein
 from tiny_people import SCENES, person_pixels, write_dreambooth
 from torch import nn
 from torch.nn import functional as F
@@ -229,31 +231,52 @@ def test_the_loss_is_replaced_wherever_a_script_may_import_it_from(photos, tmp_p
 
 # The real one
 
+# Of each: its networks, and what it calls the one that is trained.
+REAL = {
+    "stable_diffusion": (
+        {
+            "text_encoder/model": "stable_diffusion_text_encoder",
+            "unet/diffusion_pytorch_model": "stable_diffusion_unet",
+            "vae/diffusion_pytorch_model": "stable_diffusion_vae",
+        },
+        "unet",
+    ),
+    "flux2": (
+        {
+            "text_encoder/model": "z_image_text_encoder",
+            "transformer/diffusion_pytorch_model": "flux2_dit",
+            "vae/diffusion_pytorch_model": "flux2_vae",
+        },
+        "dit",
+    ),
+}
 
-def small(folder):
-    """A small random Stable Diffusion, whose text encoder has the names of the published file."""
-    encoder = build("sd", folder) / "text_encoder" / "model.safetensors"
-    weights = load_file(encoder)
-    save_file({f"text_model.{name.removeprefix('text_model.')}": x for name, x in weights.items()}, encoder)
-    return folder
+
+def small(kind, folder):
+    """A small random pipeline, whose text encoder has the names of the published file; what its networks are."""
+    if kind == "flux2":
+        build_flux2_klein(folder, build_vae("flux2", latent_channels=32), 0)  # its `encode` reads that many
+    else:
+        encoder = build("sd", folder) / "text_encoder" / "model.safetensors"
+        weights = load_file(encoder)
+        save_file({f"text_model.{name.removeprefix('text_model.')}": x for name, x in weights.items()}, encoder)
+    return {str(folder / f"{path}.safetensors"): name for path, name in REAL[kind][0].items()}
 
 
-def train_real(folder, name, *ours):
+def train_real(kind, folder, name, networks, *ours):
     """One run of its script; its LoRA, its standard error, our lines."""
-    model, out = folder / "sd", folder / name
-    networks = [str(model / f"{n}.safetensors") for n in ("text_encoder/model", "unet/diffusion_pytorch_model")]
-    networks.append(str(model / "vae/diffusion_pytorch_model.safetensors"))
-    script = [str(CHECKOUT / "examples/stable_diffusion/model_training/train.py"), "--task", "sft"]
+    trained, out = REAL[kind][1], folder / name
+    script = [str(CHECKOUT / f"examples/{kind}/model_training/train.py"), "--task", "sft"]
     script += ["--dataset_base_path", str(folder / "photos"), "--height", "64", "--width", "64"]
     script += ["--dataset_metadata_path", str(folder / "photos/metadata.json"), "--data_file_keys", "image"]
-    script += ["--model_paths", json.dumps(networks), "--tokenizer_path", str(model / "tokenizer")]
-    script += ["--lora_base_model", "unet", "--lora_target_modules", "to_q,to_k,to_v,to_out.0", "--lora_rank", "2"]
-    script += ["--learning_rate", "0.01", "--remove_prefix_in_ckpt", "pipe.unet.", "--output_path", str(out)]
+    script += ["--model_paths", json.dumps(list(networks)), "--tokenizer_path", str(folder / "small/tokenizer")]
+    script += ["--lora_base_model", trained, "--lora_target_modules", "to_q,to_k,to_v,to_out.0", "--lora_rank", "2"]
+    script += ["--learning_rate", "0.01", "--remove_prefix_in_ckpt", f"pipe.{trained}.", "--output_path", str(out)]
     root = Path(__file__).parents[1]
     here = os.pathsep.join(map(str, (root / "tests/scripts/diffsynth", CHECKOUT, root)))
     done = subprocess.run(
         [PYTHON, *(["-m", "mldm_plugin"] if ours else []), *script, *map(str, ours)],
-        env={**os.environ, "MLDM_SMALL": str(model), "OMP_NUM_THREADS": "1", "PYTHONPATH": here},
+        env={**os.environ, "MLDM_SMALL": json.dumps(networks), "OMP_NUM_THREADS": "1", "PYTHONPATH": here},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -268,21 +291,25 @@ def train_real(folder, name, *ours):
 
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_DIFFSYNTH names no folder")
-def test_the_real_one_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path):
+@pytest.mark.parametrize("kind", list(REAL))
+def test_the_real_one_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path, kind):
     write_dreambooth(tmp_path / "photos", tmp_path / "masks")
     rows = [{"image": f"{scene.name}.png", "prompt": scene.text} for scene in SCENES]
     (tmp_path / "photos" / "metadata.json").write_text(json.dumps(rows), encoding="utf-8")
-    small(tmp_path / "sd")
     (tmp_path / "preset.yaml").write_text(PRESET.replace("checks: {picture: warn}\n", ""), encoding="utf-8")
+    run = partial(train_real, kind, tmp_path)
+    networks = small(kind, tmp_path / "small")
     flags = ["--loss-plugin", "mldm", "--preset", tmp_path / "preset.yaml", "--mldm-mask-dir", tmp_path / "masks"]
-    plain, _, _ = train_real(tmp_path, "plain")
-    zero, _, _ = train_real(tmp_path, "zero", *flags, "--set", "losses.masked_lpips.weight=0")
-    ours, told, lines = train_real(tmp_path, "ours", *flags)
+    plain, _, _ = run("plain", networks)
+    zero, _, _ = run("zero", networks, *flags, "--set", "losses.masked_lpips.weight=0")
+    ours, told, lines = run("ours", networks, *flags)
     assert plain.keys() == zero.keys() == ours.keys()
     assert all(torch.equal(plain[name], zero[name]) for name in plain)
     assert any(not torch.equal(plain[name], ours[name]) for name in plain)
     assert "reaches the network" in told
     assert "masks follow the pictures" in told
-    assert float(told.split("mean absolute error ")[1].split()[0]) < 0.15
+    error = float(told.split("mean absolute error ")[1].split()[0])
+    assert error < 0.2  # the means of blocks alone are up to 0.16 away; decoded at a wrong scale, 0.5
     assert [line["step"] for line in lines] == list(range(1, len(SCENES) + 1))
-    assert sum(line["masked_lpips/gated"] for line in lines) >= len(lines) - 1  # one picture has nobody in it
+    # One picture has nobody in it, and a flow at more than 0.94 of noise is past the preset's timestep.
+    assert sum(line["masked_lpips/gated"] for line in lines) > len(lines) // 2
