@@ -265,5 +265,5 @@ def test_preset_and_arguments_are_written_before_the_first_step(train, tmp_path,
     monkeypatch.setattr(ControlNetTrainer, "diffusion_step", look)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", "--preset", random_preset)
-    assert seen == ["arguments.json", "preset.yaml", "proof.txt"]
+    assert seen == ["arguments.json", "crops.json", "preset.yaml", "proof.txt"]
     assert json.loads((tmp_path / "run" / "arguments.json").read_text())["preset"] == str(random_preset)
