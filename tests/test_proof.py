@@ -8,6 +8,7 @@ from diffusers.configuration_utils import FrozenDict
 from make_step import FaceLoss, LatentLoss, PictureLoss, ddpm, flow, make_stack, make_step, tiny_vae, two_terms
 
 from mldm_plugin.decode.latent_decoder import LatentDecoder
+from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.engine.start_up import CHECKED_STEPS
@@ -233,11 +234,11 @@ def picture_step(change=lambda pixels: pixels, scale=1.0):
     return replace(step, latents=latents, noisy_latents=noisy, pixel_values=change(pixels))
 
 
-def enlarging(scaling_factor=1.0, check="stop"):
+def enlarging(scaling_factor=1.0, check="stop", autoencoder=None):
     return LossStack(
         [Term("picture", PictureLoss(), 0.2)],
         schedule=NoiseSchedule.from_scheduler(ddpm()),
-        decoder=LatentDecoder(Enlarger(), scaling_factor),
+        decoder=LatentDecoder(autoencoder or Enlarger(), scaling_factor),
         picture_check=check,
         announce=lambda text: None,
     )
@@ -286,6 +287,26 @@ def test_dark_flat_and_glaring_pictures_of_a_right_host_pass(gain):
     noisy = ddpm().add_noise(latents, step.noise, step.timesteps)
     step = replace(step, latents=latents, noisy_latents=noisy, pixel_values=step.pixel_values * gain)
     assert "resembles the picture" in enlarging().prove(step)
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        (lambda p: 0.85 * p + 0.05, None),
+        (lambda p: p / 5.5, "0.8"),
+        (lambda p: p / 2 + 0.5, "2.0"),
+        (lambda p: p + 0.5, "1.[0-9]"),
+        (lambda p: -p, "2.0"),
+    ],
+    ids=["a little pale", "divided twice by 5.5", "in [0, 1]", "a shift left out", "a negative"],
+)
+def test_without_an_encoder_a_wrong_scale_or_shift_is_seen_in_the_pictures(change, missed):
+    stack = enlarging(autoencoder=OwnDecode(lambda z: change(Enlarger().decode(z, False)[0])))
+    if missed is None:
+        assert "resembles the picture" in stack.prove(picture_step())
+        return
+    with pytest.raises(CheckError, match=rf"its error is {missed}\d? of the picture's standard deviation"):
+        stack.prove(picture_step())
 
 
 def test_a_random_vae_stops_the_run_unless_the_preset_says_so():
