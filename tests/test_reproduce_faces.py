@@ -61,6 +61,31 @@ def test_the_same_arm_of_two_tables_is_one_training(tmp_path):
             assert seen.setdefault(training.folder, training) == training
 
 
+def test_a_finished_run_of_another_preset_is_not_taken_for_done(tmp_path):
+    one = Reproduction(RECIPES["faces-table1"], FacesMini(tmp_path), 1, 1)
+    plain = one.scale.training(RECIPES["faces-table1"].arms[0], 0, None)
+    flags = flags_of(plain)
+    dumped = load_preset(flags.preset, flags.set, plugins=load_plugins()).dump()
+    plain.folder.mkdir(parents=True)
+    (plain.folder / "model_index.json").touch()
+    younger = dumped.replace("estimate: one_step\n", "")  # written when there was no such setting
+    others = dumped + "  train_controlnet: {resolution: 512}\n"  # of another trainer
+    for alike in (dumped, younger, others):
+        (plain.folder / "preset.yaml").write_text(alike)
+        one.check_done()
+    for wrong, change in (
+        (dumped.replace("learning_rate: 0.001", "learning_rate: 0.1"), "learning_rate was 0.1, is 0.001"),
+        (dumped.replace("gamma: 0.0", "gamma: 0.5"), r"base\.gamma was 0\.5, is 0\.0"),
+    ):
+        assert wrong != dumped
+        (plain.folder / "preset.yaml").write_text(wrong)
+        with pytest.raises(MldmError, match=rf"plain-s0 was trained with other settings .*{change}.* Move it away"):
+            one.check_done()
+    (plain.folder / "preset.yaml").unlink()
+    with pytest.raises(MldmError, match="plain-s0 was trained with other settings"):
+        one.check_done()
+
+
 def test_a_dry_run_says_what_it_takes():
     done = CliRunner().invoke(main, ["reproduce", "faces-table1", "--dry-run"])
     assert done.exit_code == 0, done.output

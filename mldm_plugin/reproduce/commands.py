@@ -112,10 +112,15 @@ class Training:
         return any((self.folder / name).is_file() for name in FINAL)
 
     @property
+    def records(self) -> Path:
+        """Where its steps and its preset are written."""
+        return self.folder / "mldm" if self.is_attached else self.folder
+
+    @property
     def steps_done(self) -> int:
         """How many steps are logged."""
         try:
-            return (self.folder / ("mldm" if self.is_attached else "") / METRICS).read_bytes().count(b"\n")
+            return (self.records / METRICS).read_bytes().count(b"\n")
         except OSError:
             return 0
 

@@ -20,6 +20,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.records.files import write_text
 from mldm_plugin.reproduce.commands import Command, Training, seconds_a_step, stop, threads_each
+from mldm_plugin.reproduce.outdated import changed_since
 from mldm_plugin.reproduce.proofs import in_short, proof_in
 from mldm_plugin.reproduce.recipes import Arm, Recipe
 from mldm_plugin.reproduce.scales import Scale, run_name
@@ -75,6 +76,7 @@ class Reproduction:
         self.make_data()
         self.scale.check_data()
         self.tell(2, self.what_is_trained())
+        self.check_done()
         self.train(self.trainings(timed=False))
         self.train(self.trainings(timed=True))
         evaluation = self.evaluation()
@@ -104,6 +106,20 @@ class Reproduction:
         names = ", ".join(dict.fromkeys(arm.name for arm, _ in pairs))
         many = "1 training" if len(pairs) == 1 else f"{len(pairs)} trainings"
         return f"{many} ({names}), {self.scale.cost(pairs[0][0])}{f'; {done} done already' if done else ''}"
+
+    def check_done(self) -> None:
+        """Runs that are done must have been trained with what their presets say today.
+
+        Raises:
+            MldmError: one was not.
+        """
+        trainings = [self.scale.training(*pair, None) for timed in (False, True) for pair in self.pairs(timed=timed)]
+        for training in trainings:
+            if training.is_done and (changes := changed_since(training)):
+                raise MldmError(
+                    f"{training.folder} was trained with other settings than its command takes now: "
+                    f"{'; '.join(changes)}. Move it away to train it again, or choose another --out."
+                )
 
     def make_data(self) -> None:
         """What is not there yet, or failed before although it left something behind."""

@@ -112,17 +112,19 @@ class RunFolder:
             for was in [stored.get(name, self._unasked.get(name))]  # a run may be older than a flag
             if name not in free and was != own[name]
         ]
-        return found + self._preset_differences()
-
-    def _preset_differences(self) -> list[str]:
         path = self.path / PRESET
-        stored = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else {}
-        own = dict(_flat(yaml.safe_load(self._preset))) if self._preset is not None else {}
-        return [
-            f"preset: {key} was {stored.get(key)!r}, is {own.get(key)!r}"
-            for key in dict.fromkeys([*stored, *own])
-            if not key.startswith("training.") and stored.get(key) != own.get(key)
-        ]
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        return found + preset_changes(before, self._preset or "")
+
+
+def preset_changes(before: str, now: str, script: str = "") -> list[str]:
+    """What differs between two presets as YAML, a line each; of the trainers' settings only those of `script`."""
+    stored, own = (dict(_flat(yaml.safe_load(text))) if text else {} for text in (before, now))
+    return [
+        f"preset: {key} was {stored.get(key)!r}, is {own.get(key)!r}"
+        for key in dict.fromkeys([*stored, *own])
+        if stored.get(key) != own.get(key) and (not key.startswith("training.") or script in key.split("."))
+    ]
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
