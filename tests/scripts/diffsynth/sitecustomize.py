@@ -6,14 +6,14 @@ here.
 """
 
 import importlib
-import importlib.machinery
 import inspect
 import json
 import os
 import sys
 from pathlib import Path
 
-TABLE = "diffsynth.models.model_loader"
+sys.path.append(str(Path(__file__).parents[1]))
+from when_imported import when_imported
 
 
 def _know(module):
@@ -31,22 +31,4 @@ def _know(module):
     torch.manual_seed(0)
 
 
-class Finder:
-    """Finds the module of the table as Python does, and adds to it when it has been run."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != TABLE:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module):
-                run(module)
-                _know(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
+when_imported({"diffsynth.models.model_loader": _know})

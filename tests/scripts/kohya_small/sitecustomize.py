@@ -4,8 +4,11 @@ The scripts run as they are; constants of `library.*` are changed as these modul
 """
 
 import dataclasses
-import importlib.machinery
 import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+from when_imported import when_imported
 
 
 def _unet(module):
@@ -31,30 +34,11 @@ def _flux_text(module):
     module.CLIPConfig = lambda **config: clip(**{**config, **small_clip, "projection_dim": 32, "vocab_size": 2048})
 
 
-SHRINK = {
-    "library.original_unet": _unet,
-    "library.sdxl_original_unet": _sdxl_unet,
-    "library.flux_models": _flux,
-    "library.flux_utils": _flux_text,
-}
-
-
-class Shrinker:
-    """Finds the modules of SHRINK as Python does, and changes them when they have been run."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name not in SHRINK:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module):
-                run(module)
-                SHRINK[name](module)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Shrinker())
+when_imported(
+    {
+        "library.original_unet": _unet,
+        "library.sdxl_original_unet": _sdxl_unet,
+        "library.flux_models": _flux,
+        "library.flux_utils": _flux_text,
+    }
+)
