@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from bench_sizes import SMALL
-from torch.utils.flop_counter import FlopCounterMode
 from weights_entries import needs_weights
 
 from mldm_plugin.bench import candidates, others
@@ -23,6 +22,7 @@ from mldm_plugin.bench.host import Host, attach, draw_people, random_preset, shr
 from mldm_plugin.bench.report import loss_table
 from mldm_plugin.decode.stages import decoded
 from mldm_plugin.errors import CheckError, PresetError
+from mldm_plugin.planning.operations import counting
 from mldm_plugin.plugins import load_plugins
 
 CPU = torch.device("cpu")
@@ -201,7 +201,7 @@ def test_losses_without_a_plain_version_are_measured_at_their_published_size(plu
     functions = further.on(draw_people(2, 64, CPU))
     assert functions.keys() == names
     [candidate] = [one for one in candidates.loss_candidates(functions) if one.name == DINO]
-    with FlopCounterMode(display=False) as operations:
+    with counting() as operations:
         candidate.runs[1]()
     # ViT-S/14 has 21.3 million weights in its layers, each used for 257 tokens: 5.5 billion multiplications, and some
     # in its attention; of two pictures the photograph forward, the estimate forward and back to the picture.

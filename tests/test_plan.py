@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import DDPMScheduler
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from mldm_plugin.cli import main
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -22,6 +22,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.planning import budget
 from mldm_plugin.planning.families import FAMILIES, Family, read_family
 from mldm_plugin.planning.meta import building, compute_like_cuda_autocast, flash_attention
+from mldm_plugin.planning.operations import counting
 from mldm_plugin.planning.step import StepMemory, TrainedNetworks
 from mldm_plugin.planning.tensor_memory import TensorMemory
 from mldm_plugin.plugins import load_plugins
@@ -87,13 +88,12 @@ def engine_step(networks, inputs, answers):
     return pred.float().square().mean() + estimate.square().mean()
 
 
-@pytest.mark.parametrize("kind", ["controlnet", "lora"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("kind", "checkpointing"), [("controlnet", False), ("lora", True)])
 def test_further_answers_take_what_the_engine_takes(kind, checkpointing):
     """Memory, and operations counted as it runs, of the engine's own DDIM steps, which this module only imitates."""
     networks = TrainedNetworks(SMALL, kind, torch.float32, checkpointing=checkpointing, device=CPU)
     inputs = networks._inputs(2, 128)
-    for answers in (1, 2, 4):
+    for answers in (1, 3):
         planned = networks.measure(2, 128, answers)
         with flash_attention(), TensorMemory() as memory:
             loss = engine_step(networks, inputs, answers)
@@ -101,7 +101,7 @@ def test_further_answers_take_what_the_engine_takes(kind, checkpointing):
             memory.peak = kept
             loss.backward()
         del loss
-        with flash_attention(), FlopCounterMode(display=False) as operations:  # would hold on to what is recomputed
+        with flash_attention(), counting() as operations:  # would hold on to what is recomputed
             engine_step(networks, inputs, answers).backward()
         assert kept == pytest.approx(planned.kept, rel=0.03)
         assert memory.peak == pytest.approx(planned.backward, rel=0.03)
@@ -109,9 +109,24 @@ def test_further_answers_take_what_the_engine_takes(kind, checkpointing):
         assert counted == pytest.approx(networks.tflop(128, answers), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["controlnet", "lora"])
-def test_memory_does_not_grow_with_answers_and_operations_do(kind):
-    networks = TrainedNetworks(SMALL, kind, torch.float32)
+def test_attention_is_counted_by_torches_that_leave_it_out(monkeypatch):
+    aten = torch.ops.aten
+    for operation in (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ):
+        monkeypatch.delitem(flop_registry, getattr(aten, operation), raising=False)
+    query, key, value = (torch.randn(1, 2, 8, 4, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 8 * 8 * 4
+    with flash_attention(), counting() as operations:
+        answer = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        assert operations.get_total_flops() == 2 * product
+        answer.sum().backward()
+    assert operations.get_total_flops() == (2 + 5) * product  # the map again, and two products for each of the two
+
+
+def test_memory_does_not_grow_with_answers_and_operations_do():
+    networks = TrainedNetworks(SMALL, "lora", torch.float32)
     one, two, three, four = (networks.measure(1, 128, k) for k in (1, 2, 3, 4))
     assert 1.2 * one.backward < two.backward < 3 * one.backward
     # torch holds a weight's gradients of all answers but .grad together until the last: once more the trained weights
@@ -122,7 +137,7 @@ def test_memory_does_not_grow_with_answers_and_operations_do(kind):
     each = [after - before for before, after in itertools.pairwise(counts)]
     assert each == pytest.approx([each[0]] * 3, rel=1e-6)
     inputs = networks._inputs(1, 128)
-    with FlopCounterMode(display=False) as operations:
+    with counting() as operations:
         networks._predict(*inputs)
     forward = operations.get_total_flops() / 1e12
     # a forward pass, another one, and a backward pass to the question, which is at least as much as one

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin.bench.candidates import CACHED, EVERYTHING, OURS, PLAIN, WHOLE_BATCH
 from mldm_plugin.bench.compare import exact
@@ -23,6 +22,7 @@ from mldm_plugin.bench.measure import Candidate, gated_numbers
 from mldm_plugin.bench.others import decode
 from mldm_plugin.bench.sizes import Size
 from mldm_plugin.errors import PresetError
+from mldm_plugin.planning.operations import counting
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.preset import Preset
 
@@ -116,7 +116,7 @@ def _count_loss(loss: Any, size: Size, resolution: int) -> float:
 
 
 def _tflop(act: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as operations:
+    with counting() as operations:
         act()
     return operations.get_total_flops() / 1e12
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils.benchmark import timer  # waits for the device
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from mldm_plugin.planning.operations import counting
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 # Who decides whether an image is decoded: each image's timestep, one timestep for the whole batch, or nobody, because
@@ -145,7 +145,7 @@ def _attempt(candidate: Candidate, k: int, act: Callable[[Candidate, int], None]
 
 
 def _weigh(candidate: Candidate, k: int, device: torch.device) -> None:
-    with FlopCounterMode(display=False) as operations:
+    with counting() as operations:
         if device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from mldm_plugin.planning.families import Family
 from mldm_plugin.planning.meta import META, building, compute_like_cuda_autocast, flash_attention
+from mldm_plugin.planning.operations import counting
 from mldm_plugin.planning.tensor_memory import TensorMemory
 
 Kind = Literal["controlnet", "lora"]
@@ -104,7 +104,7 @@ class TrainedNetworks:
         """Operations of a step on one picture, 10¹²: matrix products and convolutions, two for a multiplication and
         addition."""
         inputs = self._inputs(1, resolution)
-        with flash_attention(), FlopCounterMode(display=False) as operations:
+        with flash_attention(), counting() as operations:
             self._loss(inputs, answers).backward()
         return operations.get_total_flops() / 1e12
 
