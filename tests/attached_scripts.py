@@ -20,6 +20,7 @@ from make_step import tiny_vae
 from run_trainer import records
 from safetensors.torch import load_file
 from tiny_people import (
+    check_eyes,
     face_pixels,
     person_pixels,
     second_person_pixels,
@@ -132,7 +133,7 @@ def iou(one, other):
 
 
 def check_annotation(step):
-    """Masks, labels and boxes of a recorded step lie where the pixels say."""
+    """Masks, labels, boxes and keypoints of a recorded step lie where the pixels say."""
     pixels, mask = step["pixel_values"], step["person_mask"]
     assert iou(mask > 0, person_pixels(pixels)) > 0.95
     second = second_person_pixels(pixels)
@@ -145,3 +146,5 @@ def check_annotation(step):
             drawn[y0:y1, x0:x1] = True
         if drawn.any():  # a face that is half cut off has lost its box
             assert iou(drawn & faces[row, 0], drawn) > 0.8
+        for person in step[f"keypoints.{row}"]:
+            check_eyes(person, faces[row, 0])

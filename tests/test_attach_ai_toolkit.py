@@ -107,7 +107,7 @@ def test_masks_lie_where_the_items_say(tmp_path):
     made = items(tmp_path / "photos")
     pictures = torch.stack([tensor_of(item) for item in made])
     masks = MaskPaths(made)
-    annotation = annotate_frames([frame_of_item(i) for i in made], masks, masks.offers({}), pictures)
+    annotation = annotate_frames([frame_of_item(i) for i in made], masks, pictures)
     seen, mask = person_pixels(pictures), annotation.person_mask > 0
     assert annotation.on_record == tuple(scene.name != "nobody" for scene in SCENES)
     for row, scene in enumerate(SCENES):
@@ -124,7 +124,7 @@ def test_what_the_fields_do_not_say_is_refused(tmp_path):
     second.has_augmentations = True
     masks = MaskPaths([second])
     with pytest.raises(DataError, match="augmentation by ai-toolkit cannot be followed"):
-        annotate_frames([frame_of_item(second)], masks, masks.offers({}))
+        annotate_frames([frame_of_item(second)], masks)
     second.use_alpha_as_mask = True
     with pytest.raises(DataError, match="mask is alpha, or inverted"):
         masks({}, None, second.path)
@@ -169,7 +169,7 @@ def test_a_recorded_step_gives_the_loss_of_the_library_form(tmp_path, kind, cach
         target=target,
         base_weights=torch.tensor(batch.loss_multiplier_list),
         pixel_values=None if cached else pictures,
-        person_mask=annotate_frames([frame_of_item(i) for i in made], masks, (True, False)).person_mask,
+        person_mask=annotate_frames([frame_of_item(i) for i in made], masks).person_mask,
     )
     expected = LossStack.from_preset(preset, vae=vae, noise_scheduler=scheduler)(step).loss
     (right,) = torch.autograd.grad(expected, own)

@@ -149,6 +149,45 @@ def training_set(folder, *rows):
     return folder
 
 
+PERSON = [10.0, 8.0, 2, 12.0, 7.0, 2, 8.0, 7.0, 1] + [0.0] * 42  # nose, left eye, right eye
+
+
+def test_keypoints_come_from_columns_files_and_training_sets_in_the_batchs_frame(tmp_path):
+    examples = [example("x/a.png"), example("x/b.png", flip=True)]
+    for row in examples:
+        row["keypoints"] = [PERSON]
+    nobody = example("x/c.png", mask=None, boxes=None) | {"keypoints": None}
+    placed = annotate([*examples, nobody], batch_of([*examples, nobody]), COLUMNS)
+    bare = [example(name, flip=name == "x/b.png", mask=None, boxes=None) for name in ("x/a.png", "x/b.png", "x/c.png")]
+    (tmp_path / "files").mkdir()
+    for stem in "ab":
+        (tmp_path / "files" / f"{stem}.json").write_text(json.dumps({"keypoints": [PERSON]}), encoding="utf-8")
+    rows = [{"file_name": f"images/{stem}.jpg", "keypoints": [PERSON]} for stem in "ab"]
+    training_set(tmp_path / "set", *rows)
+    stored = [annotate(bare, batch_of(bare), SideFolder(tmp_path / name)) for name in ("files", "set")]
+    for one in (placed, *stored):
+        upright, mirrored, none = one.keypoints
+        assert upright.flatten().tolist() == PERSON
+        assert mirrored[0, :3].tolist() == [[38.0, 8.0, 2.0], [40.0, 7.0, 1.0], [36.0, 7.0, 2.0]]  # eyes change names
+        assert none.shape == (0, 17, 3)
+    assert all(one.face_boxes is None and one.person_mask is None for one in stored)
+    assert [one.on_record for one in stored] == [(True, True, False)] * 2
+
+
+def test_keypoints_that_cannot_be_used_are_told_with_their_file(tmp_path):
+    picture = example("a.png", mask=None, boxes=None)
+    (tmp_path / "0.json").write_text("[]", encoding="utf-8")  # of something else
+    (tmp_path / "1.json").write_text(json.dumps({"face_boxes": [], "keypoints": []}), encoding="utf-8")
+    for record, message in (
+        ({"face_boxes": []}, r'a\.json has no "keypoints"; expected .* as in other files'),
+        ({"face_boxes": [], "keypoints": [PERSON[:9]]}, r"a\.json: the keypoints of person 1 are 9, expected 51"),
+        ({"face_boxes": [], "keypoints": [[99.0, 99.0, 2] * 17]}, r"a\.png: the keypoints of person 1 all lie outside"),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            annotate([picture], batch_of([picture]), SideFolder(tmp_path))
+
+
 def test_a_training_set_is_a_side_folder(tmp_path, monkeypatch):
     """`mldm data` keeps boxes in its metadata.jsonl; there is no second place where they could be others."""
     rows = [

@@ -19,6 +19,7 @@ from mldm_plugin.attach import ledger
 from mldm_plugin.attach.followed import FollowedTensor
 from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame, compose, invert, transposition
 from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.data.geometry import Cut, Framing
 from mldm_plugin.errors import DataError
 
 
@@ -132,6 +133,36 @@ def test_a_box_that_is_mostly_cut_away_is_dropped(picture):
     boxes = torch.tensor([[12.0, 30.0, 60.0, 90.0], [84.0, 8.0, 130.0, 50.0], [200.0, 0.0, 210.0, 9.0]])
     assert frame_of(image).warp_boxes(boxes).tolist() == [[12.0, 30.0, 60.0, 90.0]]
     assert frame_of(image).warp_boxes(torch.zeros(0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_keypoints_go_where_those_of_our_own_trainers_go(picture, mirrored):
+    """Which test_data_keypoints.py proves. Of each of two people four are labelled in the crop, and two beyond it."""
+    image = F.crop(F.resize(Image.open(picture[0]).convert("RGB"), 60), 0, 20, 60, 60)
+    image = F.hflip(image) if mirrored else image
+    person = torch.zeros(17, 3)
+    person[:4] = torch.tensor([[60.0, 30.0, 2.0], [64.0, 28.0, 1.0], [52.5, 28.25, 2.0], [40.0, 33.0, 2.0]])
+    person[7:9] = torch.tensor([[10.0, 30.0, 2.0], [131.0, 90.0, 2.0]])
+    people = torch.stack([person, person * torch.tensor([0.75, 1.02, 1.0])])
+    found = frame_of(image).warp_keypoints(people)
+    assert torch.allclose(found, Framing(60).keypoints(people, (140, 96), Cut(0, 20, mirrored)), atol=1e-3)
+    assert [int((p[:, 2] > 0).sum()) for p in found] == [4, 4]
+    assert frame_of(image).warp_keypoints(torch.zeros(0, 17, 3)).shape == (0, 17, 3)
+
+
+def test_upside_down_left_and_right_change_their_names_and_in_a_half_turn_they_do_not(picture):
+    left_eye, right_eye = 1, 2
+    person = torch.zeros(1, 17, 3)
+    person[0, left_eye] = torch.tensor([40.0, 30.0, 2.0])
+    image = Image.open(picture[0]).convert("RGB")
+    for turned, eye, place in (
+        (F.vflip(image), right_eye, [40.0, 66.0, 2.0]),
+        (image.rotate(180), left_eye, [100.0, 66.0, 2.0]),
+        (image.transpose(Image.Transpose.TRANSPOSE), right_eye, [30.0, 40.0, 2.0]),
+    ):
+        found = frame_of(turned).warp_keypoints(person)[0]
+        assert found[eye].tolist() == place
+        assert found.abs().sum() == sum(place)
 
 
 def test_thumbnails_are_followed(picture):

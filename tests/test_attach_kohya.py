@@ -19,7 +19,15 @@ from kohya_scripts import AUGMENTED, SCRIPTS, SD_SCRIPTS, needs_sd_scripts
 from kohya_scripts import run as run_kohya
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_people import SCENES, face_pixels, person_pixels, second_person_pixels, write_class_pictures, write_dreambooth
+from tiny_people import (
+    SCENES,
+    check_eyes,
+    face_pixels,
+    person_pixels,
+    second_person_pixels,
+    write_class_pictures,
+    write_dreambooth,
+)
 
 from mldm_plugin.attach import kohya, kohya_loop, kohya_masks
 from mldm_plugin.attach.annotation import KEY
@@ -175,7 +183,7 @@ def batches(library, group, folder):
 
 
 def check_places(pixel_values, annotation):
-    """Masks, labels and boxes lie where the pixels say."""
+    """Masks, labels, boxes and keypoints lie where the pixels say."""
     assert iou(annotation.person_mask > 0, person_pixels(pixel_values)) > 0.95
     second = second_person_pixels(pixel_values)
     if second.sum() > 100:
@@ -187,6 +195,8 @@ def check_places(pixel_values, annotation):
             drawn[y0:y1, x0:x1] = True
         if drawn.any():  # a face that is half cut off has lost its box
             assert iou(drawn & faces[row, 0], drawn) > 0.8
+        for person in annotation.keypoints[row]:
+            check_eyes(person, faces[row, 0])
 
 
 @pytest.mark.parametrize(
@@ -412,6 +422,10 @@ def check_kohya(done, steps):
         people = person_pixels(step["pixel_values"])
         assert step["person_mask"].any() == people.any()
         assert not people.any() or iou(step["person_mask"] > 0, people) > 0.98
+        faces = face_pixels(step["pixel_values"])
+        for row in range(len(faces)):
+            for person in step[f"keypoints.{row}"]:
+                check_eyes(person, faces[row, 0])
     return table
 
 

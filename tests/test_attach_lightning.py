@@ -195,8 +195,16 @@ def test_masks_that_are_not_cut_like_the_pictures_or_not_there_are_told(callback
     with pytest.raises(DataError, match="needs"):
         train(callback(), Model(network), {k: v for k, v in batch.items() if k != "mask"}, tmp_path)
     stored = np.zeros((2, 32, 32, 1), np.uint8)
-    annotation = lightning.annotation_of({"m": torch.from_numpy(stored)}, "m", "b", (32, 32))
+    people = torch.zeros(2, 3, 17, 3)
+    people[0, 1, 9] = torch.tensor([4.0, 5.0, 1.0])  # one person, in the first picture
+    batch = {"m": torch.from_numpy(stored), "k": people}
+    annotation = lightning.annotation_of(batch, "m", "b", "k", (32, 32))
     assert annotation.person_mask.shape == (2, 1, 32, 32)
+    assert annotation.face_boxes is None
+    assert [len(of) for of in annotation.keypoints] == [1, 0]
+    assert torch.equal(annotation.keypoints[0], people[0, 1:2])
+    alone = lightning.annotation_of({"k": people}, "m", "b", "k", (32, 32))
+    assert len(alone) == len(alone.on_record) == 2
 
 
 def test_without_lightning_it_says_so(monkeypatch):

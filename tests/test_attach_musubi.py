@@ -364,7 +364,7 @@ def test_a_picture_stored_turned_is_told(tmp_path):
     folder = write_dreambooth(tmp_path / "photos", tmp_path / "photos" / "masks")
     frame = frame_of_item(str(folder / f"{SCENES[0].name}.png"), SCENES[0].size, BUCKET, 6)
     with pytest.raises(DataError, match="stored turned"):
-        annotate_frames([frame], SideFolder(folder / "masks"), (True, False))
+        annotate_frames([frame], SideFolder(folder / "masks"))
 
 
 # The real one

@@ -137,7 +137,7 @@ def test_masks_follow_scaling_crops_and_flips_through_its_pipeline(pipeline, tmp
         frame = frame_of(str(folder / f"{scene.name}.png"), item["mldm_frame"].tolist())
         picture = item["mldm_picture"].float() / 127.5 - 1
         turned += frame.affine[0] < 0
-        annotation = annotate_frames([frame], masks, masks.offers({}), picture[None] / 0.9 + 1 / 9)
+        annotation = annotate_frames([frame], masks, picture[None] / 0.9 + 1 / 9)
         seen, mask = person_pixels(picture[None]), annotation.person_mask > 0
         assert annotation.on_record == (True,)
         union = (seen | mask).sum()
@@ -155,7 +155,7 @@ def test_a_rotation_is_told_and_not_guessed(pipeline, tmp_path):
     assert "rotation" in frame.lost
     masks = onetrainer.MaskLabels()
     with pytest.raises(DataError, match="rotation by OneTrainer cannot be followed"):
-        annotate_frames([frame], masks, masks.offers({}))
+        annotate_frames([frame], masks)
 
 
 def test_a_module_that_is_not_known_is_refused(pipeline, tmp_path):

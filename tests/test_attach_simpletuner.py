@@ -47,7 +47,7 @@ def test_masks_lie_where_the_metadata_say(tmp_path):
         for metadata in (tracker.known[path], metadata_of(scene, (3, 1))):
             frame, picture = simpletuner.read_sample(path, metadata, CENTER)
             shown = picture[None].float() / 127.5 - 1
-            annotation = annotate_frames([frame], masks, (True, False), shown)
+            annotation = annotate_frames([frame], masks, shown)
             seen, mask = person_pixels(shown), annotation.person_mask > 0
             union = (seen | mask).sum()
             seen_ones += int(union > 0)
@@ -70,7 +70,7 @@ def test_crops_that_it_draws_again_are_refused_where_they_can_move(config, told,
     path, metadata = str(folder / f"{SCENES[0].name}.png"), metadata_of(SCENES[0])
     frame, _ = simpletuner.read_sample(path, metadata, config)
     with pytest.raises(DataError, match=f"{told}.*cannot be followed"):
-        annotate_frames([frame], SideFolder(folder / "masks"), (True, False))
+        annotate_frames([frame], SideFolder(folder / "masks"))
     exact = {**metadata, "intermediary_size": CUT, "crop_coordinates": [9, 9]}
     frame, picture = simpletuner.read_sample(path, exact, {})
     assert not frame.lost
@@ -98,7 +98,7 @@ def test_a_recorded_step_gives_the_loss_of_the_library_form(tmp_path, kind, mask
     mask = person_pixels(pictures).to(torch.uint8)
     if masks == "folder":
         frames = [simpletuner.read_sample(p, Tracker(folder).known[p], CENTER)[0] for p in batch["filepaths"]]
-        mask = annotate_frames(frames, SideFolder(folder / "masks"), (True, False)).person_mask
+        mask = annotate_frames(frames, SideFolder(folder / "masks")).person_mask
     else:
         batch["loss_mask_type"] = "segmentation"
         batch["conditioning_pixel_values"] = mask.float().expand(-1, 3, -1, -1) * 2 - 1

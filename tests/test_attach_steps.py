@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from waits import Waits
 from mldm_plugin.attach.annotation import KEY, Fault
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
+from mldm_plugin.data.batch import Keypoints
+from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import CheckError, DataError
 from mldm_plugin.records.machine import read_machine
 
@@ -75,9 +78,27 @@ class Script:
         return self
 
 
-def test_a_loss_on_keypoints_is_refused_for_a_script_has_none(tmp_path):
-    script = Script(tmp_path, "losses: {masked_mse: {weight: 0.2, of: hands}}\n")
-    with pytest.raises(DataError, match="'masked_mse' needs keypoints, which are not followed through a script"):
+HANDS = "losses: {masked_mse: {weight: 0.2, of: hands}}\n"
+
+
+def test_a_loss_on_keypoints_sees_those_of_the_batch(tmp_path):
+    script = Script(tmp_path, HANDS)
+    variables = script.variables(OPEN)
+    people = torch.zeros(1, 17, 3)
+    people[0, [7, 9]] = torch.tensor([[4.0, 16.0, 2.0], [16.0, 16.0, 2.0]])  # a left forearm and its wrist
+    step = replace(make_step(OPEN), keypoints=[people, people[:0]])
+    variables["batch"][KEY] = replace(annotation_of(step), keypoints=Keypoints(step.keypoints))
+    stack = LossStack.from_preset(tmp_path / "preset.yaml", vae=tiny_vae(), noise_scheduler=ddpm())
+    expected = stack(replace(step, base_loss=F.mse_loss(step.model_pred, step.target))).loss
+    plain = variables["loss"]
+    found = script.attachment.loss(plain, variables)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, plain)
+
+
+def test_a_loss_on_keypoints_is_refused_where_there_are_none(tmp_path):
+    script = Script(tmp_path, HANDS)
+    with pytest.raises(DataError, match="'masked_mse' needs keypoints, but the data have no column 'keypoints'"):
         script.step(OPEN)
 
 

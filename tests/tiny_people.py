@@ -51,6 +51,18 @@ class Scene:
     def face_boxes(self) -> list[list[int]]:
         return [list(person.head) for person in self.people if person.face]
 
+    def keypoints(self) -> list[list[float]]:
+        """Nose and eyes of each person, COCO's first three; the left eye is on the right of who looks out of the
+        picture. None is labelled on the back of a head."""
+        people = []
+        for person in self.people:
+            x0, y0, x1, y1 = person.head
+            places = [((x0 + x1) / 2, (y0 + y1) / 2), (0.2 * x0 + 0.8 * x1, 0.7 * y0 + 0.3 * y1)]
+            places.append((0.8 * x0 + 0.2 * x1, 0.7 * y0 + 0.3 * y1))
+            known = [number for x, y in places for number in (x, y, 2)] if person.face else [0.0] * 9
+            people.append(known + [0.0] * 3 * 14)
+        return people
+
     def pixels(self) -> np.ndarray:
         """uint8 (height, width, 3)."""
         width, height = self.size
@@ -104,6 +116,17 @@ def face_pixels(pixel_values: Tensor) -> Tensor:
     return person_pixels(pixel_values) & (pixel_values[:, :2].amin(1, keepdim=True) > -0.35)
 
 
+def check_eyes(person, face):
+    """Nose and eyes lie on a face, and the left eye is on the right, in a mirror, too."""
+    assert not person[3:].any()
+    for x, y, v in person[:3].tolist():
+        if v:
+            column, row = (min(int(at), side - 1) for at, side in ((x, face.shape[1]), (y, face.shape[0])))
+            assert face[row, column]
+    if person[1:3, 2].all():
+        assert person[1, 0] > person[2, 0]
+
+
 def write_imagefolder(folder: Path) -> Path:
     """Pictures, masks, silhouettes as hints, and metadata.jsonl in the layout of docs/data.md."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +140,7 @@ def write_imagefolder(folder: Path) -> Path:
             "text": scene.text,
             "mask_file_name": f"{scene.name}_mask.png",
             "face_boxes": scene.face_boxes(),
+            "keypoints": scene.keypoints(),
             "conditioning_image_file_name": f"{scene.name}_hint.png",
         }
         lines.append(json.dumps(row) + "\n")
@@ -135,14 +159,14 @@ def write_captions(folder: Path) -> Path:
 
 
 def write_dreambooth(folder: Path, masks_folder: Path) -> Path:
-    """Pictures alone in `folder`; for each a mask `<stem>.png` and boxes `<stem>.json` in `masks_folder`."""
+    """Pictures alone in `folder`; for each a mask `<stem>.png`, boxes and keypoints `<stem>.json` in `masks_folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     masks_folder.mkdir(parents=True, exist_ok=True)
     for scene in SCENES:
         Image.fromarray(scene.pixels()).save(folder / f"{scene.name}.png")
         Image.fromarray(scene.labels()).save(masks_folder / f"{scene.name}.png")
-        boxes = json.dumps({"face_boxes": scene.face_boxes()})
-        (masks_folder / f"{scene.name}.json").write_text(boxes + "\n", encoding="utf-8")
+        labels = json.dumps({"face_boxes": scene.face_boxes(), "keypoints": scene.keypoints()})
+        (masks_folder / f"{scene.name}.json").write_text(labels + "\n", encoding="utf-8")
     return folder
 
 

@@ -23,10 +23,11 @@ from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Faul
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.frame import Frame, scaling, transposition
-from mldm_plugin.attach.on_record import SideFolder, Stored, read_white
+from mldm_plugin.attach.on_record import Offers, SideFolder, Stored, read_white
 from mldm_plugin.errors import DataError, MldmError, nearest
 
-_OPTIONS = {f.name for f in fields(Settings)} - {"script", "mask_column", "face_boxes_column", "by_frame"}
+_COLUMNS = {"mask_column", "face_boxes_column", "keypoints_column"}
+_OPTIONS = {f.name for f in fields(Settings)} - {"script", "by_frame", *_COLUMNS}
 
 
 def settings_of(given: Mapping[str, Any] | None) -> Settings:
@@ -85,7 +86,7 @@ class MixedLoss:
             frames = [frame_of_item(item) for item in batch.file_items]
             shown = pictures if pictures is not None and self._checks_left > 0 else None
             self._checks_left -= 1
-            placed: Annotation | Fault = annotate_frames(frames, stored_of, stored_of.offers({}), shown)
+            placed: Annotation | Fault = annotate_frames(frames, stored_of, shown)
         except DataError as error:
             placed = Fault(str(error))
         return {KEY: placed} if pictures is None else {"pixel_values": pictures, KEY: placed}
@@ -100,16 +101,16 @@ class MaskPaths:
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
         item = self._items[name]
         if item.mask_path is None:
-            return Stored(None, None)
+            return Stored()
         if item.use_alpha_as_mask or item.dataset_config.invert_mask:
             raise DataError(
                 f"{name}: its mask is alpha, or inverted: write mask_dir under mldm in the job's file, a folder with "
                 "label masks (docs/recipes/ai_toolkit.md)."
             )
-        return Stored(read_white(Path(item.mask_path)), None)
+        return Stored(read_white(Path(item.mask_path)))
 
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        return True, False
+    def offers(self, example: Mapping[str, Any]) -> Offers:
+        return Offers(mask=True)
 
 
 def frame_of_item(item: Any) -> Frame:

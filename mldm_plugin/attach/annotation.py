@@ -1,9 +1,9 @@
-"""Masks and boxes for the pictures of a batch, put where the script's transforms put the pictures."""
+"""Masks, boxes and keypoints for the pictures of a batch, put where the script's transforms put the pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,10 @@ from torch import Tensor
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.frame import Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.attach.on_record import ExampleColumns, SideFolder, Stored
+from mldm_plugin.attach.on_record import Offers, OnRecord, Stored
 from mldm_plugin.attach.placement import Placement, check_placement
-from mldm_plugin.data.annotations import (
-    check_boxes_inside,
-    check_mask_size,
-)
-from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.data.annotations import check_boxes_inside, check_keypoints_inside, check_mask_size
+from mldm_plugin.data.batch import FaceBoxes, Keypoints
 from mldm_plugin.errors import DataError
 
 KEY = "mldm"  # of the annotation in the script's batch
@@ -38,9 +35,11 @@ class Annotation:
         names: the files of the pictures; empty where one was read from memory.
         person_mask: (N, 1, H, W) uint8 labels in the frame of the pictures; None if there are no masks at all.
         face_boxes: of each picture (K, 4); None if there are no boxes at all.
-        on_record: whether each picture has a mask, or boxes where there are no masks at all.
+        on_record: whether each picture has a mask, or boxes where there are no masks at all, or keypoints where there
+            are no boxes either.
         placements: how well pictures agree with their sources, where that was looked at.
         pictures: (N, 3, H, W) uint8, where the batch itself holds their latents alone.
+        keypoints: of each picture (K, 17, 3); None if there are no keypoints at all.
     """
 
     names: tuple[str, ...]
@@ -49,6 +48,7 @@ class Annotation:
     on_record: tuple[bool, ...]
     placements: tuple[Placement, ...] = ()
     pictures: Tensor | None = None
+    keypoints: Keypoints | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,7 +71,7 @@ class Fault:
 def annotate(
     examples: Sequence[Any],
     batch: Any,
-    stored_of: ExampleColumns | SideFolder,
+    stored_of: OnRecord,
     *,
     check: bool = False,
 ) -> Annotation:
@@ -84,52 +84,61 @@ def annotate(
     """
     key, pictures = _pictures_in(batch)
     own = _name_of_pictures(examples)
-    has_masks, has_boxes = stored_of.offers(examples[0])
     found = [
         _place(example, example[own], pictures[row], stored_of, (key, row), check=check)
         for row, example in enumerate(examples)
     ]
-    return Annotation(
-        names=tuple(p.name for p in found),
-        person_mask=torch.stack([p.mask for p in found]) if has_masks else None,
-        face_boxes=FaceBoxes([p.boxes for p in found]) if has_boxes else None,
-        on_record=tuple(p.stored.mask is not None if has_masks else p.stored.boxes is not None for p in found),
-        placements=tuple(p.placement for p in found if p.placement is not None),
-    )
+    return _together(found, stored_of.offers(examples[0]))
 
 
 def annotate_frames(
     frames: Sequence[Frame],
-    stored_of: Callable[[Mapping[str, Any], Frame | None, str], Stored],
-    offers: tuple[bool, bool],
+    stored_of: OnRecord,
     pictures: Tensor | None = None,
 ) -> Annotation:
     """The annotation of pictures whose frames are known, for trainers that say themselves where they cut.
 
     Args:
         frames: of each picture; its `source` names it.
-        stored_of: what is on record of one, as `SideFolder` tells it.
-        offers: whether there are masks, and boxes, at all.
+        stored_of: what is on record of them.
         pictures: (N, 3, h, w) in [-1, 1]; where they are given, annotated ones are compared with their sources.
 
     Raises:
         DataError: what is stored cannot be read, or a frame is not one of this picture.
     """
-    masks, boxes, on_record, placements = [], [], [], []
+    found = []
     for row, frame in enumerate(frames):
-        stored = stored_of({}, frame, frame.source)
-        mask, inside = _warp(stored, frame, frame.size, frame.source)
-        masks.append(mask)
-        boxes.append(inside)
-        on_record.append(stored.mask is not None if offers[0] else stored.boxes is not None)
-        if pictures is not None and (bool(mask.any()) or len(inside)):
-            placements.append(check_placement(pictures[row], frame, {}, frame.source))
+        placed = _warp(stored_of({}, frame, frame.source), frame, frame.size, frame.source)
+        if pictures is not None and placed.shows_anyone:
+            placed = replace(placed, placement=check_placement(pictures[row], frame, {}, frame.source))
+        found.append(replace(placed, name=frame.source))
+    return _together(found, stored_of.offers({}))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """One picture's annotation in its own frame: mask (1, h, w), boxes (K, 4), keypoints (K, 17, 3)."""
+
+    mask: Tensor
+    boxes: Tensor
+    keypoints: Tensor
+    stored: Stored
+    name: str = ""
+    placement: Placement | None = None
+
+    @property
+    def shows_anyone(self) -> bool:
+        return bool(self.mask.any() or len(self.boxes) or self.keypoints.any())
+
+
+def _together(found: Sequence[_Placed], offers: Offers) -> Annotation:
     return Annotation(
-        names=tuple(f.source for f in frames),
-        person_mask=torch.stack(masks) if offers[0] else None,
-        face_boxes=FaceBoxes(boxes) if offers[1] else None,
-        on_record=tuple(on_record),
-        placements=tuple(p for p in placements if p is not None),
+        names=tuple(p.name for p in found),
+        person_mask=torch.stack([p.mask for p in found]) if offers.mask else None,
+        face_boxes=FaceBoxes([p.boxes for p in found]) if offers.boxes else None,
+        on_record=tuple(p.stored.has(offers) for p in found),
+        placements=tuple(p.placement for p in found if p.placement is not None),
+        keypoints=Keypoints([p.keypoints for p in found]) if offers.keypoints else None,
     )
 
 
@@ -146,22 +155,11 @@ def _name_of_pictures(examples: Sequence[Any]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """One picture's annotation in its own frame: mask (1, h, w), boxes (K, 4)."""
-
-    name: str
-    mask: Tensor
-    boxes: Tensor
-    stored: Stored
-    placement: Placement | None
-
-
 def _place(
     example: Mapping[str, Any],
     picture: Any,
     row: Tensor,
-    stored_of: ExampleColumns | SideFolder,
+    stored_of: OnRecord,
     place: tuple[str, int],
     *,
     check: bool,
@@ -172,10 +170,10 @@ def _place(
     name = source or _nameless(place[1], example)
     _check_is_row(picture, row, place[0], name)
     stored = stored_of(example, frame, name)
-    mask, boxes = _warp(stored, frame, (row.shape[-1], row.shape[-2]), name)
-    annotated = bool(mask.any()) or len(boxes) > 0
-    placement = check_placement(picture, frame, example, name) if check and annotated and frame is not None else None
-    return _Placed(source, mask, boxes, stored, placement)
+    placed = replace(_warp(stored, frame, (row.shape[-1], row.shape[-2]), name), name=source)
+    if not check or frame is None or not placed.shows_anyone:
+        return placed
+    return replace(placed, placement=check_placement(picture, frame, example, name))
 
 
 def _nameless(row: int, example: Mapping[str, Any]) -> str:
@@ -185,25 +183,30 @@ def _nameless(row: int, example: Mapping[str, Any]) -> str:
     return f"picture {row} of a batch" + (f" ({known})" if beside or ledger.last_read else "")
 
 
-def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
-    """Mask (1, h, w) and boxes (K, 4) in the frame of the picture."""
-    nobody, none = torch.zeros(1, size[1], size[0], dtype=torch.uint8), torch.zeros(0, 4)
-    if stored.mask is None and (stored.boxes is None or len(stored.boxes) == 0):
-        return nobody, none
+def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> _Placed:
+    """What is on record, in the frame of the picture."""
+    empty = _Placed(
+        torch.zeros(1, size[1], size[0], dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, 17, 3), stored
+    )
+    if stored.is_empty:
+        return empty
     known = check_frame(frame, size, name)
     if known.orientation not in _UPRIGHT:
         raise DataError(
-            f"{name} has a mask or boxes and is stored turned (EXIF orientation {known.orientation}), so their frame "
-            "is ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
+            f"{name} has a mask, boxes or keypoints and is stored turned (EXIF orientation {known.orientation}), so "
+            "their frame is ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
         )
-    mask, boxes = nobody, none
+    mask, boxes, keypoints = empty.mask, empty.boxes, empty.keypoints
     if stored.mask is not None:
         check_mask_size((stored.mask.shape[2], stored.mask.shape[1]), known.source_size, f"of {name}", name)
         mask = known.warp_labels(stored.mask)
     if stored.boxes is not None:
         check_boxes_inside(stored.boxes, known.source_size, name)
         boxes = known.warp_boxes(stored.boxes)
-    return mask, boxes
+    if stored.keypoints is not None:
+        check_keypoints_inside(stored.keypoints, known.source_size, name)
+        keypoints = known.warp_keypoints(stored.keypoints)
+    return _Placed(mask, boxes, keypoints, stored)
 
 
 def one_frame(value: Any) -> Any:
@@ -266,9 +269,7 @@ class Collate:
     A fault is kept in the batch instead of being raised, for it may have come up in a worker process.
     """
 
-    def __init__(
-        self, collate: Callable[[Any], Any], stored_of: ExampleColumns | SideFolder, *, strict: bool = True
-    ) -> None:
+    def __init__(self, collate: Callable[[Any], Any], stored_of: OnRecord, *, strict: bool = True) -> None:
         self._collate = collate
         self._strict = strict
         self._stored_of = stored_of

@@ -103,7 +103,7 @@ class Attachment:
         self.stored_of: ExampleColumns | SideFolder = (
             SideFolder(Path(settings.mask_dir))
             if settings.mask_dir is not None and self.in_use
-            else ExampleColumns(settings.mask_column, settings.face_boxes_column)
+            else ExampleColumns(settings.mask_column, settings.face_boxes_column, settings.keypoints_column)
         )
         self.steps = 0
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -310,14 +310,10 @@ class Attachment:
     def _check_offered(self, annotation: Annotation, stack: LossStack) -> None:
         """The data must have what the losses look at, be it empty for some pictures."""
         settings = self.settings
-        if blind := [t.name for t in stack.terms if "keypoints" in t.needs]:
-            raise DataError(
-                f"loss {blind[0]!r} needs keypoints, which are not followed through a script: train with one of this "
-                "project's trainers, use the library form (docs/attach.md), or set the loss's weight to 0."
-            )
         for need, given, column, what in (
             ("person_mask", annotation.person_mask, settings.mask_column, "NAME.png"),
-            ("face_boxes", annotation.face_boxes, settings.face_boxes_column, "NAME.json"),
+            ("face_boxes", annotation.face_boxes, settings.face_boxes_column, "NAME.json with face_boxes"),
+            ("keypoints", annotation.keypoints, settings.keypoints_column, "NAME.json with keypoints"),
         ):
             names = [t.name for t in stack.terms if need in t.needs]
             if names and given is None:

@@ -39,9 +39,11 @@ class Coverage:
 
     def add(self, annotation: Annotation) -> None:
         """The pictures of one step."""
-        if self._reported or (annotation.person_mask is None and annotation.face_boxes is None):
+        offered = {"a mask": annotation.person_mask, "face boxes": annotation.face_boxes}
+        whats = [what for what, of in {**offered, "keypoints": annotation.keypoints}.items() if of is not None]
+        if self._reported or not whats:
             return
-        self._what = "face boxes" if annotation.person_mask is None else "a mask"
+        self._what = whats[0]
         for name, on_record in zip(annotation.names, annotation.on_record, strict=True):
             self._add(name, on_record)
         number, none_yet = self._number(), not self._any()

@@ -164,7 +164,7 @@ def annotated(picture: Any, attachment: Attachment) -> dict[str, Any]:
     stored_of = attachment.stored_of
     try:
         frame = check_frame(frame_of(picture), picture.size, getattr(frame_of(picture), "source", "") or "the picture")
-        placed: Annotation | Fault = annotate_frames([frame], stored_of, stored_of.offers({}), shown)
+        placed: Annotation | Fault = annotate_frames([frame], stored_of, shown)
     except DataError as error:
         placed = Fault(str(error))
     return {"pixel_values": shown, KEY: placed}

@@ -26,6 +26,7 @@ class Settings:
     mask_dir: str | None = None
     mask_column: str = "mask"
     face_boxes_column: str = "face_boxes"
+    keypoints_column: str = "keypoints"
     output_dir: str | None = None
     panel_steps: int = PANEL_STEPS
     curve_steps: int = 0
@@ -52,9 +53,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--mldm-mask-dir": {
         "dest": "mask_dir",
         "metavar": "DIR",
-        "help": "Masks and boxes by the pictures' file names, for scripts that do not keep extra columns of their data "
-        "set: a folder that `mldm data` made (with its metadata.jsonl), or one with NAME.png, a label mask, and "
-        'NAME.json, {"face_boxes": [[x0, y0, x1, y1], …]}, for each picture NAME.jpg.',
+        "help": "Masks, boxes and keypoints by the pictures' file names, for scripts that do not keep extra columns of "
+        "their data set: a folder that `mldm data` made (with its metadata.jsonl), or one with NAME.png, a label mask, "
+        'and NAME.json, {"face_boxes": [[x0, y0, x1, y1], …], "keypoints": [[x, y, v, …], …]}, one of them or both, '
+        "for each picture NAME.jpg.",
     },
     "--mldm-mask-column": {
         "dest": "mask_column",
@@ -65,6 +67,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "dest": "face_boxes_column",
         "metavar": "NAME",
         "help": "Column of the face boxes (default: face_boxes).",
+    },
+    "--mldm-keypoints-column": {
+        "dest": "keypoints_column",
+        "metavar": "NAME",
+        "help": "Column of COCO's 17 keypoints of each person, x, y, v each (default: keypoints).",
     },
     "--mldm-output-dir": {
         "dest": "output_dir",

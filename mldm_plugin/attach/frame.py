@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mldm_plugin.data.geometry import LEAST_VISIBLE
+from mldm_plugin.data.geometry import LEAST_VISIBLE, MIRRORED_KEYPOINTS
 from mldm_plugin.errors import DataError
 
 # x' = a x + b y + c, y' = d x + e y + f
@@ -82,6 +82,20 @@ class Frame:
         clipped[:, 2:] = clipped[:, 2:].maximum(clipped[:, :2])
         visible = _areas(clipped) / _areas(moved).clamp_min(torch.finfo(torch.float32).tiny)
         return clipped[visible >= LEAST_VISIBLE]
+
+    def warp_keypoints(self, keypoints: Tensor) -> Tensor:
+        """COCO's keypoints (K, 17, 3) of the source in the picture's frame, every person in its place.
+
+        One that is not labelled or not visible is 0, 0, 0, as in COCO. In the mirror left and right have changed their
+        names.
+        """
+        a, b, c, d, e, f = self.affine
+        x, y, v = keypoints.unbind(dim=-1)
+        x0, y0, x1, y1 = self.visible or (0, 0, *self.size)
+        moved = torch.stack([a * x + b * y + c, d * x + e * y + f, v], dim=-1)
+        shown = (v > 0) & (moved[..., 0] >= x0) & (moved[..., 0] <= x1) & (moved[..., 1] >= y0) & (moved[..., 1] <= y1)
+        moved = torch.where(shown[..., None], moved, 0.0)
+        return moved[:, MIRRORED_KEYPOINTS] if a * e < b * d else moved
 
     def _warp(self, source: Image.Image, resample: Image.Resampling) -> Image.Image:
         return source.transform(self.size, Image.Transform.AFFINE, invert(self.affine), resample=resample)

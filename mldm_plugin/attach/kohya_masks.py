@@ -26,7 +26,7 @@ from mldm_plugin.attach import ledger
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate
 from mldm_plugin.attach.frame import Frame, cut, scaling
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.attach.on_record import SideFolder, Stored
+from mldm_plugin.attach.on_record import Offers, SideFolder, Stored
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"
@@ -71,10 +71,10 @@ class NoFolder:
     """No masks and no boxes; what `SideFolder` is without --mldm-mask-dir."""
 
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
-        return Stored(None, None)
+        return Stored()
 
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        return False, False
+    def offers(self, example: Mapping[str, Any]) -> Offers:
+        return Offers()
 
 
 class _OfTraining:
@@ -85,7 +85,7 @@ class _OfTraining:
         self.offers = folder.offers
 
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
-        return Stored(None, None) if example["is_reg"] else self._folder(example, frame, name)
+        return Stored() if example["is_reg"] else self._folder(example, frame, name)
 
 
 class KohyaCollate:
@@ -250,7 +250,7 @@ def _annotation(
         )
     examples = [{"pixel_values": p, "is_reg": i.is_reg} for p, i in zip(pictures, infos, strict=True)]
     stacked = torch.stack([p.detach() for p in pictures]).float() if cached else example["images"]
-    annotation = annotate(examples, {"images": stacked}, folder, check=check)  # type: ignore[arg-type]
+    annotation = annotate(examples, {"images": stacked}, folder, check=check)
     held = ((stacked + 1) * 127.5).round().to(torch.uint8) if cached else None
     return replace(annotation, pictures=held)
 

@@ -22,19 +22,28 @@ from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.autoencoders import Called, Config
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.loop import Loop
-from mldm_plugin.data.batch import FaceBoxes
+from mldm_plugin.data.batch import FaceBoxes, Keypoints
 from mldm_plugin.errors import DataError, MldmError
 
 _KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def losses(preset: str, *, mask: str = "mask", face_boxes: str = "face_boxes", **settings: Any) -> Any:
+def losses(
+    preset: str,
+    *,
+    mask: str = "mask",
+    face_boxes: str = "face_boxes",
+    keypoints: str = "keypoints",
+    **settings: Any,
+) -> Any:
     """The callback, a `pytorch_lightning.Callback`.
 
     Args:
         preset: name of a preset, or a YAML file.
         mask: under what name the batch has label masks, cut like its pictures: integers (N, H, W), 0 for background.
         face_boxes: under what name it has face boxes: (N, K, 4) in pixels, zeros where there are fewer.
+        keypoints: under what name it has COCO's keypoints: (N, K, 17, 3), x, y in pixels and v, zeros where there are
+            fewer.
         settings: `loss_plugin`, `set`, `output_dir`, `panel_steps` and `curve_steps`, as the flags of these names.
 
     Raises:
@@ -47,15 +56,17 @@ def losses(preset: str, *, mask: str = "mask", face_boxes: str = "face_boxes", *
     lists: dict[str, Any] = {name: tuple(settings[name]) for name in ("loss_plugin", "set") if name in settings}
     given: dict[str, Any] = {"loss_plugin": ("mldm",), "preset": preset, **settings, **lists}
     attachment = Attachment(Settings(**given))
-    return type("MldmCallback", (Hooks, Callback), {})(attachment, mask, face_boxes)
+    return type("MldmCallback", (Hooks, Callback), {})(attachment, mask, face_boxes, keypoints)
 
 
 class Hooks:
     """What the callback does; the rest is Lightning's own."""
 
-    def __init__(self, attachment: Attachment, mask: str = "mask", face_boxes: str = "face_boxes") -> None:
+    def __init__(
+        self, attachment: Attachment, mask: str = "mask", face_boxes: str = "face_boxes", keypoints: str = "keypoints"
+    ) -> None:
         super().__init__()
-        self._attachment, self._names = attachment, (mask, face_boxes)
+        self._attachment, self._names = attachment, (mask, face_boxes, keypoints)
         self._steps: Steps | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -86,13 +97,15 @@ class Hooks:
             return {KEY: Fault(str(error))}
 
 
-def annotation_of(batch: Mapping[str, Any], mask: str, face_boxes: str, size: tuple[int, int]) -> Annotation:
-    """Masks and boxes as the data set returned them, cut like its pictures.
+def annotation_of(
+    batch: Mapping[str, Any], mask: str, face_boxes: str, keypoints: str, size: tuple[int, int]
+) -> Annotation:
+    """Masks, boxes and keypoints as the data set returned them, cut like its pictures.
 
     Raises:
         DataError: masks are no labels, or of another size than the pictures.
     """
-    labels, boxes = batch.get(mask), batch.get(face_boxes)
+    labels, boxes, people = batch.get(mask), batch.get(face_boxes), batch.get(keypoints)
     if labels is not None:
         labels = labels.reshape(len(labels), 1, *labels.shape[1:3])
         if labels.is_floating_point() or labels.shape[-2:] != size:
@@ -101,13 +114,13 @@ def annotation_of(batch: Mapping[str, Any], mask: str, face_boxes: str, size: tu
                 f"integers, a label a pixel, of the pictures' {size[1]} × {size[0]}: cut masks like pictures in the "
                 "data set."
             )
-    known = labels if labels is not None else boxes
-    n = 0 if known is None else len(known)
+    n = next((len(known) for known in (labels, boxes, people) if known is not None), 0)
     return Annotation(
         names=("",) * n,
         person_mask=None if labels is None else labels.to("cpu", torch.uint8),
         face_boxes=None if boxes is None else FaceBoxes([b[b[:, 2] > b[:, 0]].float().cpu() for b in boxes]),
         on_record=(True,) * n,
+        keypoints=None if people is None else Keypoints([p[p[..., 2].any(dim=1)].float().cpu() for p in people]),
     )
 
 

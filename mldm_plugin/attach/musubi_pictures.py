@@ -70,7 +70,7 @@ class Batches:
         shown = torch.stack(pictures)
         check = shown.float() / 127.5 - 1 if self._checks_left > 0 else None
         self._checks_left -= 1
-        annotation = annotate_frames(frames, self._stored_of, self._stored_of.offers({}), check)
+        annotation = annotate_frames(frames, self._stored_of, check)
         return replace(annotation, pictures=shown)
 
     def _read(self, item: Any) -> tuple[Frame, Tensor]:

@@ -1,12 +1,13 @@
-"""What is on record of a picture, its mask and face boxes: in columns of the script's data set, or in a folder."""
+"""What is on record of a picture, its mask, face boxes and keypoints: in columns of the data set, or in a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL.Image
@@ -15,26 +16,62 @@ from torch import Tensor
 
 from mldm_plugin.attach.frame import IDENTITY, Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.data.annotations import check_mask_mode, parse_boxes
+from mldm_plugin.data.annotations import check_mask_mode, parse_boxes, parse_keypoints
 from mldm_plugin.errors import DataError
 from mldm_plugin.prepare.stored import listed_rows
 
+BOXES, KEYPOINTS = "face_boxes", "keypoints"  # in NAME.json and in metadata.jsonl
 _WHITE = 127  # of 255; what is whiter than this is the person. Chosen.
+
+
+class Offers(NamedTuple):
+    """What there is at all, be it empty for some pictures."""
+
+    mask: bool = False
+    boxes: bool = False
+    keypoints: bool = False
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is on record of one picture, in the frame of its source: mask uint8 (1, H, W) or None, boxes (K, 4)."""
+    """What is on record of one picture, in the frame of its source; None for what is not.
 
-    mask: Tensor | None
-    boxes: Tensor | None
+    Args:
+        mask: labels, uint8 (1, H, W).
+        boxes: of faces, (K, 4).
+        keypoints: COCO's, (K, 17, 3).
+    """
+
+    mask: Tensor | None = None
+    boxes: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to put into a picture."""
+        return self.mask is None and not any(x is not None and len(x) for x in (self.boxes, self.keypoints))
+
+    def has(self, offers: Offers) -> bool:
+        """Whether what tells most of all that is offered is there: the mask, or else boxes, or else keypoints."""
+        return next((x is not None for x, offered in zip(self._parts, offers, strict=True) if offered), False)
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.mask, self.boxes, self.keypoints
+
+
+class OnRecord(Protocol):
+    """Where annotation is kept."""
+
+    def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored: ...
+    def offers(self, example: Mapping[str, Any]) -> Offers: ...
 
 
 class ExampleColumns:
     """Annotation that the script's data set keeps in columns of its own."""
 
-    def __init__(self, mask: str, boxes: str) -> None:
-        self._mask, self._boxes = mask, boxes
+    def __init__(self, mask: str, boxes: str, keypoints: str = KEYPOINTS) -> None:
+        self._mask, self._boxes, self._keypoints = mask, boxes, keypoints
 
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
         mask = example.get(self._mask)
@@ -49,19 +86,24 @@ class ExampleColumns:
                     f"column {self._mask!r} as it is stored."
                 )
             labels = _labels(mask, name)
-        boxes = example.get(self._boxes)
-        return Stored(labels, None if self._boxes not in example else parse_boxes(boxes, name))
+        boxes, keypoints = self._boxes, self._keypoints
+        return Stored(
+            labels,
+            parse_boxes(example[boxes], name) if boxes in example else None,
+            parse_keypoints(example[keypoints], name) if keypoints in example else None,
+        )
 
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether there are masks, and boxes, for pictures like this one."""
-        return self._mask in example, self._boxes in example
+    def offers(self, example: Mapping[str, Any]) -> Offers:
+        """What there is for pictures like this one."""
+        return Offers(self._mask in example, self._boxes in example, self._keypoints in example)
 
 
 class SideFolder:
     """Annotation by the pictures' file names, without their endings.
 
-    Either a training set that `mldm data` made, whose metadata.jsonl names masks and boxes; or a folder with
-    `<stem>.png`, a label picture, and `<stem>.json`, {"face_boxes": [[x0, y0, x1, y1], …]}.
+    Either a training set that `mldm data` made, whose metadata.jsonl names masks, boxes and keypoints; or a folder with
+    `<stem>.png`, a label picture, and `<stem>.json`, {"face_boxes": [[x0, y0, x1, y1], …],
+    "keypoints": [[x, y, v, …], …]}, one of them or both, the same in each file.
 
     Raises:
         DataError: there is no such folder, nothing of the kind in it, or a metadata.jsonl that is broken.
@@ -71,13 +113,16 @@ class SideFolder:
         if not folder.is_dir():
             raise DataError(f"--mldm-mask-dir {folder} is not a folder.")
         self._masks: dict[str, Path]
-        self._boxes: dict[str, Any]  # the file, or the boxes as they were read
+        self._labels: dict[str, Any]  # a file, or what stands in one
         if listed_rows(folder):
-            self._masks, self._boxes = _by_metadata(folder)
+            self._masks, self._labels = _by_metadata(folder)
+            kinds = {kind for labels in self._labels.values() for kind in labels}
         else:
             self._masks = {p.stem: p for p in sorted(folder.glob("[!.]*.png"))}
-            self._boxes = {p.stem: p for p in sorted(folder.glob("[!.]*.json"))}
-        if not self._masks and not self._boxes:
+            self._labels = {p.stem: p for p in sorted(folder.glob("[!.]*.json"))}
+            kinds = _kinds(self._labels.values()) if self._labels else set()
+        self._offers = Offers(bool(self._masks), BOXES in kinds, KEYPOINTS in kinds)
+        if not self._masks and not self._labels:
             raise DataError(
                 f"--mldm-mask-dir {folder} holds neither NAME.png nor NAME.json nor a metadata.jsonl with masks: give "
                 "the folder with the label masks, each named like its picture, or a training set that `mldm data` made."
@@ -90,29 +135,32 @@ class SideFolder:
                 f"{name}: the picture's file name is not known (it was read from memory), so its mask cannot be found "
                 "in --mldm-mask-dir; keep masks in a column of the data set."
             )
-        path = Path(frame.source)
-        mask = boxes = None
-        if path.stem in self._masks:
-            mask = _read_labels(self._masks[path.stem])
-        if path.stem in self._boxes:
-            known = self._boxes[path.stem]
-            boxes = _read_boxes(known) if isinstance(known, Path) else parse_boxes(known, name)
-        return Stored(mask, boxes)
+        stem = Path(frame.source).stem
+        mask = _read_labels(self._masks[stem]) if stem in self._masks else None
+        known = self._labels.get(stem, {})
+        if isinstance(known, Path):
+            name, known = str(known), _read_record(known, self._offers)
+        return Stored(
+            mask,
+            parse_boxes(known[BOXES], name) if BOXES in known else None,
+            parse_keypoints(known[KEYPOINTS], name) if KEYPOINTS in known else None,
+        )
 
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether there are masks, and boxes, for pictures like this one."""
-        return bool(self._masks), bool(self._boxes)
+    def offers(self, example: Mapping[str, Any]) -> Offers:
+        """What there is for pictures like this one."""
+        return self._offers
 
     @property
     def stems(self) -> set[str]:
         """Names, without suffix, of the pictures that something is on record of."""
-        return {*self._masks, *self._boxes}
+        return {*self._masks, *self._labels}
 
 
 def _by_metadata(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Masks and boxes by the stems of the pictures in a training set; raises DataError for one that is broken."""
+    """Masks, and boxes and keypoints, by the stems of the pictures in a training set; raises DataError for one that
+    is broken."""
     masks: dict[str, Path] = {}
-    boxes: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     seen = set()
     for top, row in listed_rows(folder):
         stem = Path(row["file_name"]).stem
@@ -121,9 +169,18 @@ def _by_metadata(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         seen.add(stem)
         if row.get("mask_file_name"):
             masks[stem] = top / row["mask_file_name"]
-        if row.get("face_boxes") is not None:
-            boxes[stem] = row["face_boxes"]
-    return masks, boxes
+        if found := {kind: row[kind] for kind in (BOXES, KEYPOINTS) if row.get(kind) is not None}:
+            labels[stem] = found
+    return masks, labels
+
+
+def _kinds(files: Iterable[Path]) -> set[str]:
+    """What the first file that has any of it tells of people; boxes where none does, so that it is said of its own."""
+    for file in files:
+        with suppress(DataError):  # it may be of something else
+            if kinds := {BOXES, KEYPOINTS} & _read_json(file).keys():
+                return kinds
+    return {BOXES}
 
 
 def _labels(mask: PIL.Image.Image, name: str) -> Tensor:
@@ -153,11 +210,22 @@ def read_white(path: Path) -> Tensor:
     return torch.from_numpy(white.astype(np.uint8))[None]
 
 
-def _read_boxes(path: Path) -> Tensor:
+def _read_record(path: Path, offers: Offers) -> dict[str, Any]:
+    record = _read_json(path)
+    for kind, offered, example in (
+        (BOXES, offers.boxes, "[[x0, y0, x1, y1], …]"),
+        (KEYPOINTS, offers.keypoints, "[[x, y, v, …], …]"),
+    ):
+        if offered and kind not in record:
+            raise DataError(
+                f'{path} has no "{kind}"; expected {{"{kind}": {example}}}, with [] where nobody is, as in other files.'
+            )
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(record, dict) or "face_boxes" not in record:
-        raise DataError(f'{path} has no "face_boxes"; expected {{"face_boxes": [[x0, y0, x1, y1], …]}}.')
-    return parse_boxes(record["face_boxes"], str(path))
+    return record if isinstance(record, dict) else {}

@@ -25,7 +25,7 @@ from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Faul
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.loop import Loop
-from mldm_plugin.attach.on_record import SideFolder, Stored, read_white
+from mldm_plugin.attach.on_record import Offers, SideFolder, Stored, read_white
 from mldm_plugin.attach.onetrainer_frame import FRAME, PICTURE, frame_of
 from mldm_plugin.errors import CheckError, DataError, MldmError
 
@@ -77,10 +77,10 @@ class MaskLabels:
 
     def __call__(self, example: Mapping[str, Any], frame: Frame | None, name: str) -> Stored:
         path = Path(name).with_name(f"{Path(name).stem}-masklabel.png")
-        return Stored(read_white(path) if path.is_file() else None, None)
+        return Stored(read_white(path) if path.is_file() else None)
 
-    def offers(self, example: Mapping[str, Any]) -> tuple[bool, bool]:
-        return True, False
+    def offers(self, example: Mapping[str, Any]) -> Offers:
+        return Offers(mask=True)
 
 
 class Steps:
@@ -159,7 +159,7 @@ class Steps:
         try:
             shown = pictures.cpu().float() / 127.5 - 1 if self._checks_left > 0 else None
             self._checks_left -= 1
-            placed: Annotation | Fault = annotate_frames(frames, self._stored_of, self._stored_of.offers({}), shown)
+            placed: Annotation | Fault = annotate_frames(frames, self._stored_of, shown)
         except DataError as error:
             placed = Fault(str(error))
         return {"pixel_values": pictures, KEY: placed}

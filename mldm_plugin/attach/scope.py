@@ -314,4 +314,5 @@ def _placed(annotation: Annotation | None, device: torch.device) -> dict[str, An
     return {
         "person_mask": None if mask is None else mask.to(device, non_blocking=True),
         "face_boxes": annotation.face_boxes,
+        "keypoints": annotation.keypoints,
     }

@@ -142,7 +142,7 @@ class Steps:
         shown = torch.stack(pictures)
         check = shown.float() / 127.5 - 1 if self._checks_left > 0 else None
         self._checks_left -= 1
-        placed = annotate_frames(frames, stored_of, stored_of.offers({}), check)
+        placed = annotate_frames(frames, stored_of, check)
         if not any(frame.lost for frame in frames):  # otherwise these are not the pictures that were encoded
             placed = replace(placed, pictures=shown)
         white = None if isinstance(stored_of, SideFolder) else own_masks(batch)

@@ -21,5 +21,7 @@ def after_loss(step, report):
     tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items() if t is not None}
     for row, boxes in enumerate(step.face_boxes or ()):
         tensors[f"face_boxes.{row}"] = boxes.clone()
+    for row, people in enumerate(step.keypoints or ()):
+        tensors[f"keypoints.{row}"] = people.clone()
     tensors["loss"] = report.loss.detach().reshape(1)
     save_file(tensors, folder / f"{len(list(folder.iterdir())):03}.safetensors")
