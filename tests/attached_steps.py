@@ -19,7 +19,7 @@ FLUX = {"latents": "pixel_latents", "noise": "noise", "noisy_latents": "noisy_mo
 
 def annotation_of(step):
     n = len(step)
-    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), (True,) * n)
+    return Annotation(("a",) * n, step.person_mask, FaceBoxes(step.face_boxes), {})
 
 
 def variables_of(step, names=SD, **more):

@@ -109,7 +109,7 @@ def test_masks_lie_where_the_items_say(tmp_path):
     masks = MaskPaths(made)
     annotation = annotate_frames([frame_of_item(i) for i in made], masks, pictures)
     seen, mask = person_pixels(pictures), annotation.person_mask > 0
-    assert annotation.on_record == tuple(scene.name != "nobody" for scene in SCENES)
+    assert annotation.on_record == {"person_mask": tuple(scene.name != "nobody" for scene in SCENES)}
     for row, scene in enumerate(SCENES):
         union = (seen[row] | mask[row]).sum()
         assert not union or (seen[row] & mask[row]).sum() / union > 0.9, scene.name

@@ -1,6 +1,7 @@
 """What is stored of pictures, and its way into a batch; the folder of masks; which pictures had none."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import check_placement
-from mldm_plugin.data.batch import FaceBoxes
 from mldm_plugin.errors import DataError
 
 COLUMNS = ExampleColumns("mask", "face_boxes")
@@ -53,14 +53,14 @@ def test_masks_and_boxes_come_in_the_batchs_order_and_frame():
     assert placed.person_mask.shape == (2, 1, 32, 48)
     assert torch.equal(placed.person_mask[1], placed.person_mask[0].flip(-1))
     assert [b.tolist() for b in placed.face_boxes] == [[[2, 4, 10, 12]], [[38, 4, 46, 12]]]
-    assert placed.on_record == (True, True)
+    assert placed.on_record == {"person_mask": (True, True), "face_boxes": (True, True)}
 
 
 def test_a_picture_without_mask_is_nobodys_and_named():
     examples = [example("a.png"), example("b.png", mask=False, boxes=())]
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert not placed.person_mask[1].any()
-    assert placed.on_record == (True, False)
+    assert placed.on_record == {"person_mask": (True, False), "face_boxes": (True, True)}
 
 
 def test_columns_that_the_data_do_not_have_stay_none():
@@ -68,7 +68,7 @@ def test_columns_that_the_data_do_not_have_stay_none():
     placed = annotate(examples, batch_of(examples), COLUMNS)
     assert placed.person_mask is None
     assert placed.face_boxes is None
-    assert placed.on_record == (False,)
+    assert placed.on_record == {}
 
 
 def test_class_pictures_after_the_instance_pictures_need_no_annotation():
@@ -91,8 +91,6 @@ def test_class_pictures_after_the_instance_pictures_need_no_annotation():
         (lambda e, b: e[0].update(mask=Image.new("RGB", (48, 32))), "picture of mode RGB"),
         (lambda e, b: e[0].update(mask=turned_mask()), "moved twice"),
         (lambda e, b: e[0].update(mask="a_mask.png"), "holds str, expected a label picture"),
-        (lambda e, b: e[0].update(face_boxes=[[5, 5, 2, 9]]), "reversed"),
-        (lambda e, b: e[0].update(face_boxes=[[100, 100, 120, 120]]), "outside the picture"),
         (lambda e, b: delattr(e[0]["pixel_values"], "mldm_frame"), "not known"),
     ],
 )
@@ -104,6 +102,17 @@ def test_what_cannot_be_used_is_named(spoil, message):
         annotate(examples, batch, COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "message"), [([[5, 5, 2, 9]], "is reversed"), ([[100, 100, 120, 120]], "outside the picture")]
+)
+def test_boxes_that_cannot_be_used_wait_for_a_loss_that_needs_them(boxes, message):
+    examples = [example("a.png"), example("bb.png", boxes=boxes)]
+    placed = annotate(examples, batch_of(examples), COLUMNS)
+    assert placed.face_boxes.message.startswith("bb.png")
+    assert message in placed.face_boxes.message
+    assert placed.person_mask.flatten(1).any(1).tolist() == [True, True]
+
+
 def test_a_turned_picture_with_annotation_is_ambiguous():
     turned = example("a.png")
     turned["pixel_values"].mldm_frame = Frame("a.png", (48, 32), (48, 32), orientation=6)
@@ -113,9 +122,9 @@ def test_a_turned_picture_with_annotation_is_ambiguous():
 
 def test_faults_wait_in_the_batch_for_their_turn():
     collate = Collate(batch_of, COLUMNS)
-    placed, fault = (collate([e])[KEY] for e in (example(), example(boxes=[(5, 5, 2, 9)])))
+    placed, fault = (collate([e])[KEY] for e in (example(), example() | {"mask": "a_mask.png"}))
     assert isinstance(placed, Annotation)
-    assert "reversed" in fault.message
+    assert "holds str" in fault.message
     assert placed.to("cuda") is placed  # loops that move all that their batch holds
     assert fault.to("cuda") is fault
     with pytest.raises(DataError, match="is a Tensor"):
@@ -139,7 +148,8 @@ def test_a_side_folder_is_searched_by_file_name(tmp_path):
     placed = annotate(examples, batch_of(examples), stored_of)
     assert placed.person_mask.flatten(1).any(1).tolist() == [True, True, False]
     assert [len(b) for b in placed.face_boxes] == [0, 1, 0]
-    assert placed.on_record == (True, True, False)
+    assert placed.on_record["person_mask"] == (True, True, False)
+    assert placed.on_record["face_boxes"] == (False, True, False)
 
 
 def training_set(folder, *rows):
@@ -170,22 +180,30 @@ def test_keypoints_come_from_columns_files_and_training_sets_in_the_batchs_frame
         assert upright.flatten().tolist() == PERSON
         assert mirrored[0, :3].tolist() == [[38.0, 8.0, 2.0], [40.0, 7.0, 1.0], [36.0, 7.0, 2.0]]  # eyes change names
         assert none.shape == (0, 17, 3)
-    assert all(one.face_boxes is None and one.person_mask is None for one in stored)
-    assert [one.on_record for one in stored] == [(True, True, False)] * 2
+    assert all(one.on_record["keypoints"] == (True, True, False) for one in (placed, *stored))
+    assert all(one.person_mask is None for one in stored)
+    of_files, of_set = stored
+    assert 'a.json has no "face_boxes"' in of_files.face_boxes.message  # for a loss that needs them
+    assert of_set.face_boxes is None
 
 
-def test_keypoints_that_cannot_be_used_are_told_with_their_file(tmp_path):
+def test_keypoints_that_cannot_be_used_wait_for_a_loss_that_needs_them(tmp_path):
     picture = example("a.png", mask=None, boxes=None)
-    (tmp_path / "0.json").write_text("[]", encoding="utf-8")  # of something else
-    (tmp_path / "1.json").write_text(json.dumps({"face_boxes": [], "keypoints": []}), encoding="utf-8")
+    (tmp_path / "0.json").write_text('{"keypoints": ["nose"]}', encoding="utf-8")  # of something else
     for record, message in (
-        ({"face_boxes": []}, r'a\.json has no "keypoints"; expected .* as in other files'),
+        ({"face_boxes": []}, r'a\.json has no "keypoints"; expected '),
         ({"face_boxes": [], "keypoints": [PERSON[:9]]}, r"a\.json: the keypoints of person 1 are 9, expected 51"),
         ({"face_boxes": [], "keypoints": [[99.0, 99.0, 2] * 17]}, r"a\.png: the keypoints of person 1 all lie outside"),
     ):
         (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
-        with pytest.raises(DataError, match=message):
-            annotate([picture], batch_of([picture]), SideFolder(tmp_path))
+        placed = annotate([picture], batch_of([picture]), SideFolder(tmp_path))
+        assert re.match(f".*{message}", placed.keypoints.message)
+        assert [len(boxes) for boxes in placed.face_boxes] == [0]
+    rows = [example("a.png") | {"keypoints": value} for value in ([[1.0, 2.0]] * 68, None)]  # another tool's landmarks
+    placed = annotate(rows, batch_of(rows), COLUMNS)
+    assert "a.png, column 'keypoints': the keypoints of person 1 are 2, expected 51" in placed.keypoints.message
+    assert placed.person_mask.any()
+    assert placed.on_record["keypoints"] == (True, False)
 
 
 def test_a_training_set_is_a_side_folder(tmp_path, monkeypatch):
@@ -234,18 +252,18 @@ def test_a_side_folder_that_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match="file name is not known"):
         annotate([unnamed], batch_of([unnamed]), stored_of)
     named = example("a.png", mask=None, boxes=None)
-    for text, message in (("{", "cannot be read as JSON"), ("[]", 'no "face_boxes"')):
+    for text, message in (("{", "cannot be read as JSON"), ("[]", 'no "face_boxes"'), ("[" * 99999, "cannot be read")):
         (tmp_path / "masks" / "a.json").write_text(text, encoding="utf-8")
-        with pytest.raises(DataError, match=message):
-            annotate([named], batch_of([named]), stored_of)
+        placed = annotate([named], batch_of([named]), stored_of)
+        assert message in placed.face_boxes.message
+        assert placed.person_mask.any()  # for losses that need no boxes
     (tmp_path / "masks" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="cannot be read"):
         annotate([named], batch_of([named]), stored_of)
 
 
 def seen(names, unmasked=()):
-    n = len(names)
-    return Annotation(tuple(names), torch.zeros(n, 1, 2, 2), None, tuple(name not in unmasked for name in names))
+    return [(name, name not in unmasked) for name in names]
 
 
 def test_coverage_is_reported_once_after_one_pass(capsys):
@@ -298,9 +316,8 @@ def test_pictures_read_from_memory_are_not_taken_for_each_other(capsys):
 
 
 def test_boxes_alone_are_covered_too():
-    coverage = Coverage(by_stem=True)
-    boxes = FaceBoxes([torch.zeros(0, 4)])
-    coverage.add(Annotation(("a",), None, boxes, (False,)))
+    coverage = Coverage("face boxes", by_stem=True)
+    coverage.add([("a", False)])
     with pytest.raises(DataError, match="none of the 1 pictures that came by has face boxes"):
         coverage.conclude()
 

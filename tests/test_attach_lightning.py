@@ -204,7 +204,10 @@ def test_masks_that_are_not_cut_like_the_pictures_or_not_there_are_told(callback
     assert [len(of) for of in annotation.keypoints] == [1, 0]
     assert torch.equal(annotation.keypoints[0], people[0, 1:2])
     alone = lightning.annotation_of({"k": people}, "m", "b", "k", (32, 32))
-    assert len(alone) == len(alone.on_record) == 2
+    assert len(alone) == 2
+    for wrong in (people.flatten(2), people[0], people[..., :2], people.tolist()):
+        with pytest.raises(DataError, match=r"'k' in the batch is .*, expected \(N, K, 17, 3\)"):
+            lightning.annotation_of({"k": wrong}, "m", "b", "k", (32, 32))
 
 
 def test_without_lightning_it_says_so(monkeypatch):

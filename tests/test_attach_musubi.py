@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from mldm_plugin import DiffusionStep, LossStack
 from mldm_plugin.attach import musubi
-from mldm_plugin.attach.annotation import KEY, Fault, annotate_frames
+from mldm_plugin.attach.annotation import KEY, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.musubi_pictures import Batches, frame_of_item, paths_of
-from mldm_plugin.attach.on_record import SideFolder
+from mldm_plugin.attach.on_record import Fault, SideFolder
 from mldm_plugin.attach.scope import share_of_noise
 from mldm_plugin.errors import CheckError, DataError, MldmError
 

@@ -139,7 +139,7 @@ def test_masks_follow_scaling_crops_and_flips_through_its_pipeline(pipeline, tmp
         turned += frame.affine[0] < 0
         annotation = annotate_frames([frame], masks, picture[None] / 0.9 + 1 / 9)
         seen, mask = person_pixels(picture[None]), annotation.person_mask > 0
-        assert annotation.on_record == (True,)
+        assert annotation.on_record["person_mask"] == (True,)
         union = (seen | mask).sum()
         assert not union or (seen & mask).sum() / union > 0.9, scene.name
         assert bool(mask.any()) == bool(scene.people)

@@ -10,7 +10,8 @@ from attached_steps import FLUX, SD, SDXL, annotation_of, assert_same, edm_step,
 from diffusers import FluxPipeline
 from make_step import ddpm, flow, make_step
 
-from mldm_plugin.attach.annotation import KEY, Fault
+from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.on_record import Fault
 from mldm_plugin.attach.scope import (
     Scope,
     annotation_in,

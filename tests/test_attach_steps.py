@@ -14,9 +14,10 @@ from make_step import ddpm, flow, make_step, tiny_vae
 from odd_vaes import film_vae, flux2_vae
 from waits import Waits
 
-from mldm_plugin.attach.annotation import KEY, Fault
+from mldm_plugin.attach.annotation import KEY
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
+from mldm_plugin.attach.on_record import Fault
 from mldm_plugin.data.batch import Keypoints
 from mldm_plugin.engine.stack import LossStack
 from mldm_plugin.errors import CheckError, DataError
@@ -94,6 +95,34 @@ def test_a_loss_on_keypoints_sees_those_of_the_batch(tmp_path):
     found = script.attachment.loss(plain, variables)
     assert torch.equal(found, expected)
     assert not torch.equal(found, plain)
+
+
+def test_what_losses_need_is_counted_not_what_there_is(tmp_path, capfd):
+    """Masks for all pictures, keypoints for one in a hundred: losses on hands train next to nothing."""
+    script = Script(tmp_path, HANDS)
+    people = torch.ones(1, 17, 3) * 8
+    for start in range(0, 250, 2):
+        variables = script.variables(OPEN)
+        names = tuple(f"{number % 100}.png" for number in (start, start + 1))
+        has = tuple(name == "0.png" for name in names)
+        keypoints = Keypoints([people if known else people[:0] for known in has])
+        on_record = {"person_mask": (True, True), "keypoints": has}
+        annotation = replace(annotation_of(make_step(OPEN)), names=names, keypoints=keypoints, on_record=on_record)
+        variables["batch"][KEY] = annotation
+        script.attachment.loss(variables["loss"], variables)
+    said = capfd.readouterr().err
+    assert (
+        said.count("warning: 99 of 100 pictures have no keypoints, so losses that need it do nothing there: 1.png") == 1
+    )
+    assert "no mask" not in said
+
+
+def test_boxes_that_cannot_be_read_stop_a_loss_that_needs_them(tmp_path):
+    script = Script(tmp_path, "losses: {face: {weight: 0.2, network: dlib_resnet, weights: random}}\n")
+    variables = script.variables(OPEN)
+    variables["batch"][KEY] = replace(annotation_of(make_step(OPEN)), face_boxes=Fault("a.json cannot be read"))
+    with pytest.raises(DataError, match=r"a\.json cannot be read"):
+        script.attachment.loss(variables["loss"], variables)
 
 
 def test_a_loss_on_keypoints_is_refused_where_there_are_none(tmp_path):

@@ -104,7 +104,7 @@ def test_our_own_trainer(record, expected, monkeypatch):
 def test_attached_to_a_diffusers_script(record, expected, tmp_path, names):
     step = load(record)
     attachment = Attachment(Settings(("mldm",), str(record.parent / "preset.yaml"), panel_steps=0))
-    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), (True, True))
+    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), {})
     variables = {
         "batch": {"pixel_values": step["pixel_values"], KEY: annotation},
         names[0]: step["latents"],
@@ -132,7 +132,7 @@ def test_attached_to_a_kohya_script(record, expected, tmp_path):
     prediction = {"noise_scheduler": ddpm(), "noise": step["noise"], "noisy_latents": step["noisy_latents"]}
     prediction |= {"noise_pred": step["model_pred"], "target": step["noise"], "timesteps": step["timesteps"]}
     attachment.note((step["model_pred"], step["noise"]), prediction)
-    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), (True, True))
+    annotation = Annotation(("a", "b"), step["person_mask"], FaceBoxes([BOXES, BOXES]), {})
     batch = {"images": step["pixel_values"], KEY: annotation}
     weighted = ((step["model_pred"] - step["noise"]) ** 2).mean([1, 2, 3]) * torch.ones(2)  # kohya's loss_weights
     attachment.note(weighted.mean(), {"batch": batch, "latents": step["latents"], "vae": vae, "is_train": True})

@@ -102,6 +102,9 @@ def test_keypoints_that_json_cannot_say():
     with pytest.raises(DataError, match="of person 1 are 7, expected 51"):
         parse_keypoints([7], "a.png")
     assert parse_keypoints(None, "a.png").shape == (0, 17, 3)
+    for kind in (np.float32, np.float64, np.int64):  # as `datasets` may give them
+        given = np.array([PERSON]).astype(kind)
+        assert torch.equal(parse_keypoints(given, "a.png"), torch.tensor(given).float().reshape(1, 17, 3))
 
 
 def test_a_turned_picture_with_keypoints_is_refused(open_set, make_data, tmp_path):

@@ -70,7 +70,9 @@ def test_a_finished_run_of_another_preset_is_not_taken_for_done(tmp_path):
     (plain.folder / "model_index.json").touch()
     younger = dumped.replace("estimate: one_step\n", "")  # written when there was no such setting
     others = dumped + "  train_controlnet: {resolution: 512}\n"  # of another trainer
-    for alike in (dumped, younger, others):
+    overridden = dumped.replace("resolution: 128", "resolution: 64")  # by a flag of the command
+    assert len({dumped, younger, others, overridden}) == 4
+    for alike in (dumped, younger, others, overridden):
         (plain.folder / "preset.yaml").write_text(alike)
         one.check_done()
     for wrong, change in (

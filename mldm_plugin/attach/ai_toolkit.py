@@ -19,11 +19,11 @@ import PIL.Image
 from torch import Tensor
 
 from mldm_plugin.attach import loop
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate_frames
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.frame import Frame, scaling, transposition
-from mldm_plugin.attach.on_record import Offers, SideFolder, Stored, read_white
+from mldm_plugin.attach.on_record import Fault, Offers, SideFolder, Stored, read_white
 from mldm_plugin.errors import DataError, MldmError, nearest
 
 _COLUMNS = {"mask_column", "face_boxes_column", "keypoints_column"}

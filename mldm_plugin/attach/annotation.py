@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,19 +12,23 @@ from torch import Tensor
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.frame import Frame, check_frame
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.attach.on_record import Offers, OnRecord, Stored
+from mldm_plugin.attach.on_record import Fault, Offers, OnRecord, Stored
 from mldm_plugin.attach.placement import Placement, check_placement
 from mldm_plugin.data.annotations import check_boxes_inside, check_keypoints_inside, check_mask_size
 from mldm_plugin.data.batch import FaceBoxes, Keypoints
 from mldm_plugin.errors import DataError
 
 KEY = "mldm"  # of the annotation in the script's batch
-PLACED = frozenset({"person_mask", "face_boxes", "keypoints"})  # what a loss may need that lies in a picture
+# What a loss may need that lies in a picture, in words.
+PLACED = {"person_mask": "a mask", "face_boxes": "face boxes", "keypoints": "keypoints"}
 # Under what name the scripts keep an example's training picture; the class pictures of prior preservation come after.
 PICTURES = ("pixel_values", "edited_pixel_values", "instance_images", "instance_image", "image", "images")
 IN_BATCH = ("pixel_values", "edited_pixel_values", "images", "image")
 _UPRIGHT = (0, 1)
 CHECKED_BATCHES = 8  # in each process that loads data; reading pictures twice costs as much again. Chosen.
+
+
+_K = TypeVar("_K", FaceBoxes, Keypoints)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Annotation:
         names: the files of the pictures; empty where one was read from memory.
         person_mask: (N, 1, H, W) uint8 labels in the frame of the pictures; None if there are no masks at all.
         face_boxes: of each picture (K, 4); None if there are no boxes at all.
-        on_record: whether each picture has a mask, or boxes where there are no masks at all, or keypoints where there
-            are no boxes either.
+        on_record: of what there is, by the name of what a loss needs, whether each picture has it; empty where that is
+            not known.
         placements: how well pictures agree with their sources, where that was looked at.
         pictures: (N, 3, H, W) uint8, where the batch itself holds their latents alone.
         keypoints: of each picture (K, 17, 3); None if there are no keypoints at all.
@@ -44,27 +48,17 @@ class Annotation:
 
     names: tuple[str, ...]
     person_mask: Tensor | None
-    face_boxes: FaceBoxes | None
-    on_record: tuple[bool, ...]
+    face_boxes: FaceBoxes | Fault | None
+    on_record: Mapping[str, tuple[bool, ...]]
     placements: tuple[Placement, ...] = ()
     pictures: Tensor | None = None
-    keypoints: Keypoints | None = None
+    keypoints: Keypoints | Fault | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, *_: Any, **__: Any) -> Annotation:
         """Itself: loops that move everything in their batch to the device leave it on the CPU."""
-        return self
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Stands in for an annotation that could not be made, until its step comes."""
-
-    message: str
-
-    def to(self, *_: Any, **__: Any) -> Fault:
         return self
 
 
@@ -120,26 +114,37 @@ class _Placed:
     """One picture's annotation in its own frame: mask (1, h, w), boxes (K, 4), keypoints (K, 17, 3)."""
 
     mask: Tensor
-    boxes: Tensor
-    keypoints: Tensor
+    boxes: Tensor | Fault
+    keypoints: Tensor | Fault
     stored: Stored
     name: str = ""
     placement: Placement | None = None
 
     @property
     def shows_anyone(self) -> bool:
-        return bool(self.mask.any() or len(self.boxes) or self.keypoints.any())
+        boxes, keypoints = (isinstance(x, Tensor) and bool(x.any()) for x in (self.boxes, self.keypoints))
+        return bool(self.mask.any()) or boxes or keypoints
 
 
 def _together(found: Sequence[_Placed], offers: Offers) -> Annotation:
+    has = {
+        "person_mask": [p.stored.mask is not None for p in found] if offers.mask else None,
+        "face_boxes": [p.stored.boxes is not None for p in found] if offers.boxes else None,
+        "keypoints": [p.stored.keypoints is not None for p in found] if offers.keypoints else None,
+    }
     return Annotation(
         names=tuple(p.name for p in found),
         person_mask=torch.stack([p.mask for p in found]) if offers.mask else None,
-        face_boxes=FaceBoxes([p.boxes for p in found]) if offers.boxes else None,
-        on_record=tuple(p.stored.has(offers) for p in found),
+        face_boxes=_of_all(FaceBoxes, [p.boxes for p in found]) if offers.boxes else None,
+        on_record={kind: tuple(rows) for kind, rows in has.items() if rows is not None},
         placements=tuple(p.placement for p in found if p.placement is not None),
-        keypoints=Keypoints([p.keypoints for p in found]) if offers.keypoints else None,
+        keypoints=_of_all(Keypoints, [p.keypoints for p in found]) if offers.keypoints else None,
     )
+
+
+def _of_all(kind: type[_K], parts: Sequence[Tensor | Fault]) -> _K | Fault:
+    """Those of all pictures; the first fault if there is one."""
+    return next((p for p in parts if isinstance(p, Fault)), None) or kind([p for p in parts if isinstance(p, Tensor)])
 
 
 def _name_of_pictures(examples: Sequence[Any]) -> str:
@@ -185,9 +190,10 @@ def _nameless(row: int, example: Mapping[str, Any]) -> str:
 
 def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str) -> _Placed:
     """What is on record, in the frame of the picture."""
-    empty = _Placed(
-        torch.zeros(1, size[1], size[0], dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, 17, 3), stored
-    )
+    nobody = torch.zeros(1, size[1], size[0], dtype=torch.uint8)
+    boxes = stored.boxes if isinstance(stored.boxes, Fault) else torch.zeros(0, 4)
+    keypoints = stored.keypoints if isinstance(stored.keypoints, Fault) else torch.zeros(0, 17, 3)
+    empty = _Placed(nobody, boxes, keypoints, stored)
     if stored.is_empty:
         return empty
     known = check_frame(frame, size, name)
@@ -196,17 +202,32 @@ def _warp(stored: Stored, frame: Frame | None, size: tuple[int, int], name: str)
             f"{name} has a mask, boxes or keypoints and is stored turned (EXIF orientation {known.orientation}), so "
             "their frame is ambiguous: store it upright (PIL.ImageOps.exif_transpose) and annotate that."
         )
-    mask, boxes, keypoints = empty.mask, empty.boxes, empty.keypoints
     if stored.mask is not None:
         check_mask_size((stored.mask.shape[2], stored.mask.shape[1]), known.source_size, f"of {name}", name)
-        mask = known.warp_labels(stored.mask)
-    if stored.boxes is not None:
-        check_boxes_inside(stored.boxes, known.source_size, name)
-        boxes = known.warp_boxes(stored.boxes)
-    if stored.keypoints is not None:
-        check_keypoints_inside(stored.keypoints, known.source_size, name)
-        keypoints = known.warp_keypoints(stored.keypoints)
-    return _Placed(mask, boxes, keypoints, stored)
+    return replace(
+        empty,
+        mask=empty.mask if stored.mask is None else known.warp_labels(stored.mask),
+        boxes=_moved(stored.boxes, empty.boxes, check_boxes_inside, known.warp_boxes, known, name),
+        keypoints=_moved(stored.keypoints, empty.keypoints, check_keypoints_inside, known.warp_keypoints, known, name),
+    )
+
+
+def _moved(
+    stored: Tensor | Fault | None,
+    none: Tensor | Fault,
+    check: Callable[[Tensor, tuple[int, int], str], None],
+    warp: Callable[[Tensor], Tensor],
+    frame: Frame,
+    name: str,
+) -> Tensor | Fault:
+    """Boxes or keypoints in the frame of the picture; a fault where they cannot be there."""
+    if not isinstance(stored, Tensor):
+        return none if stored is None else stored
+    try:
+        check(stored, frame.source_size, name)
+    except DataError as error:
+        return Fault(str(error))
+    return warp(stored)
 
 
 def one_frame(value: Any) -> Any:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import kohya_loop, kohya_masks, ledger
-from mldm_plugin.attach.annotation import KEY, PLACED, Annotation, Collate, Fault
+from mldm_plugin.attach.annotation import KEY, PLACED, Annotation, Collate
 from mldm_plugin.attach.autoencoders import in_form_of_diffusers
 from mldm_plugin.attach.coverage import Coverage
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.names import NAMES
-from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
+from mldm_plugin.attach.on_record import ExampleColumns, Fault, SideFolder
 from mldm_plugin.attach.placement import Placement
 from mldm_plugin.attach.ranks import refuse_unshown, refuse_unshown_in
 from mldm_plugin.attach.records import Records
@@ -107,7 +107,9 @@ class Attachment:
         )
         self.steps = 0
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        self._coverage = Coverage(by_stem=settings.mask_dir is not None, alone=alone)
+        self._coverage = {
+            need: Coverage(what, by_stem=settings.mask_dir is not None, alone=alone) for need, what in PLACED.items()
+        }
         self._records: Records | None = None
         self._stack: LossStack | None = None
         self._draws_with: LatentDecoder | None = None
@@ -204,13 +206,14 @@ class Attachment:
         Raises:
             CheckError: no step of it came by, so nothing of the preset was trained.
         """
-        self._coverage.conclude()
+        for coverage in self._coverage.values():
+            coverage.conclude()
         if not self.steps:
             raise CheckError(
                 "the script has ended, and not one training step came by: its loop does not call accelerator.backward "
                 "where it was expected. Use the library form (docs/attach.md)."
             )
-        if self._stack is not None and self._stack.needs & PLACED and not self._told_placement:
+        if self._stack is not None and self._stack.needs & PLACED.keys() and not self._told_placement:
             announce("warning: no annotated picture could be compared with its source; look at the first panel.")
         if self._stack is not None and self._stack.unproven:
             names = ", ".join(sorted(self._stack.unproven))
@@ -278,9 +281,7 @@ class Attachment:
             pictures = pictures.to(loss.device).float() / 127.5 - 1
         if annotation is not None:
             self._placements = annotation.placements
-            # kohya's pictures are all known beforehand, see kohya_masks
-            if not self._kohya and stack.needs & PLACED:
-                self._coverage.add(annotation)
+            self._count(annotation, stack)
         apart = stack.needs_each or (bool(stack.terms) and (not self._whole or stack.start_up is not None))
         step, parts = read(loss, scope, annotation, pictures, stack.schedule, apart=apart)
         if self._backwards is None:
@@ -294,6 +295,14 @@ class Attachment:
             stack.schedule.prediction_type = kind
         return (turned(step) if self._turned else step), parts
 
+    def _count(self, annotation: Annotation, stack: LossStack) -> None:
+        """Which pictures have what the losses need. kohya's that have nothing at all are told beforehand, see
+        kohya_masks."""
+        known = annotation.on_record
+        for need in known.keys() & stack.needs:
+            rows = zip(annotation.names, known[need], *known.values(), strict=True)
+            self._coverage[need].add((name, has) for name, has, *any_of in rows if any(any_of) or not self._kohya)
+
     def _annotation(self, scope: Scope, stack: LossStack) -> tuple[Annotation | None, Tensor | None]:
         """The annotation and the pictures of this step. A fault in what no loss looks at is none."""
         if not stack.needs:
@@ -301,7 +310,7 @@ class Attachment:
         cached = self._cached
         batch: Mapping[str, Any] = (scope.batch or scope.get("batch") or {}) if cached is None else {KEY: cached.placed}
         pictures = pictures_of(batch) if cached is None else cached.pixel_values
-        if not stack.needs & PLACED and not isinstance(batch.get(KEY), Annotation):
+        if not stack.needs & PLACED.keys() and not isinstance(batch.get(KEY), Annotation):
             return None, pictures
         annotation = annotation_in(batch)
         self._check_offered(annotation, stack)
@@ -316,6 +325,8 @@ class Attachment:
             ("keypoints", annotation.keypoints, settings.keypoints_column, "NAME.json with keypoints"),
         ):
             names = [t.name for t in stack.terms if need in t.needs]
+            if names and isinstance(given, Fault):
+                raise DataError(given.message)
             if names and given is None:
                 place = f"--mldm-mask-dir has no {what}" if settings.mask_dir else f"the data have no column {column!r}"
                 raise DataError(

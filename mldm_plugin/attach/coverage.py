@@ -1,11 +1,11 @@
-"""Which pictures have come by, and which of them had no mask or boxes."""
+"""Which pictures have come by, and which of them had nothing on record that the losses need."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mldm_plugin.announce import announce
-from mldm_plugin.attach.annotation import Annotation
 from mldm_plugin.errors import DataError
 
 # Chosen: so many different pictures with nothing on record are worth a warning, and so many are no accident.
@@ -16,20 +16,21 @@ _NAMED = 5
 
 
 class Coverage:
-    """Counts pictures by name. When all have come by, says how many had nothing on record, and which.
+    """Counts pictures by name. When all have come by, says how many lack what losses need, and which.
 
     Args:
-        by_stem: masks and boxes are found by the pictures' file names, so no two may have the same.
+        what: they need, "a mask" for example.
+        by_stem: it is found by the pictures' file names, so no two may have the same.
         alone: this process sees all pictures; one of several that share them does not, and so only warns.
 
     Raises:
         DataError: not one of them had anything on record, or two pictures share it.
     """
 
-    def __init__(self, *, by_stem: bool = False, alone: bool = True) -> None:
+    def __init__(self, what: str = "a mask", *, by_stem: bool = False, alone: bool = True) -> None:
         self._by_stem = by_stem
         self._alone = alone
-        self._what = "a mask"
+        self._what = what
         self._seen: dict[str, bool] = {}
         self._owners: dict[str, str] = {}
         self._nameless = [0, 0]  # without a record, with one
@@ -37,14 +38,11 @@ class Coverage:
         self._warned = False
         self._reported = False
 
-    def add(self, annotation: Annotation) -> None:
-        """The pictures of one step."""
-        offered = {"a mask": annotation.person_mask, "face boxes": annotation.face_boxes}
-        whats = [what for what, of in {**offered, "keypoints": annotation.keypoints}.items() if of is not None]
-        if self._reported or not whats:
+    def add(self, pictures: Iterable[tuple[str, bool]]) -> None:
+        """The pictures of one step: the name of each, and whether it has what is needed."""
+        if self._reported:
             return
-        self._what = whats[0]
-        for name, on_record in zip(annotation.names, annotation.on_record, strict=True):
+        for name, on_record in pictures:
             self._add(name, on_record)
         number, none_yet = self._number(), not self._any()
         if none_yet and number >= _WORRYING and not self._warned:
@@ -90,6 +88,6 @@ class Coverage:
             kind = self._what.removeprefix("a ")
             more = f" and {without - _NAMED} more" if without > _NAMED else ""
             announce(
-                f"warning: {without} of {self._number()} pictures have no {kind} and are trained on with the "
-                f"plain loss alone: {', '.join(names[:_NAMED])}{more}."
+                f"warning: {without} of {self._number()} pictures have no {kind}, so losses that need it do "
+                f"nothing there: {', '.join(names[:_NAMED])}{more}."
             )

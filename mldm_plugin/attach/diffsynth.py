@@ -20,12 +20,13 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault, annotate_frames
+from mldm_plugin.attach.annotation import KEY, Annotation, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.by_frame import stop_unseen
 from mldm_plugin.attach.frame import check_frame
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.attach.loop import Loop
+from mldm_plugin.attach.on_record import Fault
 from mldm_plugin.attach.scope import share_of_noise
 from mldm_plugin.decode.own import OwnDecode
 from mldm_plugin.errors import CheckError, DataError, MldmError

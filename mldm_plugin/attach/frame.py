@@ -181,8 +181,8 @@ def check_frame(frame: Frame | None, size: tuple[int, int], name: str) -> Frame:
         DataError: it was not: the annotation could not be put where the picture is.
     """
     way_out = (
-        "Masks and boxes would not follow. Keep to Pillow pictures, torchvision's transforms, slices and flips, or use "
-        "the library form (docs/attach.md)."
+        "Masks, boxes and keypoints would not follow. Keep to Pillow pictures, torchvision's transforms, slices and "
+        "flips, or use the library form (docs/attach.md)."
     )
     if frame is None:
         raise DataError(

@@ -1,10 +1,10 @@
-"""Masks and boxes for the pictures of kohya's data sets, put where these put the pictures.
+"""Masks, boxes and keypoints for the pictures of kohya's data sets, put where these put the pictures.
 
 kohya's data sets read a picture as a numpy array, resize it, cut it by slicing and turn it by a slice with a negative
 step. `Followed` is an array that keeps the frame of its picture (see `frame`) through exactly these steps, and
 torchvision's functions hand it on to the tensor. So masks are warped once, from their source, by nearest neighbours,
-and boxes by the same map; kohya's own alpha channel, which is interpolated, is left alone, and a user's masked_loss
-with it. Where latents were cached the picture is cut again, by the function that cut it for the cache.
+and boxes and keypoints by the same map; kohya's own alpha channel, which is interpolated, is left alone, and a user's
+masked_loss with it. Where latents were cached the picture is cut again, by the function that cut it for the cache.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import ledger
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate
 from mldm_plugin.attach.frame import Frame, cut, scaling
 from mldm_plugin.attach.ledger import frame_of
-from mldm_plugin.attach.on_record import Offers, SideFolder, Stored
+from mldm_plugin.attach.on_record import Fault, Offers, SideFolder, Stored
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"
@@ -134,22 +134,22 @@ def _compare(pictures: Sequence[Path], folder: SideFolder, *, tell: bool) -> Non
     for path in (p for p in pictures if p.stem in folder.stems):
         if path.stem in owners:
             raise DataError(
-                f"{path} and {owners[path.stem]} have the same name, so both would take the mask or boxes "
+                f"{path} and {owners[path.stem]} have the same name, so both would take the mask or labels "
                 f"{path.stem} of --mldm-mask-dir: rename one of them."
             )
         owners[path.stem] = path
     without = [p for p in pictures if p.stem not in owners]
     if pictures and not owners:
         raise DataError(
-            f"none of the {len(pictures)} pictures has a mask or boxes in --mldm-mask-dir, among them {without[0]}: "
-            "they are found by the picture's file name, NAME.png and NAME.json for NAME.jpg."
+            f"none of the {len(pictures)} pictures has a mask, boxes or keypoints in --mldm-mask-dir, among them "
+            f"{without[0]}: they are found by the picture's file name, NAME.png and NAME.json for NAME.jpg."
         )
     if without and tell:
         more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
         names = ", ".join(p.name for p in without[:_NAMED])
         announce(
-            f"warning: {len(without)} of {len(pictures)} pictures have no mask and no boxes and are trained on with "
-            f"the plain loss alone: {names}{more}."
+            f"warning: {len(without)} of {len(pictures)} pictures have no mask, no boxes and no keypoints and are "
+            f"trained on with the plain loss alone: {names}{more}."
         )
 
 

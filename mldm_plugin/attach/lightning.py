@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault
+from mldm_plugin.attach.annotation import KEY, Annotation
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.autoencoders import Called, Config
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.loop import Loop
+from mldm_plugin.attach.on_record import Fault
 from mldm_plugin.data.batch import FaceBoxes, Keypoints
 from mldm_plugin.errors import DataError, MldmError
 
@@ -114,12 +115,14 @@ def annotation_of(
                 f"integers, a label a pixel, of the pictures' {size[1]} × {size[0]}: cut masks like pictures in the "
                 "data set."
             )
-    n = next((len(known) for known in (labels, boxes, people) if known is not None), 0)
+    if people is not None and (not isinstance(people, Tensor) or people.ndim != 4 or people.shape[2:] != (17, 3)):
+        came = tuple(people.shape) if isinstance(people, Tensor) else type(people).__name__
+        raise DataError(f"{keypoints!r} in the batch is {came}, expected (N, K, 17, 3): x, y in pixels and v of each.")
     return Annotation(
-        names=("",) * n,
+        names=("",) * next((len(known) for known in (labels, boxes, people) if known is not None), 0),
         person_mask=None if labels is None else labels.to("cpu", torch.uint8),
         face_boxes=None if boxes is None else FaceBoxes([b[b[:, 2] > b[:, 0]].float().cpu() for b in boxes]),
-        on_record=(True,) * n,
+        on_record={},
         keypoints=None if people is None else Keypoints([p[p[..., 2].any(dim=1)].float().cpu() for p in people]),
     )
 

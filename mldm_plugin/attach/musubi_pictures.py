@@ -15,9 +15,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate_frames
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate_frames
 from mldm_plugin.attach.frame import Frame, scaling
-from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
+from mldm_plugin.attach.on_record import ExampleColumns, Fault, SideFolder
 from mldm_plugin.errors import DataError
 
 _ORIENTATION = 0x0112  # EXIF

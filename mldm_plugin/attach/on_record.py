@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -33,6 +32,16 @@ class Offers(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Stands in for what could not be read or placed, until its step comes, and a loss that needs it."""
+
+    message: str
+
+    def to(self, *_: Any, **__: Any) -> Fault:
+        return self
+
+
+@dataclass(frozen=True)
 class Stored:
     """What is on record of one picture, in the frame of its source; None for what is not.
 
@@ -43,21 +52,14 @@ class Stored:
     """
 
     mask: Tensor | None = None
-    boxes: Tensor | None = None
-    keypoints: Tensor | None = None
+    boxes: Tensor | Fault | None = None
+    keypoints: Tensor | Fault | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to put into a picture."""
-        return self.mask is None and not any(x is not None and len(x) for x in (self.boxes, self.keypoints))
-
-    def has(self, offers: Offers) -> bool:
-        """Whether what tells most of all that is offered is there: the mask, or else boxes, or else keypoints."""
-        return next((x is not None for x, offered in zip(self._parts, offers, strict=True) if offered), False)
-
-    @property
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.mask, self.boxes, self.keypoints
+        labels = (self.boxes, self.keypoints)
+        return self.mask is None and not any(isinstance(x, Tensor) and len(x) for x in labels)
 
 
 class OnRecord(Protocol):
@@ -86,11 +88,9 @@ class ExampleColumns:
                     f"column {self._mask!r} as it is stored."
                 )
             labels = _labels(mask, name)
-        boxes, keypoints = self._boxes, self._keypoints
+        boxes = _told(parse_boxes, example.get(self._boxes), f"{name}, column {self._boxes!r}")
         return Stored(
-            labels,
-            parse_boxes(example[boxes], name) if boxes in example else None,
-            parse_keypoints(example[keypoints], name) if keypoints in example else None,
+            labels, boxes, _told(parse_keypoints, example.get(self._keypoints), f"{name}, column {self._keypoints!r}")
         )
 
     def offers(self, example: Mapping[str, Any]) -> Offers:
@@ -103,7 +103,7 @@ class SideFolder:
 
     Either a training set that `mldm data` made, whose metadata.jsonl names masks, boxes and keypoints; or a folder with
     `<stem>.png`, a label picture, and `<stem>.json`, {"face_boxes": [[x0, y0, x1, y1], …],
-    "keypoints": [[x, y, v, …], …]}, one of them or both, the same in each file.
+    "keypoints": [[x, y, v, …], …]}, of which a file needs what a loss needs.
 
     Raises:
         DataError: there is no such folder, nothing of the kind in it, or a metadata.jsonl that is broken.
@@ -120,7 +120,7 @@ class SideFolder:
         else:
             self._masks = {p.stem: p for p in sorted(folder.glob("[!.]*.png"))}
             self._labels = {p.stem: p for p in sorted(folder.glob("[!.]*.json"))}
-            kinds = _kinds(self._labels.values()) if self._labels else set()
+            kinds = {BOXES, KEYPOINTS} if self._labels else set()
         self._offers = Offers(bool(self._masks), BOXES in kinds, KEYPOINTS in kinds)
         if not self._masks and not self._labels:
             raise DataError(
@@ -139,11 +139,9 @@ class SideFolder:
         mask = _read_labels(self._masks[stem]) if stem in self._masks else None
         known = self._labels.get(stem, {})
         if isinstance(known, Path):
-            name, known = str(known), _read_record(known, self._offers)
+            return Stored(mask, *_read_labels_of_people(known))
         return Stored(
-            mask,
-            parse_boxes(known[BOXES], name) if BOXES in known else None,
-            parse_keypoints(known[KEYPOINTS], name) if KEYPOINTS in known else None,
+            mask, _told(parse_boxes, known.get(BOXES), name), _told(parse_keypoints, known.get(KEYPOINTS), name)
         )
 
     def offers(self, example: Mapping[str, Any]) -> Offers:
@@ -174,15 +172,6 @@ def _by_metadata(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     return masks, labels
 
 
-def _kinds(files: Iterable[Path]) -> set[str]:
-    """What the first file that has any of it tells of people; boxes where none does, so that it is said of its own."""
-    for file in files:
-        with suppress(DataError):  # it may be of something else
-            if kinds := {BOXES, KEYPOINTS} & _read_json(file).keys():
-                return kinds
-    return {BOXES}
-
-
 def _labels(mask: PIL.Image.Image, name: str) -> Tensor:
     check_mask_mode(mask.mode, name)
     return torch.from_numpy(np.array(mask, dtype=np.uint8)).unsqueeze(0)
@@ -210,22 +199,30 @@ def read_white(path: Path) -> Tensor:
     return torch.from_numpy(white.astype(np.uint8))[None]
 
 
-def _read_record(path: Path, offers: Offers) -> dict[str, Any]:
-    record = _read_json(path)
-    for kind, offered, example in (
-        (BOXES, offers.boxes, "[[x0, y0, x1, y1], …]"),
-        (KEYPOINTS, offers.keypoints, "[[x, y, v, …], …]"),
-    ):
-        if offered and kind not in record:
-            raise DataError(
-                f'{path} has no "{kind}"; expected {{"{kind}": {example}}}, with [] where nobody is, as in other files.'
-            )
-    return record
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_labels_of_people(path: Path) -> tuple[Tensor | Fault | None, Tensor | Fault | None]:
+    """Boxes and keypoints of a NAME.json."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}).") from error
-    return record if isinstance(record, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        fault = Fault(f"{path} cannot be read as JSON ({error}).")
+        return fault, fault
+    boxes, keypoints = (
+        _told(parse, record[kind], str(path))
+        if isinstance(record, dict) and record.get(kind) is not None
+        else Fault(f'{path} has no "{kind}"; expected {{"{kind}": {example}}}, with [] where nobody is.')
+        for kind, parse, example in (
+            (BOXES, parse_boxes, "[[x0, y0, x1, y1], …]"),
+            (KEYPOINTS, parse_keypoints, "[[x, y, v, …], …]"),
+        )
+    )
+    return boxes, keypoints
+
+
+def _told(parse: Callable[[Any, str], Tensor], value: Any, name: str) -> Tensor | Fault | None:
+    """What is on record of a picture's people, None where nothing is."""
+    if value is None:
+        return None
+    try:
+        return parse(value, name)
+    except DataError as error:
+        return Fault(str(error))

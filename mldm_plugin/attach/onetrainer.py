@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate_frames
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.loop import Loop
-from mldm_plugin.attach.on_record import Offers, SideFolder, Stored, read_white
+from mldm_plugin.attach.on_record import Fault, Offers, SideFolder, Stored, read_white
 from mldm_plugin.attach.onetrainer_frame import FRAME, PICTURE, frame_of
 from mldm_plugin.errors import CheckError, DataError, MldmError
 

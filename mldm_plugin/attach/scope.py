@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import KEY, Annotation, Fault, one_frame, pictures_in
+from mldm_plugin.attach.annotation import KEY, Annotation, one_frame, pictures_in
 from mldm_plugin.attach.names import NAMES, TARGETS
+from mldm_plugin.attach.on_record import Fault
 from mldm_plugin.engine.host_checks import ESTIMATE_TOLERANCE, estimate_errors
 from mldm_plugin.engine.host_loss import HostLoss, gradient_at, take_apart
 from mldm_plugin.engine.schedule import NoiseSchedule
@@ -313,6 +314,6 @@ def _placed(annotation: Annotation | None, device: torch.device) -> dict[str, An
     mask = annotation.person_mask
     return {
         "person_mask": None if mask is None else mask.to(device, non_blocking=True),
-        "face_boxes": annotation.face_boxes,
-        "keypoints": annotation.keypoints,
+        "face_boxes": None if isinstance(annotation.face_boxes, Fault) else annotation.face_boxes,
+        "keypoints": None if isinstance(annotation.keypoints, Fault) else annotation.keypoints,
     }

@@ -21,11 +21,11 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, Fault, annotate_frames
+from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate_frames
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.by_frame import stop_unseen
 from mldm_plugin.attach.frame import Frame, check_frame, scaling
-from mldm_plugin.attach.on_record import SideFolder
+from mldm_plugin.attach.on_record import Fault, SideFolder
 from mldm_plugin.attach.scope import share_of_noise
 from mldm_plugin.errors import DataError, MldmError
 
@@ -150,7 +150,8 @@ class Steps:
             return placed
         for frame in frames:
             check_frame(frame, frame.size, frame.source)
-        return replace(placed, person_mask=white, on_record=(True,) * len(frames))
+        everywhere = {"person_mask": (True,) * len(frames)}
+        return replace(placed, person_mask=white, on_record={**placed.on_record, **everywhere})
 
 
 def own_masks(batch: Mapping[str, Any]) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _check_box(box: Any, name: str) -> None:
 
 def _is_pixel(value: Any) -> bool:
     """A finite number of a size that a picture may have; larger ones become infinite in float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    return isinstance(value, Real) and not isinstance(value, bool) and -LARGEST <= float(value) <= LARGEST
 
 
 def check_boxes_inside(boxes: Tensor, size: tuple[int, int], name: str) -> None:

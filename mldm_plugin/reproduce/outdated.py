@@ -1,4 +1,4 @@
-"""Whether a finished run was trained with what its command means today."""
+"""Whether a finished run was trained with what the preset of its command says today."""
 
 from __future__ import annotations
 
@@ -30,4 +30,5 @@ def changed_since(training: Training) -> list[str]:
     except PresetError as error:
         return [str(error)]
     script = Path(training.trainer).stem if training.is_attached else f"train_{training.trainer}"
-    return preset_changes(before, now, script)
+    flags_given = {word.removeprefix("--") for word in training.words if word.startswith("--")}
+    return preset_changes(before, now, script, flags_given)

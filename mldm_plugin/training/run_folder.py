@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,20 @@ class RunFolder:
         return found + preset_changes(before, self._preset or "")
 
 
-def preset_changes(before: str, now: str, script: str = "") -> list[str]:
-    """What differs between two presets as YAML, a line each; of the trainers' settings only those of `script`."""
+def preset_changes(before: str, now: str, script: str = "", given: Collection[str] = ()) -> list[str]:
+    """What differs between two presets as YAML, a line each; of the trainers' settings only those of `script` that are
+    not `given` as flags."""
     stored, own = (dict(_flat(yaml.safe_load(text))) if text else {} for text in (before, now))
     return [
         f"preset: {key} was {stored.get(key)!r}, is {own.get(key)!r}"
         for key in dict.fromkeys([*stored, *own])
-        if stored.get(key) != own.get(key) and (not key.startswith("training.") or script in key.split("."))
+        if stored.get(key) != own.get(key) and _counts(key, script, given)
     ]
+
+
+def _counts(key: str, script: str, given: Collection[str]) -> bool:
+    section, *names = key.split(".")
+    return section != "training" or (len(names) > 1 and names[0] == script and names[1] not in given)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
