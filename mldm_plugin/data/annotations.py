@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,8 @@ def _check_box(box: Any, name: str) -> None:
 
 def _is_pixel(value: Any) -> bool:
     """A finite number of a size that a picture may have; larger ones become infinite in float32."""
-    return isinstance(value, Real) and not isinstance(value, bool) and -LARGEST <= float(value) <= LARGEST
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and bool(-LARGEST <= value <= LARGEST)
 
 
 def check_boxes_inside(boxes: Tensor, size: tuple[int, int], name: str) -> None:
