@@ -91,8 +91,8 @@ def write_data(ground: Path) -> None:
         boxes = [[ENLARGED * x for x in box] for box in scene.face_boxes()]
         scale = ENLARGED, ENLARGED, 1
         people = [[x * scale[i % 3] for i, x in enumerate(person)] for person in scene.keypoints()]
-        labels = json.dumps({"face_boxes": boxes, "keypoints": people})
-        (masks / f"{scene.name}.json").write_text(labels, encoding="utf-8")
+        known = json.dumps({"face_boxes": boxes, "keypoints": people})
+        (masks / f"{scene.name}.json").write_text(known, encoding="utf-8")
         (pictures / f"{scene.name}.txt").write_text(scene.text, encoding="utf-8")
         metadata[f"{scene.name}.png"] = {"caption": scene.text, "image_size": [labels.shape[1], labels.shape[0]]}
     for scene in SCENES[:3]:
