@@ -1,19 +1,21 @@
 """The page of an evaluation as a browser draws it: verdicts, tables, pictures, and odd results."""
 
 import re
-import subprocess
 
 import pytest
-from browser import CHROMIUM, HEADLESS, needs_browser
+from browser import browser, needs_browser
 from evaluation_results import NASTY, difference, estimate, make_results
 
 from mldm_plugin.evaluation.report import page
 from mldm_plugin.evaluation.thumbnails import embed
-from mldm_plugin.page import document
 
 pytestmark = needs_browser
 EIGHT = tuple(f"model_{k}" for k in range(8))
-WATCH = "addEventListener('error', (event) => { document.documentElement.dataset.error = event.message; });\n"
+DRAWN = """
+document.documentElement.dataset.drawn &&
+  [...document.querySelectorAll('.drawing')].every((place) => !place.clientWidth || place.children.length)
+"""
+TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 
 
 @pytest.fixture
@@ -21,32 +23,25 @@ def results(tmp_path):
     return make_results(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
 @pytest.fixture
-def shown(tmp_path, monkeypatch):
+def shown(tmp_path, driven):
     """What a browser makes of results; `then` is a script that runs when the page is drawn."""
 
     def show(results, then="", width=1400):
-        asset = document.asset
-        added = {
-            "evaluation/page/core.js": lambda text: WATCH + text,
-            "evaluation/page/page.js": lambda text: f"{text}\nsetTimeout(() => {{ {then} }}, 500);",
-        }
-        monkeypatch.setattr(document, "asset", lambda name: added.get(name, str)(asset(name)))
         (tmp_path / "page.html").write_text(page(results, embed(results, tmp_path)), encoding="utf-8")
-        monkeypatch.setattr(document, "asset", asset)
-        flags = [
-            *HEADLESS,
-            "--virtual-time-budget=6000",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},1000",
-            "--dump-dom",
-        ]
-        url = (tmp_path / "page.html").as_uri()
-        run = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, timeout=120)
-        assert run.returncode == 0, run.stderr
-        root, body = run.stdout[: run.stdout.index("<head")], run.stdout[run.stdout.index("<body") :]
-        assert 'data-drawn="true"' in root, root
-        assert "data-error" not in root, root
+        driven.size(width, 1000)
+        driven.open((tmp_path / "page.html").as_uri())
+        driven.until(DRAWN)
+        driven.value(f"{{ {then} }} {TWO_FRAMES}")
+        assert driven.errors == []
+        dom = driven.value("document.documentElement.outerHTML")
+        root, body = dom[: dom.index("<head")], dom[dom.index("<body") :]
         seen = re.sub(r"<script.*?</script>|base64,[^\"]*|<wbr>", "", body, flags=re.DOTALL)
         assert not re.findall(r".{30}\b(?:NaN|undefined|Infinity|\[object)\b.{30}", seen)
         return root + seen

@@ -1,6 +1,7 @@
 """`mldm reproduce`: the commands it prints, the trainings it runs and takes up again, and one comparison from end to
 end."""
 
+import itertools
 import json
 import os
 import shlex
@@ -262,8 +263,11 @@ time.sleep(60)
 """
 
 
-def test_a_launcher_does_not_leave_its_trainer_behind(tmp_path):
-    """accelerate's dies of SIGTERM at once; its trainer still has a checkpoint to write."""
+def test_a_launcher_does_not_leave_its_trainer_behind(tmp_path, monkeypatch):
+    """accelerate's dies of SIGTERM at once; its trainer still has a checkpoint to write. The clock is being set back,
+    so that the trainer looks older than its launcher."""
+    if psutil.LINUX:
+        monkeypatch.setattr("psutil._pslinux.boot_time", itertools.count(1e9, -1).__next__)
     launcher = "import subprocess, sys; sys.exit(subprocess.Popen([sys.executable, '-c', *sys.argv[2:]]).wait())"
     words = [sys.executable, "-c", launcher, "accelerate.commands.launch", LAUNCHED, str(tmp_path)]
     process = subprocess.Popen(words, start_new_session=True)

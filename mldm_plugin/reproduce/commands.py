@@ -148,11 +148,9 @@ def threads_each(processes: int) -> int:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a command that has not ended, and all that it started, without a word: what it makes bears it."""
     if process.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            whole = psutil.Process(process.pid)
-            for one in [*whole.children(recursive=True), whole]:
-                with suppress(psutil.NoSuchProcess):
-                    one.kill()
+        for one in (*_started_by(process.pid, whole=True), process):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 
@@ -160,8 +158,8 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask programs that were started here for an end in order, then wait for each."""
     asked = [process for process in processes if process.poll() is None]
     for process in asked:
-        with suppress(psutil.NoSuchProcess):
-            for one in _who_answers(process):
+        for one in _who_answers(process):
+            with suppress(psutil.NoSuchProcess):
                 one.terminate()
     end = time.monotonic() + PATIENCE
     for process in asked:
@@ -172,11 +170,20 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _who_answers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def _who_answers(process: subprocess.Popen[bytes]) -> Sequence[psutil.Process | subprocess.Popen[bytes]]:
     """The program itself, but the trainer in place of its launcher, which would end at once and leave it behind."""
-    started = psutil.Process(process.pid)
-    trainers = started.children() if LAUNCHER in list(process.args) else []  # type: ignore[arg-type]
-    return trainers or [started]
+    trainers = _started_by(process.pid) if LAUNCHER in list(process.args) else []  # type: ignore[arg-type]
+    return trainers or [process]
+
+
+def _started_by(pid: int, whole: bool = False) -> list[psutil.Process]:
+    """The processes that a living one has started, and with `whole` theirs in turn.
+
+    psutil's `children` compares times of the wall clock, and overlooks one when the clock is set between two looks.
+    """
+    parents = {one.pid: (one, one.info["ppid"]) for one in psutil.process_iter(["ppid"])}
+    found = [one for one, parent in parents.values() if parent == pid]
+    return found + [each for one in found if whole for each in _started_by(one.pid, whole=True)]
 
 
 def seconds_a_step(folder: Path) -> float:
