@@ -14,7 +14,7 @@ from mldm_plugin.conditions.celeba import ATTRIBUTES as NAMES
 from mldm_plugin.conditions.celeba import COLOURS, PARTS
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation.cases import open_photographs
-from mldm_plugin.faces.edits import CHANGED, edits_with, parts_of, turned
+from mldm_plugin.faces.edits import BESIDE_MASK, CHANGED, edits_with, parts_of, turned
 from mldm_plugin.faces.figures import Drawing, Figure
 from mldm_plugin.faces.model import FacesModel, noise_for
 from mldm_plugin.faces.sheet import GAP, MARGIN, Cell, Line, write_sheet
@@ -140,7 +140,10 @@ def test_figure_5_changes_both(model, held_out):
     assert drawn[0].title == "as it is"
     assert len(drawn) == 4
     given = held_out.look(0).conditions
-    changed = {"attributes": turned(given["attributes"], NAMES, CHANGED[0])[0], "semantic_mask": given["semantic_mask"]}
+    changed = {
+        "attributes": turned(given["attributes"], NAMES, BESIDE_MASK[0])[0],
+        "semantic_mask": given["semantic_mask"],
+    }
     alone = model.draw(changed, noise_for(0, "0"), 2, 1.0)
     assert masks.cells[1].said == "the mask"
     assert np.array_equal(array(drawn[1].cells[1]), np.asarray(alone))

@@ -17,6 +17,7 @@ from mldm_plugin.errors import DataError, MldmError, nearest
 OF_HAIR = ("Bald", "Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 # What is changed unasked: those that are drawn in portraits, too, and plain to see.
 CHANGED = ("Smiling", "Eyeglasses", "Male", "Blond_Hair", "Bangs", "Wearing_Hat")
+BESIDE_MASK = ("Black_Hair", "Gray_Hair", "Pale_Skin")  # the same where a mask is given, too: what masks do not tell
 GROUPS = {  # parts that go together, and whether the face goes on below them
     "hair": (("hair",), False),
     "eyes": (("l_eye", "r_eye", "l_brow", "r_brow"), True),

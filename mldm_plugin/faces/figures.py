@@ -21,14 +21,13 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation.cases import Photographs
 from mldm_plugin.evaluation.conditional import coloured
-from mldm_plugin.faces.edits import CHANGED, LOOKED_AT, edits_with, turned
+from mldm_plugin.faces.edits import BESIDE_MASK, CHANGED, LOOKED_AT, edits_with, turned
 from mldm_plugin.faces.model import FacesModel, noise_for
 from mldm_plugin.faces.sheet import Cell, Line
 
 NEEDS = {3: (ATTRIBUTES,), 4: (MASK,), 5: (ATTRIBUTES, MASK), 6: ()}
 ROWS = {3: (0, 1, 2), 4: (0, 1, 2), 5: (0,), 6: (0, 1)}  # held-out faces that are shown unasked
 WORDS = {ATTRIBUTES: "attributes", MASK: "mask"}
-OF_MULTI = 3  # attributes that Figure 5 changes unasked
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Figure:
         photographs: held-out faces, with the conditions that the models know.
         drawing: how.
         rows: numbers of the faces; none for the first.
-        attributes: that are changed; none for `CHANGED`, as far as the model knows them.
+        attributes: that are changed; none for those of `edits`, as far as the model knows them.
 
     Attributes:
         blind: names of models that drew without a condition, which they never did in training.
@@ -104,7 +103,7 @@ class Figure:
 
     def attributes_changed(self, row: int) -> Iterator[Line]:
         """A face, then the same noise with each attribute turned over by itself."""
-        versions = self._versions(self._given(row)[ATTRIBUTES], len(CHANGED))
+        versions = self._versions(self._given(row)[ATTRIBUTES], CHANGED)
         cells = [Cell(self._face({ATTRIBUTES: value}, self._noise(row)), said) for said, value in versions.items()]
         yield Line(f"noise {row + 1}", cells, begins=True)
 
@@ -119,7 +118,8 @@ class Figure:
         """Masks of a face side by side, and below them a line for each change of its attributes, all from one noise."""
         masks = self._masks(row)
         yield self._line_of_masks(masks)
-        for number, (said, value) in enumerate(self._versions(self._given(row)[ATTRIBUTES], OF_MULTI).items()):
+        versions = self._versions(self._given(row)[ATTRIBUTES], BESIDE_MASK)
+        for number, (said, value) in enumerate(versions.items()):
             faces = [Cell(self._face({ATTRIBUTES: value, MASK: mask}, self._noise(row))) for mask in masks.values()]
             yield Line(said, [self._photograph(row) if number == 0 else Cell(), *faces])
 
@@ -144,10 +144,10 @@ class Figure:
         chosen = [some for number in range(len(known) + 1) for some in combinations(known, number)]
         return [(" and ".join(WORDS.get(n, n) for n in some) or "unconditional", self.model, some) for some in chosen]
 
-    def _versions(self, value: Tensor, at_most: int) -> dict[str, Tensor]:
+    def _versions(self, value: Tensor, unasked: Sequence[str]) -> dict[str, Tensor]:
         """Words → attributes: as they are, then each change."""
         names: list[str] = getattr(self.model.encoders[ATTRIBUTES], "names", [])
-        wanted = self.attributes or [name for name in CHANGED if name in names][:at_most]
+        wanted = self.attributes or [name for name in unasked if name in names]
         changed = [turned(value, names, name) for name in wanted]
         return {"as it is": value, **{said: other for other, said in changed}}
 
