@@ -365,8 +365,9 @@ def test_figure_3_shows_estimates_that_get_worse_with_noise(commands_here, tmp_p
 
 @needs_weights("alexnet", "dlib_resnet", "vgg16", "mtcnn", "faceres")
 @pytest.mark.timeout(900)
-def test_table_1_from_end_to_end_by_real_processes(tmp_path):
-    """One seed, few steps; the report holds every arm that is left here."""
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
+def test_table_1_from_end_to_end(commands_here, quick_evaluation, tmp_path):
+    """One seed, few steps, trained by a real process; the report holds every arm that is left here."""
     out = tmp_path / "table1"
     scale = Mini(out, 2, pictures=4, held_out=2, photographs=1, batch=1)
     _, base, _, t400 = RECIPES["table1"].arms
