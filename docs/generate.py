@@ -18,6 +18,7 @@ import yaml
 sys.path.append(str(Path(__file__).parent))  # tests load this file by its path
 
 import evidence
+import faces_claims
 import metric_tables
 
 from mldm_plugin.attach.flags import FLAGS
@@ -225,6 +226,8 @@ MAKERS: dict[str, Callable[..., str]] = {
     "arms": evidence.arms_table,
     "seconds": evidence.seconds_table,
     "gradients": evidence.gradients_table,
+    "faces-claims": faces_claims.claims_table,
+    "faces-values": faces_claims.values_table,
     "metrics": metric_tables.metrics_table,
     "card": metric_tables.card_table,
     "one_step": metric_tables.one_step_table,
