@@ -7,6 +7,7 @@ hooks → the public names of mldm_plugin, errors, perceptual and the names of c
 """
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def of_type_checking(node):
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
+@functools.cache
 def imports(path, functions_too=True, types_too=False):
     """The modules that a file imports at run time, in full; names that a from-import takes are added to them.
 
@@ -80,7 +82,7 @@ def imports(path, functions_too=True, types_too=False):
         for child in ast.iter_child_nodes(node):
             yield from visit(child)
 
-    return set(visit(parse(path)))
+    return frozenset(visit(parse(path)))
 
 
 def parse(path):
