@@ -69,3 +69,5 @@ def test_a_stamp_sees_another_file_and_another_content(tmp_path):
     assert stamp(tmp_path) == first
     (tmp_path / "a").write_text("22")
     assert stamp(tmp_path) != first
+    assert stamp(tmp_path).startswith("1 files ")
+    assert len(stamp(tmp_path)) < 40, "it stands in a file beside each run's pictures, whatever the data set's size"
