@@ -95,11 +95,18 @@ def test_a_dry_run_says_what_it_takes():
     assert lines[0].startswith("mldm data synthetic --portraits --count 6000 --size 128")
     assert [line.split(" # ")[-1].strip() for line in lines[4:6]] == ["8000 steps of 16 pictures"] * 2
     assert lines[-1].count("checkpoint-5332/model") == 2
+    small = CliRunner().invoke(main, ["reproduce", "faces-table1", "--side", "64", "--dry-run"]).output.splitlines()
+    assert ["--size 64" in small[0], *("--side 64" in line for line in small[2:4])] == [True] * 3
+    assert ["--resolution 64" in line for line in small[4:6]] == [True] * 2
     paper = ["reproduce", "faces-table5", "--scale", "paper", "--celeba", "there", "--dry-run"]
     output = CliRunner().invoke(main, paper).output
     assert output.startswith("mldm data celebamask-hq there --out runs/faces/data")
     assert "312600 steps of 48 pictures" in output
     assert "--prompts 5000 --sampler ddim --steps 500 --repetitions 10 --eta 1" in output
+    for others in (paper, ["reproduce", "evidence", "--dry-run"]):
+        refused = CliRunner().invoke(main, [*others, "--side", "64"])
+        assert refused.exit_code == 1
+        assert "--side is of the " in refused.output
 
 
 @needs_weights("vgg16", "alexnet")

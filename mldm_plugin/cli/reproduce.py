@@ -28,6 +28,11 @@ STEPS, STEPS_OF_LORA = 150, 120  # of the mini scale
 )
 @click.option("--prompts", type=click.IntRange(0), help="Pictures that each training draws.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings at a time (default: a core each; with a GPU 1).")
+@click.option(
+    "--side",
+    type=click.Choice(["64", "128", "256"]),
+    help="mini, faces: pixels of the drawings (default: 128; 64 is faster).",
+)
 @click.option("--tuning", is_flag=True, help="mini: judge on the drawings kept for choosing settings.")
 @click.option("--person", default="P009", show_default=True, help="likeness: P008, P009 or P010.")
 @click.option("--coco", type=click.Path(path_type=Path), default=Path("coco"), help="paper: folder of COCO 2017.")
@@ -72,6 +77,7 @@ def _reproduction(
     coco: Path,
     model: str | None,
     celeba: Path,
+    side: str | None,
 ) -> Any:
     from mldm_plugin.reproduce.commands import processes_here
     from mldm_plugin.reproduce.figure3 import Figure3
@@ -79,6 +85,8 @@ def _reproduction(
     from mldm_plugin.reproduce.run import Reproduction
     from mldm_plugin.reproduce.scales import SD15, Mini, MiniWithKeypoints, Paper, Person
 
+    if side:
+        raise MldmError(f"--side is of the tables of faces; {name}'s drawings have 128 pixels.")
     chosen: Mini | Paper | Person = Paper(out, coco, model or SD15, steps)
     if name == "likeness":
         if scale == "paper":
@@ -100,9 +108,11 @@ def _of_faces(name: str, out: Path, scale: str, seeds: int | None, steps: int | 
     from mldm_plugin.reproduce.recipes import RECIPES
     from mldm_plugin.reproduce.run import Reproduction
 
-    recipe = RECIPES[name]
-    chosen: FacesMini | FacesPaper = FacesMini(out, steps)
+    recipe, side = RECIPES[name], options["side"]
+    chosen: FacesMini | FacesPaper = FacesMini(out, steps, side=int(side or 128))
     if scale == "paper":
+        if side:
+            raise MldmError("--side is of the mini scale; the paper's pictures have 256 pixels.")
         chosen = FacesPaper(out, options["celeba"], options["model"] or LDM_CELEBAHQ, steps)
     prompts = chosen.prompts_of(recipe) if options["prompts"] is None else options["prompts"]
     return Reproduction(recipe, chosen, seeds or recipe.seeds, prompts, options["jobs"] or processes_here())
