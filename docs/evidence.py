@@ -35,7 +35,8 @@ NAMES = {
     "identity": "likeness",
     "copying": "likeness to the nearest training picture",
 }
-ALONE = ("gpu",)  # studies whose claims are corrected among themselves, as their protocol says
+CLAIMED = {**NAMES, "one_step_error_person": "error of ε on people"}  # too many for the tables of arms
+ALONE = ("gpu", "losses")  # studies whose claims are corrected among themselves, as their protocol says
 TOGETHER = {"evidence": "evidence", "P009": "likeness", "P010": "likeness"}  # the others: whose claims each has
 CURVES = ("one_step_face", "one_step_lpips_person", "one_step_error")
 DRAWN = {  # arms in the figure of each study
@@ -92,7 +93,7 @@ def claims_table(study: str) -> str:
         gap = f"{number(one['value'], '+')} ({number(one['low'], '+')} to {number(one['high'], '+')})"
         p = "–" if one["p_holm"] is None else f"{one['p_holm']:.2g}"
         said = f"**{one['verdict']}**" if "shown" in one["verdict"] and "no" not in one["verdict"] else one["verdict"]
-        cells = [one["hypothesis"], NAMES[one["metric"]], f"`{one['arm']}` − `{one['against']}`", one["predicted"]]
+        cells = [one["hypothesis"], CLAIMED[one["metric"]], f"`{one['arm']}` − `{one['against']}`", one["predicted"]]
         cells += [gap, share.replace("-", "−"), p, number(one["detectable"]), said]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -99,11 +99,11 @@ def test_each_gated_image_costs_what_is_counted(finished):
     measured = came.pop((MEASURED, "1"))  # the second half of a decode twice more, and the last third of each loss
     gated = expected[OURS, "1"] - expected[PLAIN, "1"]
     assert gated / 3 < measured - came[OURS, "1"] < gated
-    closed, asked = ({k: came.pop((name, str(gated))) for k, name in ANSWERS.items()} for gated in (0, 1))
-    assert all(cost == pytest.approx(expected[PLAIN, "1"], rel=0.02) for cost in closed.values())
-    answer = asked[2] - came[OURS, "1"]  # forward twice, and backward through to what it was asked about
-    assert counts.network < answer < 3 * counts.network
-    assert asked[4] - came[OURS, "1"] == pytest.approx(3 * answer, rel=0.02)
+    assert counts.network < counts.answer < 3 * counts.network  # forward twice, and backward through to its question
+    for answers, name in ANSWERS.items():
+        further = came[name, "1"] - came[OURS, "1"]
+        assert further == pytest.approx((answers - 1) * counts.answer, rel=0.02)
+        assert came[name, "0"] == pytest.approx(expected[PLAIN, "1"], rel=0.02)
     assert came.keys() == expected.keys()
     for key, tflop in expected.items():
         assert came[key] == pytest.approx(tflop, rel=0.02), key

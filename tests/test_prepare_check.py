@@ -59,6 +59,21 @@ def test_a_sound_training_set_has_no_faults_in_any_format(sound, tmp_path):
         assert len(sheet.convert("RGB").getcolors(1 << 24)) > 1000
 
 
+def test_pictures_with_people_and_with_hands_are_counted(copied, tmp_path):
+    """A hand is a wrist that is labelled: two in the first row, one hidden in the second, none in the third."""
+    rows = [row for row in rows_of(copied) if row["person_count"]][:3]
+    for row, seen in zip(rows, ((2, 2), (0, 1), (0, 0)), strict=True):
+        people = [[0.0] * 51 for _ in range(row["person_count"])]
+        people[0][3 * 9 + 2], people[0][3 * 10 + 2] = seen
+        row["keypoints"] = people
+    with Image.open(copied / rows[2]["mask_file_name"]) as mask:
+        Image.new("L", mask.size).save(copied / rows[2]["mask_file_name"])
+    write_rows(copied, rows)
+    counts = check(copied, tmp_path / "report", workers=0).counts
+    assert (counts["rows with hands"], counts["hands"]) == (2, 3)
+    assert (counts["rows with a mask"], counts["rows with people"]) == (3, 2)
+
+
 def test_the_report_does_not_depend_on_the_number_of_processes(sound, tmp_path):
     for workers in (0, 2):
         check(sound / "imagefolder", tmp_path / str(workers), workers=workers)

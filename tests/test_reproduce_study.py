@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from weights_entries import needs_weights
 
 from mldm_plugin import load_plugins
 from mldm_plugin.errors import MldmError
+from mldm_plugin.evaluation.judges import LOSS_NETWORKS
 from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
 from mldm_plugin.preset import load_preset
@@ -131,6 +134,38 @@ def test_a_photograph_of_which_nothing_is_known_is_left_out_of_both_arms(report)
     assert math.isfinite(gap.low)
 
 
+def test_claims_of_one_step_need_no_drawn_picture(report, tmp_path):
+    """As in `mldm reproduce losses`, whose evaluation draws none."""
+    shutil.copytree(report / "one_step", tmp_path / "one_step")
+    results = json.loads((report / "metrics.json").read_text())
+    measured = [metric for metric in results["metrics"] if metric["kind"] == "one_step"]
+    (tmp_path / "metrics.json").write_text(json.dumps({**results, "cases": [], "metrics": measured}))
+    claim = Claim("L", "one_step_error_person", "better", "plain", "smaller")
+    found = json.loads(study(tmp_path, claim).write().read_text())
+    [said] = found["claims"]
+    assert (said["verdict"], said["cases"], said["freedom"]) == ("shown", CASES, SEEDS - 1)
+    assert found["arms"]["plain"]["metrics"].keys() == {quantity.name for quantity in QUANTITIES}
+
+
+def test_the_claims_of_single_losses_are_the_protocols():
+    """One for each loss against the plain loss, in the words of its section."""
+    words = {
+        "one_step_lpips_person": "has a smaller LPIPS on people (`one_step_lpips_person`)",
+        "one_step_face": "a smaller face distance (`one_step_face`)",
+        "one_step_error_person": "a smaller error of ε on people (`one_step_error_person`)",
+    }
+    page = (Path(__file__).parent.parent / "docs" / "evidence_protocol.md").read_text(encoding="utf-8")
+    section = " ".join(page.partition("## Single losses")[2].partition("\n## ")[0].split())
+    claims = CLAIMS["losses"]
+    assert [claim.arm for claim in claims] == [arm.name for arm in RECIPES["losses"].arms[1:]]
+    assert {(claim.against, claim.predicted) for claim in claims} == {("plain", "smaller")}
+    for claim in claims[:3]:
+        assert f"`{claim.arm}` {words[claim.metric]}" in section
+    assert "`keypoints` a smaller LPIPS on people" in section
+    assert claims[3].metric == "one_step_lpips_person"
+    assert f"Holm's correction over the {['', 'one', 'two', 'three', 'four'][len(claims)]}" in section
+
+
 def test_a_claim_about_what_was_not_measured_is_an_error(report):
     with pytest.raises(MldmError, match="cannot say anything of.*hands_found"):
         study(report, Claim("H", "hands_found", "better", "plain", "larger")).write()
@@ -191,8 +226,8 @@ def test_no_judge_is_a_network_that_an_arm_was_trained_with(name):
         losses = load_preset(arm.preset, arm.sets).losses
         if "masked_lpips" in losses:
             assert losses["masked_lpips"].options.get("network", "vgg") != judges["lpips"]
-        if "face" in losses:
-            assert losses["face"].options.get("network") != judges["face"]
+        for face in losses.keys() & {"face", "identity"}:
+            assert losses[face].options.get("network", LOSS_NETWORKS[face]) != judges["face"]
 
 
 def test_texture_of_noise_and_of_its_blur(tmp_path):

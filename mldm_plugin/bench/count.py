@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
-from mldm_plugin.bench.candidates import CACHED, EVERYTHING, OURS, PLAIN, WHOLE_BATCH
+from mldm_plugin.bench.candidates import ANSWERS, CACHED, EVERYTHING, OURS, PLAIN, WHOLE_BATCH
 from mldm_plugin.bench.compare import exact
 from mldm_plugin.bench.host import Host, decoded_step, decodes_nothing, draw_people, shrink_faces
 from mldm_plugin.bench.measure import Candidate, gated_numbers
@@ -39,12 +40,14 @@ class Counts:
     Args:
         encode: picture to latents, without gradient.
         network: ControlNet and U-Net, forward and backward.
+        answer: a further one of the networks (estimate: ddim-K), forward twice and backward through to its question.
         decode: latents to picture, forward and backward.
         losses: by name, the target's features, forward and backward.
     """
 
     encode: float
     network: float
+    answer: float
     decode: float
     losses: dict[str, float]
 
@@ -60,6 +63,10 @@ class Counts:
             Candidate(OURS + CACHED, "each image", tflop={k: cached + k * pixels for k in by_image}),
             Candidate(EVERYTHING, "none", tflop={1: plain + n * pixels}),
             Candidate(WHOLE_BATCH, "whole batch", tflop={0: plain, n: plain + n * pixels}),
+            *(
+                Candidate(name, "each image", tflop={k: plain + k * (pixels + (a - 1) * self.answer) for k in by_image})
+                for a, name in ANSWERS.items()
+            ),
         ]
 
 
@@ -75,7 +82,7 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
             "decode or vae: leave --count out, and the operations of what runs are counted."
         )
     with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        encode, network, decoded, again = _count_networks(Host(size, CPU), resolution)
+        encode, network, answer, decoded, again = _count_networks(Host(size, CPU), resolution)
     losses = {}
     for name, settings in preset.losses.items():
         if settings.weight > 0:
@@ -84,21 +91,24 @@ def count(size: Size, resolution: int, preset: Preset, plugins: Plugins) -> Coun
                 losses[name] = 0.0
             else:  # on features of the decoder a loss computes next to nothing: the clean latents are decoded for it
                 losses[name] = again if "pred_features" in loss.needs else _count_loss(loss, size, resolution)
-    return Counts(encode, network, decoded, losses)
+    return Counts(encode, network, answer, decoded, losses)
 
 
-def _count_networks(host: Host, resolution: int) -> tuple[float, float, float, float]:
-    """TFLOP of an encode, of the networks, of a decode with its gradient and of one without."""
+def _count_networks(host: Host, resolution: int) -> tuple[float, float, float, float, float]:
+    """TFLOP of an encode, of the networks, of a further answer, of a decode with its gradient and of one without."""
     side = resolution // 2 ** (len(host.size.family.vae["block_out_channels"]) - 1)
     latents = torch.randn(1, 4, side, side, requires_grad=True)
     timesteps = torch.zeros(1, dtype=torch.long)
 
-    def predict() -> None:
-        host.predict(latents.detach(), timesteps, **host.draw_inputs(1, side)).square().mean().backward()
+    inputs = host.draw_inputs(1, side)
+
+    def predict(noisy: torch.Tensor) -> torch.Tensor:
+        return host.predict(noisy, timesteps, **inputs)
 
     return (
         _tflop(lambda: host.encode(torch.randn(1, 3, resolution, resolution))),
-        _tflop(predict),
+        _tflop(lambda: predict(latents.detach()).square().mean().backward()),
+        _tflop(lambda: checkpoint(predict, latents, use_reentrant=False).square().mean().backward()),
         _tflop(lambda: decode(host.vae, latents).sum().backward()),
         _tflop(lambda: decode(host.vae, latents.detach())),
     )

@@ -114,6 +114,7 @@ class Report:
         area, people, faces, sides = self.spreads
         if found.person_area is not None and found.people is not None:
             self.counts["rows with a mask"] += 1
+            self.counts["rows with people"] += bool(found.people)
             self.counts["people"] += found.people
             area.add(found.person_area)
             people.add(found.people)
@@ -122,6 +123,9 @@ class Report:
             self.counts["faces"] += len(found.face_sizes)
             for size in face_sizes_at(found, self.resolution):
                 faces.add(size)
+        if found.hands is not None:
+            self.counts["rows with hands"] += bool(found.hands)
+            self.counts["hands"] += found.hands
         if found.size is not None:
             sides.add(min(found.size))
             self.sizes.add(found.size)

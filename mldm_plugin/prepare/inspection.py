@@ -31,6 +31,7 @@ from mldm_plugin.prepare.stored import Part, Row
 
 THUMBNAIL = 256  # pixels of the longer side of the photo; the thumbnail holds two of them
 GAP = 4  # pixels between the two
+WRISTS = [9, 10]  # of COCO's 17 keypoints
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Findings:
         hidden: people whom the row counts and the mask does not show.
         crowds: labels with pixels that are crowds.
         face_sizes: square roots of the areas of the face boxes, pixels; None where the row has no such column.
+        hands: wrists that are labelled in the keypoints; None where the row has no such column.
         captions: how many.
         files: the names of the files that the row has, as they are written.
         digest: of the picture's pixels.
@@ -67,6 +69,7 @@ class Findings:
     hidden: int = 0
     crowds: int = 0
     face_sizes: list[float] | None = None
+    hands: int | None = None
     captions: int = 0
     files: tuple[str, ...] = ()
     digest: bytes = b""
@@ -226,6 +229,8 @@ def _keypoints(row: Row, picture: Image.Image | None, found: Findings) -> Tensor
     except DataError as error:
         found.faults.append(("keypoints", str(error)))
         return None
+    if "keypoints" in row.columns:
+        found.hands = int((keypoints[:, WRISTS, 2] > 0).sum())
     people = row.columns.get("person_count")
     if people is not None and (isinstance(people, bool) or not isinstance(people, int) or people < 0):
         found.faults.append(("person_count", f"is {people!r}, expected a whole number"))

@@ -35,7 +35,7 @@ class Claim:
     """One comparison of two arms that a hypothesis rests on.
 
     Args:
-        hypothesis: H1 to H7.
+        hypothesis: H1 to H7, L1 to L4 of single losses.
         metric: a metric of `mldm evaluate`, or a quantity of its one-step measurements.
         arm, against: which arms.
         predicted: which of them the hypothesis expects to be smaller or larger; `equal` for no difference.
@@ -86,6 +86,12 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         *_better("H7", "p2", "plain"),
     ),
     "likeness": (*_alike("plain"), *_alike("plain_same_time")),
+    "losses": (
+        Claim("L1", PEOPLE, "latent_perceptual", "plain", "smaller"),
+        Claim("L2", FACES, "identity", "plain", "smaller"),
+        Claim("L3", "one_step_error_person", "masked_mse", "plain", "smaller"),
+        Claim("L4", PEOPLE, "keypoints", "plain", "smaller"),
+    ),
 }
 
 
@@ -172,7 +178,8 @@ class Study:
     def _means(self, arm: str) -> dict[str, Any]:
         """By training seed."""
         metrics: dict[str, Any] = {}
-        for metric in [m["name"] for m in self.results["metrics"]] + ["detail", "slope"]:
+        textures = ["detail", "slope"] if self.cases else []  # of drawn pictures, where there are some
+        for metric in [m["name"] for m in self.results["metrics"]] + textures:
             if metric in self.plugins.metrics.entries and self._is_of_sets(metric):
                 of_runs = [self._of_set(metric, arm)(run, range(len(self.cases))) for run in range(self.runs[arm])]
             else:
