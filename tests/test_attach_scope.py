@@ -239,6 +239,26 @@ def test_what_the_scheduler_declares_stays_where_the_target_agrees(scheduler, ti
     assert prediction_type_of(perturbed, schedule) == schedule.prediction_type
 
 
+def test_asking_for_the_prediction_type_leaves_the_schedule_as_it_was_whatever_comes_of_it():
+    """It was changed for the question, and stayed so where the question failed."""
+    schedule = NoiseSchedule.from_scheduler(ddpm("v_prediction"))
+    step = make_step((300, 700), scheduler=ddpm("v_prediction"))
+    assert prediction_type_of(replace(step, target=step.latents), schedule) == "sample"
+    assert schedule.prediction_type == "v_prediction"
+    asked = []
+
+    def fails_the_second_time(*given):
+        asked.append(schedule.prediction_type)
+        if len(asked) == 2:
+            raise RuntimeError
+        return NoiseSchedule.coefficients(schedule, *given)
+
+    schedule.coefficients = fails_the_second_time
+    with pytest.raises(RuntimeError):
+        prediction_type_of(step, schedule)
+    assert asked == [schedule.prediction_type] * 2 == ["v_prediction"] * 2
+
+
 def test_the_prediction_type_is_not_told_from_pure_noise():
     schedule = NoiseSchedule.from_scheduler(flow())
     assert prediction_type_of(make_step((1000,), scheduler=flow()), schedule) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from make_step import FaceLoss, LatentLoss, PictureLoss, Push, ddpm, make_stack, make_step, step_of
 
 from mldm_plugin.attach.loop import Loop
-from mldm_plugin.engine.audit import _MOST_UNREAD
+from mldm_plugin.engine.audit import MOST_UNREAD
 from mldm_plugin.engine.balance import DECAY, Balance
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import LossError, PresetError
@@ -156,7 +156,7 @@ def test_a_state_goes_on_to_the_bit():
 def test_a_loop_that_never_reads_is_told():
     stack = stack_of(Term("push", Push(), 0.5, balance=Balance(least=2)), scheduler=ddpm("sample"), decoder=None)
     step = step_of([3.0, 4.0])
-    for _ in range(_MOST_UNREAD):
+    for _ in range(MOST_UNREAD):
         stack(step)
     with pytest.raises(LossError, match=r"'push' is to be balanced, but nobody reads .* call stack\.audit\.read\(step"):
         stack(step)

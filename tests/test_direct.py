@@ -73,13 +73,19 @@ def test_pure_noise_and_no_noise_are_finite():
     assert part_of_error(*(torch.tensor([x]) for x in (1.0, 0.0, 1.0, 0.0))).item() == 1.0
 
 
+OFF_BY_ONE = replace(
+    make_step((1,), channels=1, latent_size=1, base_loss=False),
+    latents=torch.zeros(1, 1, 1, 1),
+    model_pred=torch.ones(1, 1, 1, 1),
+)
+
+
 @given(st.integers(1, 999), st.integers(1, 999))
 def test_the_part_lies_between_0_and_1_and_grows_with_the_step(t, steps):
-    one = schedule("epsilon", steps)
-    at = torch.tensor([t])
-    alpha, sigma = one.coefficients(at)
-    part, more = (part_of_error(alpha, sigma, *one._steps_before(at, sigma, s)) for s in (steps, steps + 1))
-    assert 0 < part.item() <= more.item() <= 1
+    """Clean latents of 0 and an estimate of 1: what is left is the part."""
+    step = replace(OFF_BY_ONE, timesteps=torch.tensor([t]))
+    part, more = (schedule("sample", s).pred_latents(step).item() for s in (steps, steps + 1))
+    assert 0 < part <= more <= 1
 
 
 def test_gradients():

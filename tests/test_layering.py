@@ -47,6 +47,7 @@ TORCH_ONLY = {"perceptual", "engine.schedule", "engine.step"}
 FRAMEWORK_INSIDE = {"mldm_plugin.perceptual.vision_transformers"}
 # What a hook is called with is made far above the list of hooks.
 TYPED_FROM_BELOW = {"mldm_plugin.hookspecs"}
+TESTED_BY_PUBLIC_NAMES = {"engine", "decode", "training", "bench", "planning"}
 MODULE_LINES, LOSS_LINES, FUNCTION_LINES, STEP_LINES = 400, 150, 40, 15
 
 
@@ -178,6 +179,33 @@ def test_tests_do_not_import_from_one_another():
     for path in (ROOT / "tests").rglob("*.py"):
         borrowed = {name for name in imports(path) if name.startswith("test_")}
         assert not borrowed, f"{path.name} takes from {borrowed}: what tests share stands in a module of its own"
+
+
+def named(tree, stored):
+    """The names of a module: that it defines, or else that it takes of others, by a path in a string, too."""
+    for node in ast.walk(tree):
+        if stored and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        if stored and isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        if stored:
+            continue
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            yield node.attr
+        if isinstance(node, ast.alias):
+            yield node.name
+        if isinstance(node, ast.Constant) and str(node.value).startswith("mldm_plugin."):
+            yield node.value.split(".")[-1]
+
+
+def test_tests_go_through_public_names():
+    modules = [path for m, path in MODULES.items() if layer(m) in TESTED_BY_PUBLIC_NAMES]
+    own = {n for path in modules for n in named(parse(path), stored=True) if n.startswith("_") and n.strip("_")}
+    own = {name for name in own if not name.startswith("__")}
+    assert "_look_up" in own
+    for path in (ROOT / "tests").rglob("*.py"):
+        taken = own.intersection(named(parse(path), stored=False)) if path != Path(__file__) else set()
+        assert not taken, f"{path.name} takes {taken}: test what can be seen from outside"
 
 
 def code_lines(function):

@@ -83,7 +83,7 @@ def engine_step(networks, inputs, answers):
     """What the engine makes of K answers: the loss on its clean estimate and the plain one, as in training."""
     latents, *others = inputs
     noise, timesteps = torch.randn_like(latents), torch.tensor([60, 90])
-    ask = lambda z, t, rows: networks._predict(z, *others)  # noqa: E731
+    ask = lambda z, t, rows: networks.predict(z, *others)  # noqa: E731
     pred = ask(noise, timesteps, [0, 1])
     of = {"latents": latents, "noise": noise, "noisy_latents": noise, "timesteps": timesteps, "target": noise}
     schedule = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
@@ -96,7 +96,7 @@ def engine_step(networks, inputs, answers):
 def test_further_answers_take_what_the_engine_takes(kind, checkpointing):
     """Memory, and operations counted as it runs, of the engine's own DDIM steps, which this module only imitates."""
     networks = TrainedNetworks(SMALL, kind, torch.float32, checkpointing=checkpointing, device=CPU)
-    inputs = networks._inputs(2, 128)
+    inputs = networks.inputs(2, 128)
     for answers in (1, 3):
         planned = networks.measure(2, 128, answers)
         with flash_attention(), TensorMemory() as memory:
@@ -139,9 +139,9 @@ def test_memory_does_not_grow_with_answers_and_operations_do():
     first, second, third = (networks.tflop(128, k) for k in (1, 2, 3))
     each = second - first
     assert third - second == pytest.approx(each, rel=1e-6)
-    inputs = networks._inputs(1, 128)
+    inputs = networks.inputs(1, 128)
     with counting() as operations:
-        networks._predict(*inputs)
+        networks.predict(*inputs)
     forward = operations.get_total_flops() / 1e12
     # a forward pass, another one, and a backward pass to the question, which is at least as much as one
     assert 3 * forward < each < 5 * forward

@@ -249,8 +249,10 @@ def test_the_right_vae_passes_and_its_encoder_is_then_forgotten():
     assert "resembles the picture: mean absolute error 0.000" in stack.prove(picture_step())
     for _ in range(CHECKED_STEPS):
         assert stack.decoder.can_encode
+        assert stack.start_up is not None
         stack(picture_step())
     assert not stack.decoder.can_encode
+    assert stack.start_up is None
 
 
 def test_pictures_that_are_turned_over_in_a_later_step_stop_the_run():

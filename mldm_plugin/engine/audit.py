@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # A measured picture costs a backward pass through the decoder for each loss: at T = 100 and one picture a step, about
 # one and a half mean steps with two losses. Chosen, so that the mean step costs less than 2 % more.
 EVERY_STEPS = 100
-_MOST_UNREAD = 1000  # micro-batches, more than anybody accumulates. Chosen.
+MOST_UNREAD = 1000  # micro-batches, more than anybody accumulates. Chosen.
 _WRISTS = [9, 10]  # of COCO's 17 keypoints
 
 
@@ -237,7 +237,7 @@ class Audit:
         """A loop that never reads would train without the losses that wait to be balanced."""
         self._unread += 1
         balanced = [term.name for term in self._terms if term.balance is not None]
-        if balanced and self._unread > _MOST_UNREAD:
+        if balanced and self._unread > MOST_UNREAD:
             raise LossError(
                 f"loss {balanced[0]!r} is to be balanced, but nobody reads how strong it is: call "
                 "stack.audit.read(step) after each optimizer step."

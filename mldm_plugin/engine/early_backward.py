@@ -35,7 +35,7 @@ def evaluate(
     rows: dict[str, list[int]],
     schedule: NoiseSchedule,
     pictures: Pictures,
-    audit: Audit | None = None,
+    audit: Audit,
 ) -> tuple[dict[str, TermReport], list[Known]]:
     """Every term on its gated images.
 
@@ -61,9 +61,9 @@ def evaluate(
     groups = _Groups(terms, step, rows, schedule, pictures)
     if not any(rows.values()):
         return groups.reports(), []
-    sample = groups.sample = audit.begin(step, rows) if audit is not None and groups.trains else None
+    sample = groups.sample = audit.begin(step, rows) if groups.trains else None
     groups.run()
-    if audit is not None and sample is not None:
+    if sample is not None:
         audit.end(step, sample)
     reports = groups.reports()
     # A value may be NaN because one of the network's further answers is, which then may not stay in the host's graph.

@@ -34,8 +34,8 @@ def find_gates(terms: Sequence[Term], step: DiffusionStep, schedule: NoiseSchedu
     if not terms:
         return Gates({}, {})
     snr = schedule.snr(step.timesteps, step.sigmas)
-    has = torch.stack([t.has(step) for t in terms])
     inside = torch.stack([schedule.gate(snr, t.max_timestep) for t in terms])
+    has = torch.stack([t.has(step) for t in terms])
     both = torch.stack([has, has & inside]).tolist()
     found = [{t.name: [i for i, is_ in enumerate(row) if is_] for t, row in zip(terms, of, strict=True)} for of in both]
     return Gates(*found)

@@ -92,7 +92,7 @@ class TrainedNetworks:
         for parameter in self.trained.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        inputs = self._inputs(images, resolution)
+        inputs = self.inputs(images, resolution)
         with flash_attention(), TensorMemory() as memory:
             loss = self._loss(inputs, answers)
             kept, forward = memory.live, memory.peak
@@ -103,23 +103,13 @@ class TrainedNetworks:
     def tflop(self, resolution: int, answers: int = 1) -> float:
         """Operations of a step on one picture, 10¹²: matrix products and convolutions, two for a multiplication and
         addition."""
-        inputs = self._inputs(1, resolution)
+        inputs = self.inputs(1, resolution)
         with flash_attention(), counting() as operations:
             self._loss(inputs, answers).backward()
         return operations.get_total_flops() / 1e12
 
-    def _loss(self, inputs: _Inputs, answers: int) -> Tensor:
-        """Of the first answer, and of the last one. What comes after the first is asked as engine/schedule.py does:
-        about latents that hang on the answers before, and kept as questions alone."""
-        latents, hint, text, more = inputs
-        prediction = self._predict(latents, hint, text, more)
-        loss = prediction.float().square().mean()
-        for _ in range(answers - 1):
-            latents = (latents.float() - prediction.float()).to(latents.dtype)
-            prediction = checkpoint(self._predict, latents, hint, text, more, use_reentrant=False)
-        return loss if answers == 1 else loss + prediction.float().square().mean()
-
-    def _inputs(self, images: int, resolution: int) -> _Inputs:
+    def inputs(self, images: int, resolution: int) -> _Inputs:
+        """What `predict` is given of so many pictures."""
         with building(self.dtype, self.device):
             latents = torch.zeros(images, self.unet.config.in_channels, resolution // 8, resolution // 8)
             text = torch.zeros(images, TOKENS, self.width)
@@ -131,7 +121,8 @@ class TrainedNetworks:
                 more = {"added_cond_kwargs": sizes}
             return latents, torch.zeros(images, 3, resolution, resolution), text, more
 
-    def _predict(self, latents: Tensor, hint: Tensor, text: Tensor, more: dict[str, Any]) -> Tensor:
+    def predict(self, latents: Tensor, hint: Tensor, text: Tensor, more: dict[str, Any]) -> Tensor:
+        """The U-Net's output."""
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         if self.kind == "controlnet":
             down, middle = self.trained(
@@ -144,6 +135,17 @@ class TrainedNetworks:
             }
             del down, middle
         return self.unet(latents, timesteps, encoder_hidden_states=text, return_dict=False, **more)[0]
+
+    def _loss(self, inputs: _Inputs, answers: int) -> Tensor:
+        """Of the first answer, and of the last one. What comes after the first is asked as engine/schedule.py does:
+        about latents that hang on the answers before, and kept as questions alone."""
+        latents, hint, text, more = inputs
+        prediction = self.predict(latents, hint, text, more)
+        loss = prediction.float().square().mean()
+        for _ in range(answers - 1):
+            latents = (latents.float() - prediction.float()).to(latents.dtype)
+            prediction = checkpoint(self.predict, latents, hint, text, more, use_reentrant=False)
+        return loss if answers == 1 else loss + prediction.float().square().mean()
 
 
 def measure_encoder(family: Family, dtype: torch.dtype, images: int, resolution: int) -> tuple[int, int]:
