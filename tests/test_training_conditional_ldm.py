@@ -1,6 +1,7 @@
 """The trainer of conditions: its networks, what reaches them, the moving average, resuming, and what it hands on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,27 @@ def test_v_is_predicted_where_it_is_asked_for_and_the_pipeline_knows(tiny_pipeli
     assert torch.allclose(step.base_loss, (step.model_pred - step.target).square().mean())
     assert trainer.make_pipeline(None).scheduler.config.prediction_type == "v_prediction"
     assert make_trainer(tiny_pipeline).make_pipeline(None).scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_pipeline_ends_at_the_clean_latents_that_its_network_sees(tiny_pipeline, monkeypatch, prediction_type, eta):
+    """A network that knows z₀ and answers ε or v of it at each step: DDIM must give z₀ back, nothing of the noise."""
+    trainer = make_trainer(tiny_pipeline, prediction_type=prediction_type, condition=None, condition_option=None)
+    pipeline = trainer.make_pipeline(None)
+    clean = torch.randn(1, 4, 8, 8)
+
+    def answer(noisy, timestep, tokens):
+        kept = trainer.noise_scheduler.alphas_cumprod[timestep]
+        noise = (noisy - kept.sqrt() * clean) / (1 - kept).sqrt()
+        v = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+        return SimpleNamespace(sample=noise if prediction_type == "epsilon" else v)
+
+    monkeypatch.setattr(pipeline.unet, "forward", answer)
+    pipeline.set_progress_bar_config(disable=True)
+    for steps in (5, 50, 1000):
+        found = pipeline(num_inference_steps=steps, eta=eta, output_type="latent").images
+        torch.testing.assert_close(found, clean, rtol=0, atol=1e-3)
 
 
 def test_the_conditions_of_a_picture_reach_its_prediction(tiny_pipeline, faces):

@@ -189,7 +189,7 @@ class ConditionalTrainer(Trainer):
         averaged = copy.deepcopy(self._trained).eval()
         if self.ema is not None:
             self.ema.copy_to(parameter for parameter in averaged.parameters() if parameter.requires_grad)
-        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config, set_alpha_to_one=False)
+        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)  # whose last step, at t = 0, ends at α = 1
         return ConditionalLDMPipeline(self.vae, averaged.unet, scheduler, averaged.conditions)
 
     def samples_after_step(self, step: int) -> bool:
