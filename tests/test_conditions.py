@@ -270,8 +270,9 @@ def test_guidance_leads_away_from_what_is_absent(pipeline):
         draw(pipeline, SMILING, **one_step),
         draw(pipeline, SMILING, guidance_scale=2.0, **one_step),
     )
-    assert (asked - absent).abs().max() > 1e-4
-    torch.testing.assert_close(twice, absent + 2 * (asked - absent), rtol=1e-3, atol=1e-4)
+    gap = asked - absent
+    assert gap.abs().max() > 1e-4
+    torch.testing.assert_close(twice - absent, 2 * gap, rtol=0, atol=0.02 * float(gap.abs().max()))
 
 
 def test_eta_draws_noise_and_its_generator_decides(pipeline):
