@@ -117,7 +117,7 @@ def keep_run(run: Path, step: int, vae: AutoencoderKL, out: Path) -> None:
     pipeline = ConditionalLDMPipeline(
         vae,
         UNet2DConditionModel.from_pretrained(model / "unet"),
-        DDIMScheduler.from_config(schedule.config, set_alpha_to_one=False),
+        DDIMScheduler.from_config(schedule.config),
         Conditions.from_pretrained(model / "conditions"),
     )
     put_step(pipeline, model)

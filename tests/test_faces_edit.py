@@ -3,6 +3,10 @@
 import base64
 import io
 import json
+import socket
+import struct
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from mldm_plugin.conditions.celeba import COLOURS, PARTS
 from mldm_plugin.evaluation.cases import open_photographs
 from mldm_plugin.faces.editing import EditServer
 from mldm_plugin.faces.model import FacesModel
+from mldm_plugin.page.server import _Handler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 HAIR = PARTS.index("hair") + 1
@@ -122,6 +127,40 @@ def test_nothing_else_is_served_and_nobody_else_is_answered(server):
         assert ask(server, "/model", headers=headers).status_code == 403
         assert ask(server, "/face", "PUT", headers, json=asked()).status_code == 403
     assert server.server_address[0] == "127.0.0.1"
+
+
+def until(so):
+    waited = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < waited
+        time.sleep(0.02)
+
+
+def test_a_drawing_that_fails_is_said_and_told_in_the_terminal(server, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    told = []
+    monkeypatch.setattr(server, "handle_error", lambda *_: told.append(sys.exc_info()[1]))
+    monkeypatch.setattr(FacesModel, "draw", fail)
+    answer = ask(server, "/face", "PUT", json=asked())
+    assert (answer.status_code, answer.json()["error"]) == (500, "RuntimeError: CUDA out of memory")
+    until(lambda: [str(error) for error in told] == ["CUDA out of memory"])
+
+
+def test_a_page_that_has_left_is_no_fault(server, monkeypatch):
+    told, sent = [], []
+    send = _Handler._send
+    monkeypatch.setattr(server, "handle_error", lambda *_: told.append(sys.exc_info()[1]))
+    monkeypatch.setattr(_Handler, "_send", lambda *given: (send(*given), sent.append(given[1])))
+    body = json.dumps(asked()).encode()
+    head = f"PUT /face HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nX-Page-Token: {server.token}\r\n"
+    with server.lock, socket.create_connection(server.server_address) as left:
+        left.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset when closed
+        time.sleep(0.2)
+    until(lambda: sent or told)
+    assert (told, sent) == ([], [200])
 
 
 def test_a_model_of_attributes_alone_without_held_out_faces():

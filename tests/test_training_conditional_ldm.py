@@ -1,6 +1,7 @@
 """The trainer of conditions: its networks, what reaches them, the moving average, resuming, and what it hands on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from mldm_plugin.data.batch import collate
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.checkpoints import models_of_run
 from mldm_plugin.evaluation.models import load_pipeline, parse_models
+from mldm_plugin.training import hub
+from mldm_plugin.training.conditional_card import card_of
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditional_ldm import ConditionalTrainer, load_autoencoder, unet_config
 from mldm_plugin.training.conditions import with_drops
@@ -94,6 +97,11 @@ def test_latents_of_a_vqmodel_are_taken_as_they_are_and_quantised_when_decoded(t
         latents = trainer.latents_of({"pixel_values": pixels})
         assert torch.equal(latents, trainer.vae.encode(pixels).latents)
         assert torch.equal(trainer.most_likely_latents(pixels), latents)
+        drawn = trainer.make_pipeline(None)._decoded(latents, "pt")
+        vae = trainer.vae
+        of_codes, of_latents = (vae.decoder(vae.post_quant_conv(z)) for z in (vae.quantize(latents)[0], latents))
+    torch.testing.assert_close(drawn, (of_codes / 2 + 0.5).clamp(0, 1))
+    assert (of_codes - of_latents).abs().max() > 1e-2
     assert latents.shape == (2, 3, 16, 16)
     assert trainer.trained.unet.config.in_channels == 3
 
@@ -115,6 +123,24 @@ def test_it_trains_on_both_with_losses_and_hands_a_pipeline_on(train, random_pre
         drawn = pipeline(row["attributes"], parts, num_inference_steps=2).images
     assert drawn[0].size == (64, 64)
     assert pipeline.scheduler.config.beta_end == 0.0195
+    card = (tmp_path / "README.md").read_text()
+    assert "draws from attributes and semantic_mask, each of which was taken from 30% of the pictures" in card
+    assert "pipeline(attributes=attributes, mask=mask)" in card
+    assert "the preset random.yaml" in card
+    assert str(tmp_path.parent) not in card, "nothing of where it lay"
+
+
+def test_an_upload_leaves_the_models_own_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "upload_folder", lambda **_: None)
+    given = {"pretrained_model_name_or_path": "x/vae", "train_data_dir": "faces", "output_dir": str(tmp_path)}
+    for changes, said in (({}, "from no condition"), ({"condition": ["age"]}, "None was taken away in training")):
+        flags = ConditionalFlags(**given, **changes)
+        (tmp_path / "README.md").write_text(card_of(flags))
+        hub.upload("conditional LDM", flags, "me/faces", [])
+        card = (tmp_path / "README.md").read_text()
+        assert said in card
+        assert "creativeml" not in card, "it is not made of Stable Diffusion"
+    assert 'pipeline(conditions={"age": [...]})' in card
 
 
 def test_v_is_predicted_where_it_is_asked_for_and_the_pipeline_knows(tiny_pipeline):
@@ -127,6 +153,27 @@ def test_v_is_predicted_where_it_is_asked_for_and_the_pipeline_knows(tiny_pipeli
     assert torch.allclose(step.base_loss, (step.model_pred - step.target).square().mean())
     assert trainer.make_pipeline(None).scheduler.config.prediction_type == "v_prediction"
     assert make_trainer(tiny_pipeline).make_pipeline(None).scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_pipeline_ends_at_the_clean_latents_that_its_network_sees(tiny_pipeline, monkeypatch, prediction_type, eta):
+    """A network that knows z₀ and answers ε or v of it at each step: DDIM must give z₀ back, nothing of the noise."""
+    trainer = make_trainer(tiny_pipeline, prediction_type=prediction_type, condition=None, condition_option=None)
+    pipeline = trainer.make_pipeline(None)
+    clean = torch.randn(1, 4, 8, 8)
+
+    def answer(noisy, timestep, tokens):
+        kept = trainer.noise_scheduler.alphas_cumprod[timestep]
+        noise = (noisy - kept.sqrt() * clean) / (1 - kept).sqrt()
+        v = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+        return SimpleNamespace(sample=noise if prediction_type == "epsilon" else v)
+
+    monkeypatch.setattr(pipeline.unet, "forward", answer)
+    pipeline.set_progress_bar_config(disable=True)
+    for steps in (5, 50, 1000):
+        found = pipeline(num_inference_steps=steps, eta=eta, output_type="latent").images
+        torch.testing.assert_close(found, clean, rtol=0, atol=1e-3)
 
 
 def test_the_conditions_of_a_picture_reach_its_prediction(tiny_pipeline, faces):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,15 +50,14 @@ class AttributesEncoder(ConditionEncoder):
         if isinstance(value, Mapping):
             self._check_names(value)
             value = [value[name] for name in self.names]
-        if not isinstance(value, Sequence | Tensor) or isinstance(value, str) or len(value) != len(self.names):
-            came = (
-                f"{len(value)} values"
-                if isinstance(value, Sequence | Tensor) and not isinstance(value, str)
-                else repr(value)
-            )
+        value = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if not listed or len(value) != len(self.names):
+            came = f"{len(value)} values" if listed else repr(value)
             raise DataError(f"attributes are {came}, expected {len(self.names)}, or a mapping of their names.")
+        value = [one.tolist() if isinstance(one, Tensor | np.generic) else one for one in value]
         for name, one in zip(self.names, value, strict=True):
-            if not isinstance(one, bool | int | float | Tensor) or one not in (0, 1):
+            if not isinstance(one, bool | int | float) or one not in (0, 1):
                 raise DataError(f"attribute {name} is {one!r}, expected true or false, 1 or 0 (CelebA's -1 is 0).")
         return torch.tensor([float(one) for one in value])
 

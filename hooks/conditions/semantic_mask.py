@@ -83,21 +83,19 @@ class SemanticMaskEncoder(ConditionEncoder):
         Raises:
             DataError: unknown labels, or not the size of this encoder.
         """
-        if isinstance(value, PIL.Image.Image):
-            if value.mode not in ("L", "P"):
-                raise DataError(f"the mask is a picture of mode {value.mode}, expected labels (mode L or P).")
-            value = np.asarray(value)
-        labels = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)
+        if isinstance(value, PIL.Image.Image) and value.mode not in ("L", "P"):
+            raise DataError(f"the mask is a picture of mode {value.mode}, expected labels (mode L or P).")
+        labels = value.numpy(force=True) if isinstance(value, Tensor) else np.array(value)
         labels = labels[None] if labels.ndim == 2 else labels
         side = self.resolution
-        if tuple(labels.shape) != (1, side, side):
-            raise DataError(f"the mask is {tuple(labels.shape)}, expected (1, {side}, {side}); resize its picture too.")
-        if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) > len(self.parts):
+        if labels.shape != (1, side, side):
+            raise DataError(f"the mask is {labels.shape}, expected (1, {side}, {side}); resize its picture too.")
+        if labels.dtype.kind not in "biu" or labels.min() < 0 or labels.max() > len(self.parts):
             raise DataError(
-                f"the mask has labels {float(labels.min()):g} to {float(labels.max()):g}, expected whole ones, 0 "
+                f"the mask has {labels.dtype} labels {labels.min()} to {labels.max()}, expected whole ones, 0 "
                 f"to {len(self.parts)}: {', '.join(self.parts)}."
             )
-        return labels.to(torch.uint8)
+        return torch.from_numpy(labels.astype(np.uint8))
 
     def mirrored(self, value: Tensor) -> Tensor:
         """Left and right parts have changed their names."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
@@ -149,12 +150,12 @@ def _given(attributes: Any, mask: Any) -> dict[str, Sequence[Any]]:
     """The two usual conditions as lists; one picture's is a list of one."""
     given: dict[str, Sequence[Any]] = {}
     if attributes is not None:
-        many = isinstance(attributes, Sequence | Tensor) and len(attributes) and not _is_number(attributes[0])
-        given[ATTRIBUTES] = attributes if many else [attributes]
+        listed = isinstance(attributes, Sequence | Tensor | np.ndarray) and len(attributes)
+        given[ATTRIBUTES] = attributes if listed and not _is_number(attributes[0]) else [attributes]
     if mask is not None:
         given[MASK] = mask if isinstance(mask, list | tuple) or getattr(mask, "ndim", 0) > 2 else [mask]
     return given
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+    return isinstance(value, bool | int | float | np.generic) or (isinstance(value, Tensor) and value.ndim == 0)

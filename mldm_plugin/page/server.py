@@ -159,6 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.CONFLICT, str(error))
         except OSError as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"the folder cannot be read or written: {error}")
+        except Exception as error:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
+            raise  # the terminal has the traceback
         else:
             self._send(HTTPStatus.OK, kind, content)
 
@@ -206,8 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
             **({"Connection": "close"} if self.close_connection else {}),
         }.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        try:
+            self.end_headers()
+            self.wfile.write(content)
+        except ConnectionError:  # whoever asked has left, as a page does that is loaded anew
+            self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: what happens shows on the page."""

@@ -28,8 +28,10 @@ from mldm_plugin.data.load import open_held_out
 from mldm_plugin.data.training_set import Columns, TrainingSet
 from mldm_plugin.engine.step import DiffusionStep
 from mldm_plugin.errors import MldmError, RunFolderError
+from mldm_plugin.records.files import write_text
 from mldm_plugin.training import run
 from mldm_plugin.training.asked import Asked
+from mldm_plugin.training.conditional_card import CARD, card_of
 from mldm_plugin.training.conditional_flags import ConditionalFlags
 from mldm_plugin.training.conditions import make_conditions, tokens_of, with_drops
 from mldm_plugin.training.trainer import Prompt, Trainer, annotation_of
@@ -165,8 +167,9 @@ class ConditionalTrainer(Trainer):
         self.ema.to(self.device)
 
     def publish(self, folder: Path) -> None:
-        """The whole pipeline, as `ConditionalLDMPipeline.from_pretrained` reads it."""
+        """The whole pipeline, as `ConditionalLDMPipeline.from_pretrained` reads it, and its model card."""
         self.make_pipeline(None).save_pretrained(folder)
+        write_text(folder / CARD, card_of(self.flags))
 
     def prompts(self) -> list[Prompt]:
         """The conditions of the first pictures of the split validation, beside the pictures."""
@@ -189,7 +192,7 @@ class ConditionalTrainer(Trainer):
         averaged = copy.deepcopy(self._trained).eval()
         if self.ema is not None:
             self.ema.copy_to(parameter for parameter in averaged.parameters() if parameter.requires_grad)
-        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config, set_alpha_to_one=False)
+        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)  # whose last step, at t = 0, ends at α = 1
         return ConditionalLDMPipeline(self.vae, averaged.unet, scheduler, averaged.conditions)
 
     def samples_after_step(self, step: int) -> bool:

@@ -22,10 +22,11 @@ def make_repository(flags: TrainerFlags) -> str:
 
 
 def upload(what: str, flags: TrainerFlags, repository: str, sampled: Sequence[Sampled]) -> None:
-    """Write a model card and upload the run folder, without its checkpoints' unfinished parts, and without panels/
-    and report.html, which show the photographs."""
+    """Write a model card, but for a trainer from scratch, which has written its own, and upload the run folder, without
+    its checkpoints' unfinished parts, and without panels/ and report.html, which show the photographs."""
     folder = Path(flags.output_dir)
-    write_model_card(what, flags, repository, folder, sampled)
+    if flags.stands_in:  # for a script that trains on Stable Diffusion, whose licence and tags the card has
+        write_model_card(what, flags, repository, folder, sampled)
     upload_folder(
         repo_id=repository,
         folder_path=folder,
