@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mldm_plugin.evaluation.one_step import QUANTITIES
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.plugins import load_plugins
 
 METRICS = Path(__file__).parent / "metrics"

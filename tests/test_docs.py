@@ -310,7 +310,7 @@ def test_the_card_of_a_metric_says_what_it_does_not_see_its_least_n_its_cost_and
 
 def test_what_an_evaluation_measures_without_a_plugin_has_a_card_too():
     """The quantities of one step, here and in the page on evaluation in training; the metric of drawn people."""
-    from mldm_plugin.evaluation.one_step import QUANTITIES
+    from mldm_plugin.evaluation.quantities import QUANTITIES
     from mldm_plugin.people_mini import metrics
 
     for name, prefix in (("metrics/one_step.md", ""), ("evaluation_in_training.md", "evaluate/")):

@@ -12,8 +12,9 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.errors import CheckError
 from mldm_plugin.evaluation.judges import Judges
 from mldm_plugin.evaluation.models import Run, load_pipeline
-from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS, OneStep, detail
+from mldm_plugin.evaluation.one_step import TIMESTEPS, OneStep, detail
 from mldm_plugin.evaluation.predicting import Asker
+from mldm_plugin.evaluation.quantities import QUANTITIES
 
 JUDGES = Judges("dlib_resnet", "alex")
 PHOTO = Example(

@@ -16,7 +16,8 @@ from mldm_plugin import load_plugins
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.judges import LOSS_NETWORKS
 from mldm_plugin.evaluation.notes import Notes
-from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.evaluation.one_step import TIMESTEPS
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.preset import load_preset
 from mldm_plugin.reproduce.recipes import RECIPES
 from mldm_plugin.reproduce.study import (

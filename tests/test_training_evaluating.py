@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -21,7 +22,7 @@ import mldm_plugin.training.evaluating as evaluating_module
 from mldm_plugin.cli import main as cli
 from mldm_plugin.evaluation.judges import choose_judges, networks_in
 from mldm_plugin.evaluation.models import Run
-from mldm_plugin.evaluation.one_step import QUANTITIES
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.preset import load_preset
@@ -126,6 +127,19 @@ def test_each_record_and_the_file_say_the_same(finished):
     means = {s: statistics.mean(filter(None, of["values"]["one_step_face"])) for s, of in found["steps"].items()}
     assert best["step"] == int(min(means, key=means.get))
     assert (best["last"], set(best["by_quantity"])) == (3, set(NAMES))
+
+
+def test_the_page_that_a_run_leaves_shows_it(finished):
+    run, html = finished[2], (finished[2] / "report.html").read_text(encoding="utf-8")
+    shown = json.loads(re.search(r'id="results">(.*?)</script>', html, re.DOTALL)[1])["validation"]
+    assert shown["steps"] == [0, 2, 3]
+    assert [quantity["name"] for quantity in shown["quantities"]] == NAMES
+    for quantity in shown["quantities"]:
+        logged = [record[f"evaluate/{quantity['name']}"] for record in records(run)[1:]]
+        assert quantity["all"]["value"][1:] == pytest.approx(logged, rel=1e-5)
+        assert list(quantity["ranges"]) == ["t100-199", "t400-699"]
+    assert all(Path(picture["name"]).suffix == ".png" for picture in shown["pictures"].values())
+    assert shown["pictures"]
 
 
 def test_a_resumed_run_goes_on(finished, asked, tmp_path):

@@ -26,8 +26,8 @@ from mldm_plugin.training.start import make_optimizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "training_loop.md"
 
-# Each process writes down which of its images were gated in which step, how wrong each was, every micro-batch with the
-# state of the generator before it, and the weights it ends with.
+# Each process writes down which of its images were gated in which step, by what the loss was multiplied, how wrong each
+# image was, every micro-batch with the state of the generator before it, and the weights it ends with.
 WATCHER = """
 import json, os
 from pathlib import Path
@@ -35,7 +35,7 @@ import torch
 from mldm_plugin import hookimpl
 from mldm_plugin.training.run import Run
 from mldm_plugin.training.controlnet import ControlNetTrainer
-folder, gates, errors, batches = Path(__file__).parent, [], [], []
+folder, gates, scales, errors, batches = Path(__file__).parent, [], [], [], []
 rank = os.environ.get("RANK")
 
 class Brightness:
@@ -50,6 +50,7 @@ def register_losses(register):
 @hookimpl
 def after_loss(step, report):
     gates.append(report.terms["brightness"].gated)
+    scales.append(report.terms["brightness"].scale)
     of_each = (step.model_pred - step.target).square().flatten(1).mean(dim=1)
     errors.append(list(zip(step.timesteps.tolist(), of_each.tolist())))
 
@@ -64,6 +65,7 @@ if rank is not None:
         torch.save(torch.cat([p.detach().flatten() for p in self.trainer.trainable()]), folder / f"weights-{rank}.pt")
         torch.save(batches, folder / f"batches-{rank}.pt")
         (folder / f"gates-{rank}.json").write_text(json.dumps(gates))
+        (folder / f"scales-{rank}.json").write_text(json.dumps(scales))
         (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
         finish(self, stopped)
 
@@ -162,6 +164,27 @@ def test_a_resumed_pair_is_the_uninterrupted_one(pair, watched, tmp_path):
     assert statuses == [0, 0], outputs
     assert records(run) == log
     assert torch.load(watched[0] / "weights-1.pt", weights_only=True).equal(weights[1])
+
+
+def test_a_balanced_loss_weighs_the_same_on_both(watched, tiny_pipeline, tiny_data, tmp_path):
+    """Each has other pictures, and a factor of its own would be another: from four pictures on, those of the first."""
+    notes, flags = watched
+    loss = "brightness: {weight: 0.5, max_timestep: null, balance: gradient}"
+    (tmp_path / "own.yaml").write_text(f"audit_steps: 1\nlosses:\n  {loss}\n")
+    flags = [*flags, "--preset", tmp_path / "own.yaml", "--train_batch_size", 2, "--max_train_steps", 5]
+    statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, tiny_data, *flags), tmp_path)
+    assert statuses == [0, 0], outputs
+    of_first, of_second = (json.loads((notes / f"scales-{rank}.json").read_text()) for rank in (0, 1))
+    errors = [json.loads((notes / f"errors-{rank}.json").read_text()) for rank in (0, 1)]
+    assert errors[0] != errors[1]
+    assert of_first == of_second
+    logged = [record["brightness/balance"] for record in records(tmp_path / "run")]
+    assert of_first == [0, *logged[:-1]], "a reading after a step holds from the next on"
+    assert of_first[:2] == [0, 0]
+    assert len(set(of_first[2:])) == 3
+    assert min(of_first[2:]) > 0
+    weights = [torch.load(notes / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert weights[0].equal(weights[1])
 
 
 def test_an_error_of_one_process_is_one_line(watched, tiny_pipeline, make_data, tmp_path):

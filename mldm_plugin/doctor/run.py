@@ -23,6 +23,8 @@ _TEXTS = (
     "pretrained_model_name_or_path",
     "controlnet_model_name_or_path",
     "variant",
+    "image_column",
+    "cache_dir",
 )
 _COUNTS = ("resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_processes")
 WHAT = (

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mldm_plugin.evaluation.one_step import QUANTITIES
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.evaluation.statistics import LEVEL, Array, Estimate, paired_difference
 
 # What decides, where at least half of the photographs have it (chosen: fewer would decide by chance); else the error.

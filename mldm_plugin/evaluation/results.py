@@ -18,7 +18,8 @@ from mldm_plugin.evaluation.judges import networks_of_losses, proof_of
 from mldm_plugin.evaluation.measuring import Metrics
 from mldm_plugin.evaluation.models import Model, Run
 from mldm_plugin.evaluation.notes import Values, read_notes
-from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.evaluation.one_step import TIMESTEPS
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.evaluation.statistics import Array, Estimate
 from mldm_plugin.evaluation.tables import as_csv, as_markdown
 from mldm_plugin.records.files import write_text

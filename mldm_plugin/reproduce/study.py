@@ -18,7 +18,8 @@ from scipy import stats
 from mldm_plugin.errors import DataError, MldmError
 from mldm_plugin.evaluation import statistics
 from mldm_plugin.evaluation.notes import read_notes
-from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS
+from mldm_plugin.evaluation.one_step import TIMESTEPS
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.perceptual.laplacian import luma
 from mldm_plugin.plugins import Plugins
 from mldm_plugin.records.files import write_text

@@ -14,21 +14,26 @@ from mldm_plugin.doctor.report import Answer
 from mldm_plugin.doctor.run import Run
 from mldm_plugin.prepare.check import Report
 from mldm_plugin.records.crops import read_crops
+from mldm_plugin.run_page.album import Album
 from mldm_plugin.run_page.curves import POINTS, by_range, curve, names_of
 from mldm_plugin.run_page.film import film
 from mldm_plugin.run_page.heard import heard
 from mldm_plugin.run_page.machine import machine_of, speed_of
 from mldm_plugin.run_page.told import command_of, preset_of, proof_of, settings_of
+from mldm_plugin.run_page.validation import validation_of
 
 TILES = 12  # rows of the training set; chosen: three lines, seen at one glance
 
 
-def content(run: Run, answer: Answer, name: str, again: int | None = None) -> dict[str, Any]:
+def content(
+    run: Run, answer: Answer, name: str, again: int | None = None, album: Album | None = None
+) -> dict[str, Any]:
     """What the page's script reads.
 
     Args:
         name: what the run is called.
         again: after how many seconds the page is to be read again; None for a page that stays as it is.
+        album: the photographs that were read before; None for none.
     """
     preset = preset_of(run)
     steps = answer.log.steps if answer.log is not None else []
@@ -47,6 +52,7 @@ def content(run: Run, answer: Answer, name: str, again: int | None = None) -> di
         "curves": _curves(steps, names),
         "ranges": _ranges(steps, names),
         "heard": heard(names, steps, preset),
+        "validation": validation_of(run.records, Album(run.arguments) if album is None else album),
         "proof": proof_of(run),
         "film": film(run.records) if run.records is not None else {"frames": [], "panels": 0},
         "data": _data(answer.data, None if run.records is None else read_crops(run.records)),

@@ -15,26 +15,29 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.page.document import Design, document
 from mldm_plugin.records.files import write_text
 from mldm_plugin.records.metrics import FILE_NAME as METRICS
+from mldm_plugin.run_page.album import Album
 from mldm_plugin.run_page.content import content
 
 NAME = "report.html"
 DESIGN = Design(
     folder="run_page/page",
     style="run.css",
-    scripts=("plots", "film", "losses", "heard", "layers", "about", "run"),
+    scripts=("plots", "film", "losses", "validation", "heard", "layers", "about", "run"),
     first="verdict",
     instead="The numbers are in metrics.jsonl of the run.",
 )
 
 
-def page_of(run: Run, name: str, answer: Answer | None = None, again: int | None = None) -> str:
-    """The page of a run as HTML.
+def page_of(
+    run: Run, name: str, answer: Answer | None = None, again: int | None = None, album: Album | None = None
+) -> str:
+    """The page of a run as HTML; `album` has the photographs that an earlier page of it showed.
 
     Raises:
         MldmError: a file of the run that cannot be read, or is not what it should be.
     """
     answer = examine(run) if answer is None else answer
-    return document(DESIGN, f"{name} · mldm report", content(run, answer, name, again))
+    return document(DESIGN, f"{name} · mldm report", content(run, answer, name, again, album))
 
 
 def where(what: Path, run: Run) -> Path:
@@ -108,9 +111,9 @@ def watch(
     """
     run = find_run(what, base, data)
     out, answer = where(what, run) if out is None else out, examine(run)
-    pictures, of_data = answer.data, answer.of_data
+    pictures, of_data, album = answer.data, answer.of_data, Album(run.arguments)
     seen = _state(run)
-    put(page_of(run, name_of(what), answer, again=seconds), out)
+    put(page_of(run, name_of(what), answer, again=seconds, album=album), out)
     tell(out)
     try:
         while True:
@@ -119,13 +122,13 @@ def watch(
                 run = find_run(what, base, data)
                 if (now := _state(run)) != seen:
                     answer = examine(run, pictures=False).beside(pictures, of_data)
-                    put(page_of(run, name_of(what), answer, again=seconds), out)
+                    put(page_of(run, name_of(what), answer, again=seconds, album=album), out)
                     seen = now
     except KeyboardInterrupt:
         with suppress(MldmError, OSError):
             run = find_run(what, base, data)
             answer = examine(run, pictures=False).beside(pictures, of_data)
-        put(page_of(run, name_of(what), answer), out)
+        put(page_of(run, name_of(what), answer, album=album), out)
 
 
 def _state(run: Run) -> object:

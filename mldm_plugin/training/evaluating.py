@@ -20,7 +20,8 @@ from mldm_plugin.data.load import HELD_OUT, trained_part
 from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Photographs, cases_of_photographs, open_photographs
 from mldm_plugin.evaluation.judges import choose_judges, networks_in
-from mldm_plugin.evaluation.one_step import QUANTITIES, TIMESTEPS, OneStep
+from mldm_plugin.evaluation.one_step import TIMESTEPS, OneStep
+from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.preset import Preset
 from mldm_plugin.training import generators
 from mldm_plugin.training.agreement import together

@@ -18,8 +18,11 @@ function through(line, key, x, y) {
   return stretches(line[key]).map((some) => (some.length > 1 ? `M${some.map(place).join('L')}` : `M${place(some[0])}h.01`)).join('');
 }
 
-/** One plot. `lines` are { label, colour, step, mean, low, high, smooth }; `ends` are those of its y axis, if they are given. */
-function stepPlot(title, lines, { height = 200, ends = null, raw = true, zero = false } = {}) {
+const dotted = (line, x, y) => line.step.map((step, i) => (known(line.smooth[i]) ? `M${x(step).toFixed(1)} ${y(line.smooth[i]).toFixed(1)}h.01` : '')).join('');
+
+/** One plot. `lines` are { label, colour, step, mean, low, high, smooth }, with `value` where `mean` is the change of it; `ends` are
+    those of its y axis, if they are given; `dots` mark each step, where there are few. */
+function stepPlot(title, lines, { height = 200, ends = null, raw = true, zero = false, dots = false } = {}) {
   return responsive((width) => {
     const steps = lines.flatMap((line) => line.step), first = Math.min(...steps), last = Math.max(...steps);
     const shown = lines.flatMap((line) => [...line.smooth, ...(raw ? line.mean : [])]);
@@ -35,7 +38,8 @@ function stepPlot(title, lines, { height = 200, ends = null, raw = true, zero = 
       marks.map(([value], i) => s('text', { x: x(value), y: height - 8, 'text-anchor': 'middle' }, i ? value : `step ${value}`)),
       zero && s('path', { class: 'zero', d: `M${MARGIN.left} ${y(0)}H${width - MARGIN.right}` }),
       raw && lines.map((line) => s('path', { class: `raw ${line.colour}`, d: through(line, 'mean', x, y) })),
-      lines.map((line) => s('path', { class: `trend ${line.colour}`, d: through(line, 'smooth', x, y) })), ruler);
+      lines.map((line) => s('path', { class: `trend ${line.colour}`, d: through(line, 'smooth', x, y) })),
+      dots && lines.map((line) => s('path', { class: `point ${line.colour}`, d: dotted(line, x, y) })), ruler);
     return readSteps(plot, lines, x, height, ruler);
   });
 }
@@ -51,7 +55,7 @@ function readSteps(plot, lines, x, height, ruler) {
     ruler.setAttribute('visibility', 'visible');
     showHint(plot, [h('b', null, `step ${step}`), facts(lines.map((line) => {
       const k = nearest(line, step);
-      return [h('span', { class: `model ${line.colour}` }, dash(), line.label), `${digits(line.mean[k])} (trend ${digits(line.smooth[k])})`];
+      return [h('span', { class: `model ${line.colour}` }, dash(), line.label), line.value ? `${digits(line.value[k])} (${changed(line.mean[k])})` : `${digits(line.mean[k])} (trend ${digits(line.smooth[k])})`];
     }))], { left, width: 0, top: box.top + 20, bottom: box.bottom });
   };
   const leave = () => { at = -1; ruler.setAttribute('visibility', 'hidden'); hideHint(); };

@@ -5,9 +5,9 @@ function remember(name, value) { try { sessionStorage.setItem(`${KEPT}-${name}`,
 function recall(name) { try { return sessionStorage.getItem(`${KEPT}-${name}`); } catch { return null; } }
 
 function build() {
-  const sections = [findings(), panels(), curves(), ranges(), heard(), proof(), data(), layers(), again()].filter(Boolean);
+  const sections = [findings(), validation(), panels(), curves(), ranges(), heard(), proof(), data(), layers(), again()].filter(Boolean);
   document.getElementById('page').append(head(), ...sections,
-    h('footer', null, 'The numbers of this page are in metrics.jsonl, preset.yaml, proof.txt, machine.json, crops.json and panels/ of the run.'));
+    h('footer', null, 'The numbers of this page are in metrics.jsonl, evaluation.json, preset.yaml, proof.txt, machine.json, crops.json and panels/ of the run.'));
   document.getElementById('bar').append(h('a', { href: '#top', class: 'home' }, 'mldm report'),
     h('div', { class: 'links' }, sections.map((one) => h('a', { href: `#${one.id}` }, one.querySelector('h2').textContent))), themeSwitch());
   document.documentElement.dataset.drawn = 'true';
