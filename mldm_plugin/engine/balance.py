@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The last ten readings count for two thirds. A reading may be of one picture, and LPIPS' gradient at t = 900 is fifty
-# times as long as at t = 50 (docs/heard.md), so the factor of a wide gate moves by a factor of two for ever. Chosen.
+# The last ten readings count for two thirds. A reading may be of one picture, and LPIPS' gradient at t of 700 and more
+# is a hundred times as long as below 100 (docs/heard.md), so the factor of a wide gate moves by a factor of two for
+# ever. Chosen.
 DECAY = 0.9
 LEAST_PICTURES = 4  # that a factor rests on: of one, it may be forty times too large. Chosen
 
