@@ -163,9 +163,9 @@ def attach_runs() -> str:
     runs = yaml.safe_load((ROOT / "docs" / "attach_runs.yaml").read_text(encoding="utf-8"))
     scripts: dict[str, list[str]] = {}
     for path, outcome in runs.items():
-        if outcome == "trains":
+        if outcome.startswith("trains"):
             folder, _, name = path.rpartition("/")
-            scripts.setdefault(folder, []).append(f"`{name}`")
+            scripts.setdefault(folder, []).append(f"`{name}`{outcome.removeprefix('trains').replace(', ', ' ')}")
     rows = ["| folder of `examples/` | scripts seen to train |", "|---|---|"]
     rows += [f"| {folder} | {', '.join(names)} |" for folder, names in scripts.items()]
     return "\n".join(rows) + "\n"

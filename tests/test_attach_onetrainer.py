@@ -22,6 +22,7 @@ import pytest
 import torch
 from make_step import ddpm, flow, tiny_vae
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_families import build
 from tiny_people import SCENES, person_pixels
 from torch.nn import functional as F
@@ -302,21 +303,36 @@ def test_validation_is_its_own_and_a_step_without_noise_is_refused(photos, tmp_p
 # The real one
 
 
-@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_ONETRAINER names no folder")
-def test_the_real_trainer_trains_with_our_losses(tmp_path):
-    photos, concept = write_photos(tmp_path / "photos"), {"enable_crop_jitter": True, "enable_random_flip": True}
+# OneTrainer seeds each step, not the weights that a LoRA begins with.
+SEEDED = """
+import pathlib, runpy, sys, torch
+torch.manual_seed(1)
+attached, *sys.argv = sys.argv[1:]
+if attached == "attached":
+    sys.argv.insert(0, "mldm_plugin")
+    runpy.run_module("mldm_plugin", run_name="__main__", alter_sys=True)
+else:
+    sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def prepare_real(folder):
+    """Pictures with OneTrainer's own masks, a small random model, and what a job's file says of both."""
+    photos, concept = write_photos(folder / "photos"), {"enable_crop_jitter": True, "enable_random_flip": True}
     for scene in SCENES:
         (photos / f"{scene.name}.txt").write_text(scene.text, encoding="utf-8")
-    build("sd", tmp_path / "sd")
+    build("sd", folder / "sd")
     resave = "import sys; from transformers import CLIPTextModel as M, CLIPTextConfig as C"
     resave += "; p = sys.argv[1]; M(C.from_pretrained(p)).save_pretrained(p)"  # names of weights depend on the version
-    subprocess.run([PYTHON, "-c", resave, str(tmp_path / "sd/text_encoder")], check=True, capture_output=True)
+    subprocess.run([PYTHON, "-c", resave, str(folder / "sd/text_encoder")], check=True, capture_output=True)
     listed = [{"name": "p", "path": str(photos), "image": concept, "image_variations": 2}]
-    (tmp_path / "concepts.json").write_text(json.dumps(listed), encoding="utf-8")
-    (tmp_path / "samples.json").write_text("[]", encoding="utf-8")
+    (folder / "concepts.json").write_text(json.dumps(listed), encoding="utf-8")
+    (folder / "samples.json").write_text("[]", encoding="utf-8")
+    (folder / "preset.yaml").write_text(PRESET.format(combine="convex"), encoding="utf-8")
     single = {"weight_dtype": "FLOAT_32"}
-    config = {
-        "base_model_name": str(tmp_path / "sd"),
+    return {
+        "base_model_name": str(folder / "sd"),
         "model_type": "STABLE_DIFFUSION_15",
         "training_method": "LORA",
         "resolution": "64",
@@ -329,31 +345,47 @@ def test_the_real_trainer_trains_with_our_losses(tmp_path):
         "unet": single,
         "vae": single,
         "text_encoder": {**single, "train": False},
-        "workspace_dir": str(tmp_path / "ws"),
-        "cache_dir": str(tmp_path / "cache"),
-        "output_model_destination": str(tmp_path / "lora.safetensors"),
         "output_model_format": "KOHYA_LORA",
-        "concept_file_name": str(tmp_path / "concepts.json"),
-        "sample_definition_file_name": str(tmp_path / "samples.json"),
+        "concept_file_name": str(folder / "concepts.json"),
+        "sample_definition_file_name": str(folder / "samples.json"),
         "tensorboard": False,
         "gradient_checkpointing": "OFF",
     }
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    preset = tmp_path / "preset.yaml"
-    preset.write_text(PRESET.format(combine="convex"), encoding="utf-8")
-    where = ["--preset-path", str(tmp_path / "config.json"), "--config-path", str(tmp_path / "config.json")]
+
+
+def train_real(folder, name, config, *ours):
+    """One run of its script; its LoRA, its standard error and the folder of its output."""
+    out = folder / name
+    lora = out / "lora.safetensors"
+    own = {"workspace_dir": out, "cache_dir": folder / f"{name}-cache", "output_model_destination": lora}
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps({**config, **{k: str(v) for k, v in own.items()}}), encoding="utf-8")
+    where = ["--preset-path", out / "config.json", "--config-path", out / "config.json"]
+    command = ["attached" if ours else "alone", CHECKOUT / "scripts/train.py", *where, *ours]
     done = subprocess.run(
-        [PYTHON, "-m", "mldm_plugin", str(CHECKOUT / "scripts/train.py"), *where, "--preset", str(preset)],
+        [PYTHON, "-c", SEEDED, *map(str, command)],
         cwd=CHECKOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "masks follow the pictures" in done.stderr
-    assert "reaches the network" in done.stderr
-    lines = [json.loads(x) for x in (tmp_path / "ws/mldm/metrics.jsonl").read_text().splitlines()]
+    return load_file(lora), done.stderr, out
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="MLDM_ONETRAINER names no folder")
+def test_the_real_trainer_trains_with_our_losses_and_with_weights_zero_as_without_us(tmp_path):
+    config, preset = prepare_real(tmp_path), ["--preset", tmp_path / "preset.yaml"]
+    plain, _, _ = train_real(tmp_path, "plain", config)
+    zero, _, _ = train_real(tmp_path, "zero", config, *preset, "--set", "losses.masked_lpips.weight=0")
+    ours, told, out = train_real(tmp_path, "ours", config, *preset)
+    assert plain.keys() == zero.keys() == ours.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert any(not torch.equal(plain[name], ours[name]) for name in plain)
+    assert "masks follow the pictures" in told
+    assert "reaches the network" in told
+    lines = [json.loads(x) for x in (out / "mldm/metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 4  # a bucket's last picture is left out where its batch would not be full
     assert sum(line["masked_lpips/gated"] for line in lines) > len(lines)

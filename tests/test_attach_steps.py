@@ -14,7 +14,7 @@ from make_step import ddpm, flow, make_step, tiny_vae
 from odd_vaes import film_vae, flux2_vae
 from waits import Waits
 
-from mldm_plugin.attach.annotation import KEY
+from mldm_plugin.attach.annotation import KEY, one_frame
 from mldm_plugin.attach.attachment import Attachment
 from mldm_plugin.attach.flags import Settings
 from mldm_plugin.attach.on_record import Fault
@@ -247,7 +247,11 @@ def film_variables(script, vae):
     pictures = step.pixel_values.unsqueeze(2)
     latents = (vae.encode(pictures).latent_dist.mode() - mean) * latents_std
     statistics = {"latents_mean": mean, "latents_std": latents_std}
-    return pictures, latents, lambda noisy: noisy.permute(0, 2, 1, 3, 4), statistics
+
+    def decode(z):
+        return vae.decode(z.unsqueeze(2) / latents_std + mean).sample.squeeze(2)
+
+    return pictures, latents, lambda noisy: noisy.permute(0, 2, 1, 3, 4), statistics, decode
 
 
 def patched_variables(script, vae):
@@ -255,7 +259,12 @@ def patched_variables(script, vae):
     pictures = make_step(OPEN).pixel_values
     latents = Flux2Pipeline._patchify_latents(vae.encode(pictures).latent_dist.mode())
     mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
-    return pictures, (latents - mean) / std.view(1, -1, 1, 1), lambda noisy: noisy, {}
+    std = std.view(1, -1, 1, 1)
+
+    def decode(z):
+        return vae.decode(Flux2Pipeline._unpatchify_latents(z * std + mean)).sample
+
+    return pictures, (latents - mean) / std, lambda noisy: noisy, {}, decode
 
 
 @pytest.mark.parametrize(
@@ -265,7 +274,7 @@ def patched_variables(script, vae):
 )
 def test_autoencoders_that_have_statistics_alone(tmp_path, capfd, vae, form):
     script = Script(tmp_path, LOSSES)
-    pictures, latents, as_kept, statistics = form(script, vae())
+    pictures, latents, as_kept, statistics, decode = form(script, vae())
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(latents.shape, generator=g)
     sigmas = (torch.tensor(OPEN) / 1000).view(-1, *[1] * (latents.ndim - 1))
@@ -277,11 +286,20 @@ def test_autoencoders_that_have_statistics_alone(tmp_path, capfd, vae, form):
     variables["batch"] = {KEY: annotation_of(step), "pixel_values": pictures}
     loss = F.mse_loss(pred, noise - latents)
     given = script.attachment.loss(loss, variables)
-    assert not torch.equal(given, loss)
-    assert torch.autograd.grad(given, pred)[0].abs().sum() > 0
     told = capfd.readouterr().err
+    kept = {"latents": latents, "noise": noise, "model_pred": pred, "target": noise - latents}
+    kept |= {"noisy_latents": (1 - sigmas) * latents + sigmas * noise}
+    own = {name: one_frame(x) for name, x in kept.items()}
+    own |= {"sigmas": sigmas.flatten(), "pixel_values": one_frame(pictures)}
+    own |= {"base_loss": F.mse_loss(own["model_pred"], own["target"])}
+    stack = LossStack.from_preset(tmp_path / "preset.yaml", decode=decode, noise_scheduler=flow())
+    expected = stack(replace(step, **own)).loss
+    torch.testing.assert_close(given, expected)
+    assert abs(given - loss) > 1e-3 * loss
+    gradients = [torch.autograd.grad(x, pred)[0] for x in (given, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
     assert "reaches the network" in told
-    assert "the latents are not encode(picture)" not in told  # which it would say of a wrong scale
+    assert "the latents are not encode(picture)" not in told
     assert "gives the clean latents back: relative error" in told
 
 
