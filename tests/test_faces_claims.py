@@ -66,6 +66,17 @@ def test_what_is_said_of_the_claims_holds():
         "F5": ["shown", "shown", "shown"],
         "F6": ["not shown"],
     }
+    [last, *earlier] = FOUND["table1"]["claims"]
+    assert (last["claim"], last["verdict"]) == ("F1", "shown")
+    assert f"leaves out zero (p = {last['p']:.3f})".replace("0.", ".") in TEXT
+    assert [one["what"].partition(",")[0] for one in earlier] == [
+        "the same after 666 steps",
+        "the same after 1332 steps",
+    ]
+    falling = [one["value"] for one in (*earlier, last)]
+    assert falling == sorted(falling)
+    assert all(one["high"] < 0 for one in (*earlier, last))
+    assert set(FOUND["table1"]["runs"].values()) == {5}
     of = FOUND["table5"]
     accuracy, real = of["values"]["attribute_accuracy"], of["photographs"]["attribute_accuracy"]
     assert f"own {100 * real:.1f} %" in TEXT
