@@ -282,6 +282,13 @@ def test_the_generated_parts_are_there():
         assert parts(f"losses/{name}.md") == wanted, f"docs/losses/{name}.md: no card, no options or no picture"
 
 
+def test_every_condition_encoder_has_a_card_with_its_options():
+    for name, encoder in load_plugins().condition_encoders.entries.items():
+        text = (DOCS / "conditions" / f"{name}.md").read_text(encoding="utf-8")
+        options = set(inspect.signature(encoder).parameters) - {"width"}
+        assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == options, name
+
+
 def test_every_metric_has_a_card_and_a_row():
     """A card for each file of hooks/metrics, and its metrics in the table and in the pages of what they see."""
     rows = dict(re.findall(r"^\| `(\w+)` .*\((\w+)\.md\) \|$", (DOCS / "metrics/README.md").read_text("utf-8"), re.M))
