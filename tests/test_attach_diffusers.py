@@ -35,6 +35,7 @@ UNCHANGED = [
     ("dreambooth/train_dreambooth_lora_flux2_klein", "plain"),
     ("dreambooth/train_dreambooth_lora_lumina2", "plain"),
     ("dreambooth/train_dreambooth_lora_qwen_image", "plain"),
+    ("dreambooth/train_dreambooth_lora_z_image", "plain"),
     ("dreambooth/train_dreambooth_lora_sana", "plain"),
     ("dreambooth/train_dreambooth_lora_krea2", "plain"),
     ("dreambooth/train_dreambooth_lora_flux2", "plain"),
