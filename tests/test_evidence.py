@@ -349,3 +349,23 @@ def test_what_sharpening_and_guidance_do_for_the_judges():
     ]
     low, high = (found["guided"]["one_step_face"]["all"][end] for end in ("low", "high"))
     assert low < 0 < high
+
+
+def test_what_is_said_of_single_losses_holds():
+    study = ALL["losses"]
+    assert [one["verdict"] for one in study["claims"]] == ["not shown"] * 4
+    share = lambda one, key: -100 * one[key] / one["against_mean"]  # noqa: E731
+    moved = [share(one, "value") for one in study["claims"]]
+    seen = [-share(one, "detectable") for one in study["claims"]]
+    low, high, least, most = said("docs/evidence.md", r"by (\.\d) to (\.\d) %, and less than (\.\d) to (\.\d) %")
+    assert [round(min(moved), 1), round(max(moved), 1)] == [low, high]
+    assert [round(min(seen), 1), round(max(seen), 1)] == [least, most]
+    for arm, metric in (("identity", "one_step_face"), ("masked_mse", "one_step_error_person")):
+        seeds = (study["arms"][of]["metrics"][metric]["seeds"] for of in (arm, "plain"))
+        assert all(one < other for one, other in zip(*seeds, strict=True)), arm
+    leaving_out_zero = [one["arm"] for one in study["claims"] if one["high"] < 0]
+    assert leaving_out_zero == ["masked_mse"]
+    for one in study["claims"][:3]:
+        page = f"docs/losses/{one['arm']}.md"
+        value, low = said(page, r"by ([\d.]+) % \(95 %: −([\d.]+) to [+−][\d.]+\), which")
+        assert [round(share(one, "value"), 1), round(share(one, "low"), 1)] == [value, low]
