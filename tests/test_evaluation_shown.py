@@ -93,6 +93,12 @@ def test_the_page_opens_with_what_came_out_and_folds_what_too_few_cases_were_ask
     assert dom.count('class="metric"') == 4
 
 
+def test_where_nothing_was_drawn_the_page_says_so(tmp_path, shown):
+    results = make_results(tmp_path, cases=0)
+    results["metrics"] = [metric for metric in results["metrics"] if metric["kind"] == "one_step"]
+    assert "in single steps, with the same noise, by 1 metric; nothing was drawn." in words(shown(results))
+
+
 def test_a_nasty_prompt_does_nothing_in_a_browser(results, shown):
     dom = shown(results, then="document.querySelector('.gallery .shot').click()")
     assert 'src="x"' not in dom

@@ -36,12 +36,13 @@ function sampler() {
 function whatWasCompared() {
   const prompts = counted(R.cases.length, 'prompt'), again = R.sampling.repetitions;
   const drawn = R.models.some((model) => model.runs.some((run) => run.kind !== 'pictures'));
+  const once = R.metrics.find((metric) => metric.kind === 'one_step');
+  if (once && !R.cases.length) return `${NAMES.length === 1 ? 'One model' : `${NAMES.length} models`} looked at ${counted(once.cases, 'held-out photograph')} in single steps, with the same noise, by ${counted(R.metrics.length, 'metric')}; nothing was drawn.`;
   const times = again > 1 ? `, ${again} times each,` : '';
   const whose = NAMES.length === 1 ? 'One model' : `${NAMES.length} models`;
   const begin = drawn ? `${whose} drew ${NAMES.length > 1 ? 'the same ' : ''}${prompts}${times} from the same noise (${sampler()})` :
     `Pictures of ${prompts} by ${NAMES.length === 1 ? 'one model' : `${NAMES.length} models`} were measured`;
   const measured = `${drawn ? '; ' : ' by '}${counted(R.metrics.length, 'metric')}${drawn ? ' look at what came out' : ''}`;
-  const once = R.metrics.find((metric) => metric.kind === 'one_step');
   const photographs = once ? `, ${R.metrics.filter((metric) => metric.kind === 'one_step').length} of them at single steps from ${counted(once.cases, 'held-out photograph')}` : '';
   return `${begin}${measured}${photographs}.`;
 }
