@@ -1,6 +1,6 @@
 """A file from an address to this disk: with a progress bar, and going on where an earlier try stopped.
 
-Pooch, which serves for the rest, begins a download anew that was stopped; these have up to 550 MB.
+Pooch, which would serve for the rest, begins a download anew that was stopped; these have up to 550 MB.
 """
 
 from __future__ import annotations
