@@ -11,6 +11,7 @@ from torchvision.transforms import functional as F
 
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, annotate
 from mldm_plugin.attach.coverage import Coverage
+from mldm_plugin.attach.followed import FollowedTensor
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import check_placement
@@ -24,8 +25,7 @@ def example(path="a.png", flip=False, mask=True, boxes=((2, 4, 10, 12),)):
     torch.manual_seed(len(path))
     picture = F.normalize(torch.rand(3, 32, 48), [0.5], [0.5])
     affine = (-1.0, 0, 48, 0, 1, 0) if flip else (1.0, 0, 0, 0, 1, 0)
-    picture.mldm_frame = Frame(path, (48, 32), (48, 32), affine)
-    row = {"pixel_values": picture}
+    row = {"pixel_values": FollowedTensor.of(picture, Frame(path, (48, 32), (48, 32), affine))}
     if mask is not None:
         labels = torch.zeros(32, 48, dtype=torch.uint8)
         labels[4:20, 2:20] = 1
@@ -91,7 +91,7 @@ def test_class_pictures_after_the_instance_pictures_need_no_annotation():
         (lambda e, b: e[0].update(mask=Image.new("RGB", (48, 32))), "picture of mode RGB"),
         (lambda e, b: e[0].update(mask=turned_mask()), "moved twice"),
         (lambda e, b: e[0].update(mask="a_mask.png"), "holds str, expected a label picture"),
-        (lambda e, b: delattr(e[0]["pixel_values"], "mldm_frame"), "not known"),
+        (lambda e, b: delattr(e[0]["pixel_values"], "mldm_planes"), "not known"),
     ],
 )
 def test_what_cannot_be_used_is_named(spoil, message):
@@ -115,7 +115,8 @@ def test_boxes_that_cannot_be_used_wait_for_a_loss_that_needs_them(boxes, messag
 
 def test_a_turned_picture_with_annotation_is_ambiguous():
     turned = example("a.png")
-    turned["pixel_values"].mldm_frame = Frame("a.png", (48, 32), (48, 32), orientation=6)
+    of_file = Frame("a.png", (48, 32), (48, 32), orientation=6)
+    turned["pixel_values"] = FollowedTensor.of(turned["pixel_values"].as_subclass(torch.Tensor), of_file)
     with pytest.raises(DataError, match="EXIF orientation 6"):
         annotate([turned], batch_of([turned]), COLUMNS)
 

@@ -1,8 +1,8 @@
 """A picture as a tensor that knows its frame: crops, flips and changes of size are followed in tensor space, too.
 
-Whatever is computed from such a tensor comes out as it always does. A result keeps a frame where the operation is known
-to leave pixels in their places, or to move them along with an affine map; what else may be a picture still knows its
-file, and that it was lost; anything more (a batch, what a network makes of it) is an ordinary tensor.
+Whatever is computed from such a tensor comes out as it always does. A result keeps its frames where the operation is
+known to leave pixels in their places, or to move them along with an affine map; what else may be a picture still knows
+its file, and that it was lost; anything more (a batch, what a network makes of it) is an ordinary tensor.
 """
 
 from __future__ import annotations
@@ -11,39 +11,44 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mldm_plugin.attach.frame import IDENTITY, Frame, cut, scaling
+from mldm_plugin.attach.followed_array import FollowedArray
+from mldm_plugin.attach.frame import Frame, scaling
+from mldm_plugin.attach.planes import Planes, in_words
 
 _ARITHMETIC = ("add", "sub", "mul", "div", "truediv", "pow")
 _POINTWISE = {
     *(form.format(name) for name in _ARITHMETIC for form in ("{}", "__{}__", "__r{}__", "__i{}__")),
     *("rsub", "true_divide", "neg", "__neg__", "abs", "clamp", "clip", "clamp_min", "clamp_max", "round", "floor"),
     *("sqrt", "exp", "log", "lerp", "where", "to", "type", "type_as", "float", "half", "double", "bfloat16", "int"),
-    *("byte", "cpu", "cuda", "contiguous", "clone", "detach", "requires_grad", "pin_memory"),
+    *("byte", "cpu", "cuda", "contiguous", "clone", "detach", "requires_grad", "pin_memory", "numpy"),
 }
-_SHAPED = {"unsqueeze", "squeeze", "reshape", "view"}  # leading dimensions alone, or the frame no longer fits
+_SHAPED = {"unsqueeze", "squeeze", "reshape", "view"}  # axes before rows and columns alone, or they no longer fit
+_PERMUTED = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
+_PARTED = {"unbind", "chunk", "split", "tensor_split"}
 _PLAIN = {"as_subclass"}
 _CHANNELS = (1, 3, 4)
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class FollowedTensor(Tensor):
-    """A picture (…, H, W) that knows its frame."""
+    """A tensor of pictures, most often one (…, H, W), that knows their frames."""
 
-    mldm_frame: Frame  # the name that `ledger.frame_of` looks for
+    mldm_planes: Planes  # the name that `ledger.frame_of` looks for
 
     @classmethod
-    def of(cls, tensor: Tensor, frame: Frame) -> FollowedTensor:
-        """The same memory, with a frame."""
+    def of(cls, tensor: Tensor, planes: Planes | Frame) -> FollowedTensor:
+        """The same memory, with the frames of its planes, or that of the one picture (…, H, W) that it is."""
         followed = tensor.as_subclass(cls)
-        followed.mldm_frame = frame
+        followed.mldm_planes = Planes.of(planes, tensor.shape) if isinstance(planes, Frame) else planes
         return followed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # torch's own wants `new_empty` to give the subclass
         copied = copy.deepcopy(self.as_subclass(Tensor), memo)
-        return FollowedTensor.of(copied, self.mldm_frame) if hasattr(self, "mldm_frame") else copied
+        return FollowedTensor.of(copied, self.mldm_planes) if hasattr(self, "mldm_planes") else copied
 
     @classmethod
     def __torch_function__(
@@ -52,20 +57,30 @@ class FollowedTensor(Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-            name = getattr(func, "__name__", "")
-            if func == _DATA:
-                name = "detach"
-            given = [a for a in (*args, *kwargs.values()) if isinstance(a, FollowedTensor) and hasattr(a, "mldm_frame")]
+            name = "detach" if func == _DATA else getattr(func, "__name__", "")
+            given = [a for a in (*args, *kwargs.values()) if _is_known(a)]
             _lose_overwritten(name, args)
-            if not given or not isinstance(result, Tensor) or not _may_be_picture(result) or name in _PLAIN:
+            if not given or name in _PLAIN:
                 return result
-            frame = _moved(name, given, result, args, kwargs)
-            if frame.size != (result.shape[-1], result.shape[-2]):
-                frame = frame.lose(f"{name} on a tensor")
-            return cls.of(result, frame)
+            if name in _PARTED and isinstance(result, (tuple, list)):
+                return type(result)(_parts(name, given[0], result, args, kwargs))
+            if not isinstance(result, (Tensor, np.ndarray)):
+                return result
+            return _with(result, _moved(func, name, given, result, args, kwargs), f"{name} on a tensor")
 
 
-def _may_be_picture(result: Tensor) -> bool:
+def _is_known(value: Any) -> bool:
+    return isinstance(value, FollowedTensor) and hasattr(value, "mldm_planes")
+
+
+def _with(result: Any, planes: Planes | None, operation: str) -> Any:
+    if planes is None:
+        return result
+    planes = planes.checked(result.shape, operation)
+    return (FollowedTensor if isinstance(result, Tensor) else FollowedArray).of(result, planes)
+
+
+def _may_be_picture(result: Any) -> bool:
     """Whether a result is shaped like a picture, or like a batch of one, which is how torchvision resizes."""
     if result.ndim == 4:
         return result.shape[0] == 1 and result.shape[1] in (1, 3)
@@ -79,65 +94,71 @@ def _simple(name: str) -> str:
 
 def _lose_overwritten(name: str, args: Sequence[Any]) -> None:
     """A picture whose pixels were replaced in place by others' is not where it was; a value painted over it is none."""
-    replaced = name == "__setitem__" and any(isinstance(a, FollowedTensor) for a in args[2:])
-    replaced |= name.endswith("_") and not name.endswith("__") and _simple(name) not in _POINTWISE | _SHAPED
-    if replaced and isinstance(args[0], FollowedTensor) and hasattr(args[0], "mldm_frame"):
-        args[0].mldm_frame = args[0].mldm_frame.lose(f"{name} on a tensor")
+    if not args or not _is_known(args[0]):
+        return
+    replaced = name.endswith("_") and not name.endswith("__") and _simple(name) not in _POINTWISE | _SHAPED
+    if name == "__setitem__" and _is_known(args[2]):
+        replaced = not args[0].mldm_planes.have(args[1], args[2].mldm_planes)
+    if replaced:
+        args[0].mldm_planes = args[0].mldm_planes.lose(f"{name} on a tensor")
 
 
 def _moved(
-    name: str, given: Sequence[FollowedTensor], result: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Frame:
-    """The frame of a result that is as large as a picture."""
-    picture, frame = given[0], given[0].mldm_frame
-    if any(other.mldm_frame != frame for other in given[1:]):
-        return frame.lose(f"{name} of two pictures")
-    simple = _simple(name)
-    size = (result.shape[-1], result.shape[-2])
-    if (
-        simple in _POINTWISE
-        or (simple in _SHAPED and result.numel() == picture.numel())
-        or _same(name, picture, result)
-    ):
-        return frame
-    if simple == "__getitem__":
-        return _cut(frame, args[1], picture.ndim)
-    if simple == "flip":
-        return _flipped(frame, args[1:] or (kwargs["dims"],), picture.ndim)
-    if simple == "interpolate":
-        return frame.then(scaling((0, 0, *frame.size), size), size)
-    if simple == "pad":
+    func: Any, name: str, given: Sequence[FollowedTensor], result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Planes | None:
+    """The frames of a result; None where it is no picture any more."""
+    picture, planes, simple = given[0], given[0].mldm_planes, _simple(name)
+    if simple in _POINTWISE or _same(name, picture, result):
+        return Planes.together([g.mldm_planes for g in given], result.shape, name)
+    moved, lost = None, f"{name} on a tensor"
+    if len(given) > 1:
+        lost = f"{name} of two pictures"
+    elif simple in _SHAPED:
+        moved = planes.reshaped(picture.shape, result.shape)
+    elif simple in _PERMUTED:
+        numbered = torch.empty(tuple(range(picture.ndim)), device="meta")  # each axis is as long as its number
+        moved = planes.permuted(func(numbered, *args[1:], **kwargs).shape)
+    elif simple == "__getitem__":
+        moved, lost = planes.indexed(args[1]), f"indexing a tensor {in_words(args[1])}"
+    elif simple == "flip":
+        moved = _flipped(planes, args[1:] or (kwargs["dims"],))
+    elif simple == "interpolate" and planes.last:
+        size = (result.shape[-1], result.shape[-2])
+        moved = planes.each(lambda frame: frame.then(scaling((0, 0, *frame.size), size), size))
+    elif simple == "pad" and planes.last:
         borders = [*(args[1] if len(args) > 1 else kwargs["pad"]), 0, 0]  # left, right, top, …
-        return frame.then((1, 0, borders[0], 0, 1, borders[2]), size)
-    return frame.lose(f"{name} on a tensor")
+        size = (result.shape[-1], result.shape[-2])
+        moved = planes.each(lambda frame: frame.then((1, 0, borders[0], 0, 1, borders[2]), size))
+    if moved is None and _may_be_picture(result):
+        return planes.lost(lost, result.shape)
+    return moved
 
 
-def _same(name: str, picture: Tensor, result: Tensor) -> bool:
+def _parts(
+    name: str, picture: FollowedTensor, results: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """What a tensor was taken apart into, each with its frames."""
+    place = 1 if name == "unbind" else 2  # of the axis among the arguments
+    axis = int(kwargs.get("dim", args[place] if len(args) > place else 0)) % picture.ndim
+    start, parts = 0, []
+    for result in results:
+        size = 1 if name == "unbind" else result.shape[axis]
+        taken = start if name == "unbind" else slice(start, start + size)
+        planes = picture.mldm_planes.indexed((*[slice(None)] * axis, taken))
+        parts.append(_with(result, planes, f"{name} of a tensor"))
+        start += size
+    return parts
+
+
+def _flipped(planes: Planes, dims: Sequence[Any]) -> Planes | None:
+    """After a flip of any axes; of those before rows and columns it is one of channels."""
+    axes = {int(d) % planes.ndim for d in (dims[0] if isinstance(dims[0], (tuple, list)) else dims)}
+    return planes.indexed(tuple(slice(None, None, -1 if axis in axes else 1) for axis in range(planes.ndim)))
+
+
+def _same(name: str, picture: Tensor, result: Any) -> bool:
     """Whether `as_strided` has left all as it was; torchvision's v2 rewrites the stride of a batch of one by it."""
+    if name != "as_strided":
+        return False
     place = [(x.data_ptr(), x.numel(), x.stride()[-3:]) for x in (picture, result)]
-    return name == "as_strided" and place[0] == place[1]
-
-
-def _cut(frame: Frame, key: Any, ndim: int) -> Frame:
-    """After indexing: rows and columns by slices, what comes before them in any way."""
-    keys = [k for k in (key if isinstance(key, tuple) else (key,)) if k is not None]
-    if not all(k is Ellipsis or isinstance(k, (int, slice)) for k in keys):
-        return frame.lose("indexing a tensor by more than slices")
-    if Ellipsis not in keys:
-        keys.append(Ellipsis)
-    place = keys.index(Ellipsis)
-    whole = [*keys[:place], *[slice(None)] * (ndim - len(keys) + 1), *keys[place + 1 :]]
-    return cut(frame, whole[-2], whole[-1], f"indexing a tensor with {key!r}")
-
-
-def _flipped(frame: Frame, dims: Sequence[Any], ndim: int) -> Frame:
-    """After a flip of any dimensions; of those before rows and columns it is one of channels."""
-    listed = dims[0] if isinstance(dims[0], (tuple, list)) else dims
-    axes = {int(d) % ndim for d in listed}
-    width, height = frame.size
-    a, b, c, d, e, f = IDENTITY
-    if ndim - 1 in axes:
-        a, c = -1, width
-    if ndim - 2 in axes:
-        e, f = -1, height
-    return frame.then((a, b, c, d, e, f), frame.size)
+    return place[0] == place[1]

@@ -1,9 +1,9 @@
-"""The ledger: Pillow and torchvision write down what they do to a picture while a script runs.
+"""The ledger: Pillow, numpy and torchvision write down what they do to a picture while a script runs.
 
 `install` wraps the few functions through which a picture can change its frame. They do what they always did, to the
 byte; beside it they keep a `Frame` in `Image.info`, which Pillow copies from picture to picture, and later on the
-tensor (followed). No random numbers are drawn. An operation that is not known loses the frame, and an annotated picture
-without a frame stops the run.
+array and the tensor (followed_array, followed). No random numbers are drawn. An operation that is not known loses the
+frame, and an annotated picture without a frame stops the run.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import torch
 from PIL import Image, ImageEnhance
 from PIL.ExifTags import Base as Exif
 from torch import Tensor
+from torch.jit._builtins import _find_builtin, _register_builtin
+from torch.utils._device import _device_constructors
 
 from mldm_plugin.attach.followed import FollowedTensor
+from mldm_plugin.attach.followed_array import FollowedArray
 from mldm_plugin.attach.frame import Frame, scaling, transposition
+from mldm_plugin.attach.planes import Planes
 
-_KEY = "mldm_frame"  # in Image.info, and as attribute of a tensor
+_KEY = "mldm_frame"  # in Image.info
+_COLOURS = (3, 4)
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 _serials = itertools.count()
 _NAMED = 4
@@ -37,13 +44,17 @@ def install() -> None:
         return
     installed = True
     _follow_pillow()
+    _follow_arrays()
     _follow_torchvision()
 
 
 def frame_of(picture: Any) -> Frame | None:
-    """The frame of a Pillow picture or a tensor, if it has been followed."""
-    frame = picture.info.get(_KEY) if isinstance(picture, Image.Image) else getattr(picture, _KEY, None)
-    return frame if isinstance(frame, Frame) else None
+    """The frame of a picture of Pillow, an array or a tensor, if it has been followed."""
+    if isinstance(picture, Image.Image):
+        frame = picture.info.get(_KEY)
+        return frame if isinstance(frame, Frame) else None
+    planes = getattr(picture, "mldm_planes", None)
+    return planes.frame() if isinstance(planes, Planes) else None
 
 
 def _put(picture: Any, frame: Frame | None) -> Any:
@@ -54,7 +65,7 @@ def _put(picture: Any, frame: Frame | None) -> Any:
     elif isinstance(picture, Tensor) and frame is not None:
         if type(picture) is Tensor:
             return FollowedTensor.of(picture, frame)
-        setattr(picture, _KEY, frame)
+        picture.mldm_planes = Planes.of(frame, picture.shape)  # type: ignore[attr-defined]
     return picture
 
 
@@ -160,6 +171,67 @@ def _follow_colours() -> None:
     PIL.Image.merge = merge
 
 
+def _follow_arrays() -> None:
+    """From picture to array, from array to tensor, and back to a picture."""
+    _device_constructors()  # keeps torch's functions as they are: it is by these that `with torch.device` knows them
+    as_tensor = torch.as_tensor
+    for owner, names in ((np, ("array", "asarray", "ascontiguousarray")), (torch, ("tensor", "as_tensor"))):
+        for name in names:
+            _follow_source(owner, name)
+    _follow_source(torch, "from_numpy", compiled=as_tensor)  # torch.compile knows from_numpy by its name alone
+    for name in ("zeros", "ones", "full"):
+        _follow_blank(name)
+    original = PIL.Image.fromarray
+
+    @functools.wraps(original)
+    def fromarray(array: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        picture, planes = original(array, *args, **kwargs), _planes_of(array)
+        return picture if planes is None or (planes.rows, planes.columns) != (0, 1) else _put(picture, planes.frame())
+
+    PIL.Image.fromarray = fromarray  # type: ignore[assignment]
+
+
+def _planes_of(source: Any) -> Planes | None:
+    """What is known of the pictures in an array or a tensor, or of a picture as the array that Pillow makes of it."""
+    if isinstance(source, Image.Image):
+        frame = _current(source)
+        shape = (source.height, source.width, *([len(source.getbands())] if len(source.getbands()) > 1 else []))
+        return None if frame is None else Planes.of(frame, shape, 0, 1)
+    return getattr(source, "mldm_planes", None) if isinstance(source, (FollowedArray, FollowedTensor)) else None
+
+
+def _follow_source(owner: Any, name: str, compiled: Callable[..., Any] | None = None) -> None:
+    """`numpy.array(picture)`, `torch.tensor(array)` and the like: what comes out has the frames of what goes in."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return (compiled or original)(*args, **kwargs)
+        result = original(*args, **kwargs)
+        planes = _planes_of(args[0]) if args else None
+        if planes is None:
+            return result
+        kind: Any = FollowedArray if isinstance(result, np.ndarray) else FollowedTensor
+        return kind.of(result, planes.checked(result.shape, f"{owner.__name__}.{name}"))
+
+    setattr(owner, name, followed)
+    if (operator := _find_builtin(original)) is not None:  # TorchScript knows functions by what they are
+        _register_builtin(followed, operator)
+
+
+def _follow_blank(name: str) -> None:
+    """An array shaped like a picture in colours, into which one may be pasted."""
+    original = getattr(np, name)
+
+    @functools.wraps(original)
+    def blank(*args: Any, **kwargs: Any) -> np.ndarray:
+        result = original(*args, **kwargs)
+        return FollowedArray.blank(result) if result.ndim == 3 and result.shape[2] in _COLOURS else result
+
+    setattr(np, name, blank)
+
+
 def _follow_torchvision() -> None:
     """From picture to tensor, and the steps on tensors that leave the frame alone."""
     from torchvision.transforms import functional as F
@@ -194,14 +266,19 @@ def _follow_kernels(transform: Any) -> None:
     transform._call_kernel = call_kernel
 
 
+def _kept(before: Any, after: Any) -> Any:
+    frame = frame_of(before)
+    return after if frame is None else _put(after, frame)
+
+
 def _follow_forward(transform: Any) -> None:
     original = transform.forward
 
     @functools.wraps(original)
     def forward(self: Any, *inputs: Any) -> Any:
         result = original(self, *inputs)
-        if len(inputs) == 1 and (frame := frame_of(inputs[0])) is not None:
-            return _put(result, frame)
-        return result
+        if len(inputs) == 1:
+            return _kept(inputs[0], result)
+        return tuple(_kept(*pair) for pair in zip(inputs, result, strict=True))
 
     transform.forward = forward

@@ -38,8 +38,11 @@ def check_placement(picture: Tensor, frame: Frame, example: Mapping[str, Any], n
     source = _source(frame, example)
     if source is None:
         return None
-    warped = frame.warp_picture(source)
-    given = picture.detach().float().cpu()
+    x0, y0, x1, y1 = (round(edge) for edge in frame.visible or (0, 0, *frame.size))
+    if x1 <= x0 or y1 <= y0:
+        return None  # what was cropped shows nothing of it
+    # What was padded has any colour.
+    warped, given = (p[:, y0:y1, x0:x1] for p in (frame.warp_picture(source), picture.detach().float().cpu()))
     distance = (warped - given).abs().mean().item()
     likeness = _likeness(warped, given)
     if likeness < _LEAST_LIKENESS:
