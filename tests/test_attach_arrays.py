@@ -310,6 +310,21 @@ def test_pairs_part_with_the_frame_of_each(tmp_path, join, count):
             assert agreement(frame.warp_labels(people_labels()), labels_of(pictures[n] / 2 + 0.5)) > 0.93
 
 
+def test_a_picture_and_its_condition_are_cropped_as_one_tensor(tmp_path):
+    """As ControlNet++'s reward script does: the picture, a condition of another file and labels without one."""
+    image, condition = (people_picture(tmp_path / f"{name}.png") for name in ("image", "condition"))
+    labels = torch.rand(1, 96, 140)
+    torch.manual_seed(0)
+    joined = transforms.RandomCrop(60)(torch.cat([F.to_tensor(image), F.to_tensor(F.hflip(condition)), labels]))
+    for part, name, sign in ((joined[:3], "image", 1), (joined[3:6], "condition", -1)):
+        frame = check_frame(frame_of(part), (60, 60), "x")
+        assert frame.source == str(tmp_path / f"{name}.png")
+        assert frame.affine[0] == sign
+        assert agreement(frame.warp_labels(people_labels()), labels_of(part)) > 0.93
+    assert frame_of(joined) is None
+    assert "beside a picture" in frame_of(joined[6:]).lost
+
+
 def test_pictures_of_two_files_in_one_are_nobodys(tmp_path):
     one, other = (np.array(people_picture(tmp_path / name)) for name in ("one.png", "other.png"))
     both = torch.from_numpy(np.concatenate([one[..., :2], other[..., 2:]], axis=2)).permute(2, 0, 1)

@@ -29,6 +29,7 @@ _POINTWISE = {
 _SHAPED = {"unsqueeze", "squeeze", "reshape", "view"}  # axes before rows and columns alone, or they no longer fit
 _PERMUTED = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
 _PARTED = {"unbind", "chunk", "split", "tensor_split"}
+_JOINED = {"cat", "concat", "concatenate"}
 _PLAIN = {"as_subclass"}
 _CHANNELS = (1, 3, 4)
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
@@ -60,6 +61,8 @@ class FollowedTensor(Tensor):
             name = "detach" if func == _DATA else getattr(func, "__name__", "")
             given = [a for a in (*args, *kwargs.values()) if _is_known(a)]
             _lose_overwritten(name, args)
+            if name in _JOINED and isinstance(result, Tensor):
+                return _with(result, _joined(args, kwargs), f"{name} of tensors")
             if not given or name in _PLAIN:
                 return result
             if name in _PARTED and isinstance(result, (tuple, list)):
@@ -132,6 +135,18 @@ def _moved(
     if moved is None and _may_be_picture(result):
         return planes.lost(lost, result.shape)
     return moved
+
+
+def _joined(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planes | None:
+    """Of pictures (C, H, W) as channels of one tensor, which part again; None of anything else: a batch ends here."""
+    tensors = list(kwargs.get("tensors", args[0] if args else ()))
+    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if axis not in (0, -3) or any(tensor.ndim != 3 for tensor in tensors):
+        return None
+    size = (tensors[0].shape[-1], tensors[0].shape[-2])
+    unknown = Frame("", size, size).lose("what lies beside a picture")
+    parts = [t.mldm_planes if _is_known(t) else Planes.of(unknown, t.shape) for t in tensors]
+    return Planes.joined(parts, 0) if all(planes.last for planes in parts) else None
 
 
 def _parts(
