@@ -117,6 +117,14 @@ RANDOM_VAE = _by_path(
     _script("dreambooth/train_dreambooth_lora_qwen_image.py", "qwen_image", "dreambooth", f"{RATE} {SHORT}", LORA),
     _script("dreambooth/train_dreambooth_lora_sana.py", "sana", "dreambooth", f"{RATE} {SHORT} {ONE}", LORA),
     _script("dreambooth/train_dreambooth_lora_krea2.py", "krea2", "dreambooth", f"{RATE} {SHORT}", LORA),
+    _script(
+        "kandinsky2_2/text_to_image/train_text_to_image_decoder.py",
+        "kandinsky",
+        "imagefolder",
+        KANDINSKY,
+        UNET,
+        without="--pretrained_model_name_or_path",
+    ),
 )
 
 # Whose loss is of a part of each picture, so that ours can only be added to it.
@@ -145,15 +153,6 @@ REFUSED = {
         _script("text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),
-    ),
-    "the latents are not encode(picture)": _by_path(
-        _script(
-            "kandinsky2_2/text_to_image/train_text_to_image_decoder.py",
-            "kandinsky",
-            "imagefolder",
-            KANDINSKY,
-            without="--pretrained_model_name_or_path",
-        ),
     ),
     "combine: convex takes a share of each image's plain loss away": _by_path(*MASKED.values()),
     "the noisy latents are not α·latents + σ·noise": _by_path(

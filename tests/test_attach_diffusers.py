@@ -110,7 +110,7 @@ def test_other_scripts_are_refused_in_their_first_step(folder, name, words):
 
 
 @pytest.mark.parametrize("name", RANDOM_VAE)
-def test_trains_with_an_autoencoder_of_films(folder, name):
+def test_trains_with_a_random_autoencoder(folder, name):
     done, weights, out = attached(folder, name, "plain", "--set", "checks.picture=warn")
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights
