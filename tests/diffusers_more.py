@@ -154,7 +154,6 @@ REFUSED = {
         _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),
     ),
-    "combine: convex takes a share of each image's plain loss away": _by_path(*MASKED.values()),
     "the noisy latents are not α·latents + σ·noise": _by_path(
         _script(
             "consistency_distillation/train_lcm_distill_lora_sdxl.py",

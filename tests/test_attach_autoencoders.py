@@ -174,7 +174,7 @@ def test_the_real_ones_decode_as_their_trainer_does():
 def test_kandinskys_latents_are_not_scaled_and_not_quantised():
     """As its pipelines decode, whatever the autoencoder's config says of a scale."""
     torch.manual_seed(0)
-    widths = {"block_out_channels": (8, 8), "latent_channels": 4, "norm_num_groups": 8, "vq_embed_dim": 4}
+    widths = {"block_out_channels": (32, 32), "latent_channels": 4, "norm_num_groups": 8, "vq_embed_dim": 4}
     ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = VQModel(num_vq_embeddings=12, norm_type="spatial", **widths, **ends).eval()
     assert vae.config.scaling_factor == 0.18215

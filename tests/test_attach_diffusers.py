@@ -17,7 +17,13 @@ from safetensors.torch import load_file
 from tiny_people import person_pixels
 
 pytestmark = [needs_examples, pytest.mark.timeout(900)]
-KNOWN = SCRIPTS | MORE | RANDOM_VAE | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
+KNOWN = (
+    SCRIPTS
+    | MORE
+    | RANDOM_VAE
+    | MASKED
+    | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
+)
 ALL = [(name, variant) for name, script in (SCRIPTS | MORE).items() for variant in script.variants]
 ONE_BY_ONE = [f"dreambooth/train_dreambooth_lora_{name}" for name in ("flux2", "flux2_klein", "qwen_image", "krea2")]
 WITHOUT_COLUMNS = ("concept", "captions", "realfill")
@@ -133,6 +139,10 @@ def test_latents_that_are_kept_one_by_one_are_refused(folder, name):
 
 @pytest.mark.parametrize("name", MASKED)
 def test_a_loss_of_a_part_of_each_picture_is_added_to(folder, name):
+    mixed, weights, _ = attached(folder, name, "plain")
+    assert mixed.returncode == 1
+    assert not weights
+    assert "combine: convex takes a share of each image's plain loss away" in mixed.stderr
     done, weights, out = attached(folder, name, "plain", "--set", "combine=additive", suffix="-additive")
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights
