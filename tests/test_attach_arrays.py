@@ -121,6 +121,13 @@ def test_computing_in_place_stays_in_its_place(coordinates):
     check_places(floats.astype(np.uint8))
 
 
+def test_colours_by_another_package_stay_in_their_place(coordinates):
+    """As kohya's scripts change them: by OpenCV, and written over the picture."""
+    coordinates[:, :, :2] = np.asarray(coordinates[:, :, :2]).view(np.ndarray).copy()
+    coordinates[:] = coordinates * 1
+    check_places(coordinates)
+
+
 def test_boxes_follow_a_flip_after_a_crop(coordinates):
     frame = frame_of(coordinates[4:, 10:50][:, ::-1].copy())
     assert frame.warp_boxes(torch.tensor([[15.0, 10.0, 25.0, 20.0]])).tolist() == [[25, 6, 35, 16]]

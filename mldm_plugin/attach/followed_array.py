@@ -67,7 +67,9 @@ class FollowedArray(np.ndarray):
         super().__setitem__(key, value)
         pasted = getattr(value, "mldm_planes", None)
         if pasted is None:
-            if isinstance(value, np.ndarray) and value.ndim >= 2:
+            # Of a package that is not followed: in all of a picture it is taken for other colours, as kohya's are.
+            covered = self.mldm_planes is not None and self.mldm_planes.covers(key)
+            if isinstance(value, np.ndarray) and value.ndim >= 2 and not covered:
                 self._lose("an array that was written into another")
         elif self.mldm_blank:
             self.mldm_blank, self.mldm_planes = False, _pasted(pasted, key, self.shape)

@@ -112,12 +112,19 @@ class Planes:
         (e, f, height), (a, c, width) = down, across
         others.append(Ellipsis)  # an array even where no axis is left
         taken = Planes(self.frames[tuple(others)], *places)
+        if (a, c, e, f, width, height) == (1, 0, 1, 0, *size):
+            return taken
         return taken.each(lambda frame: frame.then((a, 0, c, 0, e, f), (width, height)))
 
     def have(self, key: Any, written: Planes) -> bool:
         """Whether what was written at `key` shows what was there, as after `picture[0] *= 2`."""
         own = self.indexed(key)
         return own is not None and _equal(own, written)
+
+    def covers(self, key: Any) -> bool:
+        """Whether `key` takes all rows and columns of one picture, as they are."""
+        own, frame = self.indexed(key), self.frame()
+        return own is not None and frame is not None and own.frame() == frame
 
     def permuted(self, order: Sequence[int]) -> Planes:
         """After a transposition: axis i of the result was axis `order[i]`."""
