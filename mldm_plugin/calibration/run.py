@@ -73,11 +73,9 @@ def calibration(
     calibration = Calibration(preset, plugins, pipeline.vae, pipeline.scheduler, draws=draws)
     number = min(photographs, len(shown))
     rows = [round(i * (len(shown) - 1) / max(number - 1, 1)) for i in range(number)]
-    notes = None
-    if out is not None:
-        how = {"run": asdict(run), "digest": run.digest, "preset": preset.model_dump(), "draws": draws, "side": side}
-        how |= {"data": stamp(data), "others": stamp(others), "plugins": {name: _digest(name) for name in names}}
-        notes = Notes(claim(out / "measured", how))
+    how = {"run": asdict(run), "digest": run.digest, "preset": preset.model_dump(), "draws": draws, "side": side}
+    how |= {"data": stamp(data), "others": stamp(others), "plugins": {name: _digest(name) for name in names}}
+    notes = None if out is None else Notes(claim(out / "measured", how))
     tellings = calibration(Asker(pipeline), shown, rows, further, device, notes)
     return Calibrated(preset, calibration.schedule, calibration.timesteps, tellings)
 
