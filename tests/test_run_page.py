@@ -391,10 +391,18 @@ def test_the_page_in_a_browser(run, tmp_path):
         page.value("document.querySelector('#losses .chart').focus()")
         page.key("ArrowRight")
         assert "step 1" in page.value("document.getElementById('hint').textContent")
+        wide = (
+            "((nodes) => [...nodes].filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent))"
+        )
         for width in (390, 1280):
             page.size(width, 800, dark=True, mobile=width < 500)
             page.until(f"innerWidth === {width}")
             assert page.value("document.documentElement.scrollWidth") <= width
+            assert page.value(f"{wide}(document.querySelectorAll('.bars small'))") == [], "cut off"
+        assert page.value(f"{wide}(document.querySelectorAll('.links'))") == []
+        edges = "[...document.querySelectorAll('.share-of')].map((one) => Math.round(one.getBoundingClientRect().left))"
+        assert len(set(page.value(edges))) == 1, "bars that are compared begin at one place"
+        assert page.value("[...document.querySelectorAll('img')].every((one) => one.complete && one.naturalWidth)")
         assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
         assert page.errors == []
 

@@ -30,7 +30,7 @@ function stepPlot(title, lines, { height = 200, ends = null, raw = true, zero = 
     const x = linear(first, Math.max(last, first + 1), MARGIN.left, width - MARGIN.right);
     const y = linear(low, high, height - MARGIN.bottom, MARGIN.top);
     const ruler = s('path', { class: 'ruler', visibility: 'hidden' });
-    const marks = ticks(first, Math.max(last, first + 1), Math.max(Math.floor(width / 110), 2)).filter(([value]) => Number.isInteger(value));
+    const marks = ticks(first, Math.max(last, first + 1), Math.max(Math.floor(width / 80), 2)).filter(([value]) => Number.isInteger(value));
     const plot = canvas(width, height, `${title} over steps`,
       ticks(low, high, height > 150 ? 5 : 3).map(([value]) => [
         s('path', { class: 'grid', d: `M${MARGIN.left} ${y(value)}H${width - MARGIN.right}` }),
