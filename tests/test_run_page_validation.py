@@ -107,6 +107,31 @@ def test_what_got_worse_is_called_so(run):
     assert (error["better"], [row for row, *_ in error["worse"]]) == ([], [6, 4, 7])
 
 
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ([-0.3, -0.3, -0.3, -0.3, -0.3, -0.3, 0.02, 0.02], True),
+        ([-0.03, -0.15, 0.02, -0.56, -0.41, 0.03, 0.01, -0.45], False),  # p 0.10, -0.40 to -0.01
+        ([0.2, -0.16, -0.13, -0.1, -0.22, -0.57, -0.24, -0.19], False),  # p 0.047, -0.36 to +0.003
+    ],
+)
+def test_a_change_is_shown_by_its_interval_and_its_p(run, change, shown):
+    stored = json.loads((run / "evaluation.json").read_text())
+    for sign, verdict in ((1, "better"), (-1, "worse")):
+        values = [first + sign * x for first, x in zip(FIRST, change, strict=True)]
+        stored["steps"]["4"]["values"]["one_step_error"] = values
+        changed(run, **stored)
+        assert by_name(told(run))["one_step_error"]["gap"]["verdict"] == (verdict if shown else "not shown")
+
+
+def test_steps_are_in_the_order_of_numbers(run):
+    stored = json.loads((run / "evaluation.json").read_text())
+    changed(run, steps={"0": stored["steps"]["0"], "10": stored["steps"]["4"], "4": stored["steps"]["2"]})
+    found = told(run)
+    assert found["steps"] == [0, 4, 10]
+    assert by_name(found)["one_step_error"]["gap"]["value"] == pytest.approx(np.mean(CHANGE)), "the last is step 10"
+
+
 def test_lines_by_range_of_t_are_means_of_its_timesteps(run):
     ranges = by_name(told(run))["one_step_error"]["ranges"]
     assert list(ranges) == ["t0-99", "t100-199", "t400-699", "t700-999"]
