@@ -18,7 +18,7 @@ from mldm_plugin.data import load
 from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.run_page import album as albums
 from mldm_plugin.run_page import write
-from mldm_plugin.run_page.album import Album
+from mldm_plugin.run_page.album import SIDE, Album
 from mldm_plugin.run_page.validation import UNREAD, validation_of
 from mldm_plugin.training.evaluation_file import EvaluationFile
 
@@ -167,6 +167,13 @@ def middle_of(file):
         left, top = (width - side) // 2, (height - side) // 2
         middle = opened.convert("L").crop((left, top, left + side, top + side))
     return np.asarray(middle.resize((64, 64), Image.Resampling.BILINEAR), dtype=float)
+
+
+def test_photographs_are_small_on_the_page(run):
+    changed(run, resolution=512)
+    for picture in told(run)["pictures"].values():
+        with Image.open(io.BytesIO(base64.b64decode(picture["src"]))) as opened:
+            assert opened.size == (SIDE, SIDE)
 
 
 def test_photographs_that_are_not_here_are_named_by_their_rows(run, data, tmp_path):
@@ -386,6 +393,15 @@ def test_odd_evaluations_in_a_browser(run, tmp_path):
         broken = with_(lambda steps: steps["4"]["values"]["one_step_error"].__setitem__(0, None))
         assert broken.split("\n").count("not finite") == 1
         assert "0.456 → –" in broken
+        with_(lambda steps: steps["4"]["values"].update(one_step_error=[0.1 + value for value in FIRST]))
+        pills = page.value(
+            "[...document.querySelectorAll('#validation .pill')].map((one) => [one.className, one.innerText])"
+        )
+        assert pills[:2] == [["pill worse", "worse"], ["pill better", "better"]]
+        assert (
+            page.value("document.querySelector('#validation .gap').innerText")
+            == "0.456 → 0.556, +0.10 (+0.10 to +0.10)"
+        )
         nothing = with_(lambda steps: [found["values"].update(none_of(found)) for found in steps.values()])
         assert nothing.endswith("Nothing that was measured was finite.")
         changed(run, **{**json.loads(text), "data": str(tmp_path / "away")})
