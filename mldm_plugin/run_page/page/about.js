@@ -36,7 +36,7 @@ function data() {
       h('div', { class: 'bars' }, spread.bars.map(([label, count, height]) => {
         const bar = h('i');
         bar.style.height = `${Math.max(100 * height, count ? 3 : 0)}%`;
-        return h('div', null, h('small', null, count || ''), h('span', null, bar), h('small', null, label.split(/(?<=-)/).flatMap((part, i) => (i ? [h('wbr'), part] : [part]))));
+        return h('div', null, h('small', null, count || ''), h('span', null, bar), h('small', null, label));
       }))))));
 }
 
