@@ -405,7 +405,7 @@ def test_the_page_in_a_browser(run, tmp_path):
 
 
 @needs_browser
-def test_all_parts_fit_into_the_bar_and_bars_begin_at_one_place(run, tmp_path):
+def test_all_parts_fit_into_the_bar_bars_begin_at_one_place_and_axes_can_be_read(run, tmp_path):
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) | {
         "step": 3,
         "ldm/t0-99": 0.5,
@@ -414,8 +414,8 @@ def test_all_parts_fit_into_the_bar_and_bars_begin_at_one_place(run, tmp_path):
     for range_, share in (("t0-99", 0.024), ("t100-199", 0.08), ("t400-699", 0.131)):
         measured = {"measured": 1, "gradient": share, "plain": 1, "cosine": 0, "share": share}
         line |= {f"masked_lpips/{name}/{range_}": value for name, value in measured.items()}
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    lines = [{**json.loads(before), "lr": 0.001} for before in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*lines, {**line, "lr": 0.001})))
     (run / "evaluation.json").write_text("{")
     page_of(run)
     with browser(tmp_path / "profile") as page:
@@ -429,6 +429,11 @@ def test_all_parts_fit_into_the_bar_and_bars_begin_at_one_place(run, tmp_path):
         edges = "[...document.querySelectorAll('.share-of')].map((one) => Math.round(one.getBoundingClientRect().left))"
         assert len(page.value(edges)) >= 3
         assert len(set(page.value(edges))) == 1
+        page.until("document.querySelectorAll('#losses .trend').length === 4")
+        marks = "[...one.querySelectorAll('text[text-anchor=end]')].map((mark) => mark.textContent)"
+        axes = page.value(f"[...document.querySelectorAll('#losses .chart')].map((one) => {marks})")
+        assert all(len(set(marks)) == len(marks) > 1 for marks in axes), "no two marks of an axis read alike"
+        assert "1.02e−3" in axes[-1]
         assert page.errors == []
 
 
