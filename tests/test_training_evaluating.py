@@ -36,13 +36,23 @@ LENGTH = ["--max_train_steps", 3, "--learning_rate", 0.01, "--checkpointing_step
 
 # What stands in for the pretrained networks in a process of its own.
 RANDOM = """
+import os
 import mldm_plugin.evaluation.one_step as module
 from mldm_plugin import hookimpl
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
+from mldm_plugin.training import evaluating
+from mldm_plugin.training.evaluation_file import EvaluationFile
 module.FaceFeatures = lambda name: FaceFeatures("dlib_resnet", "random")
 module.LPIPSNetwork = lambda name: LPIPSNetwork("alex", "random")
 module.TIMESTEPS = (100, 600)
+
+class Told(EvaluationFile):
+    def write(self):
+        super().write()
+        self.path.with_name("evaluated-by-" + os.environ["RANK"]).touch()
+
+evaluating.EvaluationFile = Told
 
 @hookimpl
 def after_loss(step, report):
@@ -203,6 +213,7 @@ def test_two_processes_share_the_photographs(controlnet_run, asked, tiny_pipelin
     flags += [*asked, "--max_train_steps", 1]
     statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, tiny_data, *flags), tmp_path)
     assert statuses == [0, 0], outputs
+    assert [path.name for path in (tmp_path / "run").glob("evaluated-by-*")] == ["evaluated-by-0"]
     together = found_in(tmp_path / "run")["steps"]["0"]["values"]
     alone = found_in(controlnet_run[2])["steps"]["0"]["values"]
     for name in NAMES:
