@@ -27,10 +27,10 @@ from mldm_plugin.prepare.synthetic.annotation import annotate
 from mldm_plugin.prepare.synthetic.canvas import Layer
 from mldm_plugin.prepare.synthetic.clothes import Clothes
 from mldm_plugin.prepare.synthetic.curve import Frame, opened, tube
-from mldm_plugin.prepare.synthetic.hand import GESTURES, paint_hand
+from mldm_plugin.prepare.synthetic.hand import GESTURES, hand_points, paint_hand
 from mldm_plugin.prepare.synthetic.palette import SKIN
 from mldm_plugin.prepare.synthetic.part import KEYPOINTS, Part
-from mldm_plugin.prepare.synthetic.person import HAND, Person
+from mldm_plugin.prepare.synthetic.person import Person
 from mldm_plugin.prepare.synthetic.picture import FINER, Plan, draw_plan, paint
 
 FAULTS = ("none", "hand bent by 15°", "hand missing", "six fingers", "forearm bent by 15°", "arm missing")
@@ -57,7 +57,7 @@ class Faulty(Person):
         clothes.arm(word)
         if self.fault == "hand missing":
             return
-        frame, gesture = self._hand(word), self.pose.hands[word == "right"]
+        frame, gesture = self.hand_frame(word), self.pose.hands[word == "right"]
         part, skin = (Part.LEFT_HAND if word == "left" else Part.RIGHT_HAND), SKIN[self.look.skin]
         if self.fault == "six fingers":
             a = math.radians(2.65 * GESTURES[gesture].spread)  # one further than the little finger
@@ -67,19 +67,10 @@ class Faulty(Person):
             layer.paint(frame(tube(line, thick)), skin, part=part, form=0.7, edge=0.75, drop=0.3)
         paint_hand(layer, frame, gesture, skin, part)
 
-    def _hand(self, word: str) -> Frame:
-        angle = self.pose.hand_angles[word == "right"]
-        side = self.pose.side(word == "left")
-        c, s = math.cos(angle), math.sin(angle)
-        thumb = -side * (1 if c > 0 else -1) if abs(c) > 0.6 else (-1 if s > 0 else 1)
-        if self.fault == "hand bent by 15°":
-            angle += ANGLE
-        x, y = self.frame.point(*self.pose.joints[f"{word}_wrist"])
-        return Frame(x, y, hand_length(self), angle, -1.0 if thumb > 0 else 1.0)
-
-
-def hand_length(person: Person) -> float:
-    return HAND * person.frame.scale * (0.92 if person.look.feminine else 1.0)
+    def hand_frame(self, word: str) -> Frame:
+        frame = super().hand_frame(word)
+        bent = word == self.word and self.fault == "hand bent by 15°"
+        return replace(frame, angle=frame.angle + ANGLE) if bent else frame
 
 
 def with_fault(person: Person, word: str, fault: str) -> Faulty:
@@ -101,7 +92,8 @@ def shown_hand(plan: Plan) -> str | None:
     [person] = plan.people
     for i, word in enumerate(("left", "right")):
         at = np.array(person.frame.point(*person.pose.joints[f"{word}_wrist"]))
-        inside = (at > hand_length(person)).all() and (at < np.array(plan.size) * FINER - hand_length(person)).all()
+        length = person.hand_frame(word).scale
+        inside = (at > length).all() and (at < np.array(plan.size) * FINER - length).all()
         if person.pose.hands[i] in ("open", "relaxed") and person.pose.arms[i] != "crossed" and inside:
             return word
     return None
@@ -113,8 +105,27 @@ def as_estimate(image: Tensor, seed: int) -> Tensor:
     return blurred + 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def people(count: int, size: int) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
-    """Length of the hand in pixels, keypoints, the photograph (1, 3, H, W), and an estimate of each fault."""
+@dataclass(frozen=True)
+class Case:
+    """A drawn person one of whose hands is looked at, and what might have become of them.
+
+    Args:
+        length: of the hand in pixels, wrist to fingertip.
+        keypoints: (1, 17, 3), with one elbow and wrist.
+        points: (21, 2), the photograph's hand in pixels.
+        photo: (1, 3, H, W) in [-1, 1].
+        estimates: (6, 3, H, W), one of each of `FAULTS`.
+    """
+
+    length: float
+    keypoints: Tensor
+    points: Tensor
+    photo: Tensor
+    estimates: Tensor
+
+
+def people(count: int, size: int) -> Iterator[Case]:
+    """Each with all its faults."""
     found, seed = 0, 1000  # those before chose the stages
     while found < count:
         seed += 1
@@ -134,26 +145,28 @@ def people(count: int, size: int) -> Iterator[tuple[float, Tensor, Tensor, Tenso
         keypoints[0, other] = 0  # so that the one hand alone is looked at
         found += 1
         estimates = torch.stack([as_estimate(image, seed) for image in images])
-        yield hand_length(plan.people[0]) / FINER, keypoints, images[:1], estimates
+        hand, gesture = plan.people[0].hand_frame(word), plan.people[0].pose.hands[word == "right"]
+        points = torch.from_numpy(hand_points(hand, gesture) / FINER).float()
+        yield Case(hand.scale / FINER, keypoints, points, images[:1], estimates)
 
 
-def costs(loss: Keypoints, keypoints: Tensor, photo: Tensor, estimates: Tensor) -> list[float]:
-    n, z = len(estimates), torch.zeros(len(estimates), 4, 1, 1)
-    step = DiffusionStep(z, z, z, torch.zeros(n), z, z, keypoints=[keypoints] * n)
-    return loss(replace(step, pred_images=estimates, target_images=photo.expand_as(estimates))).tolist()
+def costs(loss: Keypoints, case: Case) -> list[float]:
+    n, z = len(case.estimates), torch.zeros(len(case.estimates), 4, 1, 1)
+    step = DiffusionStep(z, z, z, torch.zeros(n), z, z, keypoints=[case.keypoints] * n)
+    return loss(replace(step, pred_images=case.estimates, target_images=case.photo.expand_as(case.estimates))).tolist()
 
 
-def pixels(keypoints: Tensor, photo: Tensor, estimates: Tensor) -> list[float]:
+def pixels(case: Case) -> list[float]:
     """The squared difference of the pixels in the same square."""
-    squares = hand_squares(keypoints, EXTENT)
-    true, *own = (cut_out(image, squares, 64) for image in (photo[0], *estimates))
+    squares = hand_squares(case.keypoints, EXTENT)
+    true, *own = (cut_out(image, squares, 64) for image in (case.photo[0], *case.estimates))
     return [float((image - true).square().mean()) for image in own]
 
 
-def answers(keypoints: Tensor, photo: Tensor, estimates: Tensor) -> list[float]:
+def answers(case: Case) -> list[float]:
     """How far the 21 points that the hand network answers are from those in the photograph."""
-    squares = hand_squares(keypoints, EXTENT)
-    [true], *own = (hands_in(image, squares) for image in (photo[0], *estimates))
+    squares = hand_squares(case.keypoints, EXTENT)
+    [true], *own = (hands_in(image, squares) for image in (case.photo[0], *case.estimates))
     return [float((hand.points - true.points).norm(dim=1).mean()) for [hand] in own]
 
 
@@ -162,14 +175,15 @@ def in_order(table: np.ndarray, order: Sequence[int]) -> str:
     return " < ".join(FAULTS[k] for k in order) + f" {100 * share:.0f} %"
 
 
-def main(count: int, size: int) -> None:
-    told: dict[str, Callable[..., list[float]]] = {of: partial(costs, Keypoints(of=of, smallest=1)) for of in PARTS}
-    told |= {"pixels": pixels, "answers": answers}
+def main(count: int, size: int, more: dict[str, Callable[[Case], list[float]]] | None = None) -> None:
+    """Print how often each order holds, by what is told here and by `more`, lists of what each estimate costs."""
+    told: dict[str, Callable[[Case], list[float]]] = {of: partial(costs, Keypoints(of=of, smallest=1)) for of in PARTS}
+    told |= {"pixels": pixels, "answers": answers} | (more or {})
     lengths, values = [], {name: [] for name in told}
-    for length, *given in people(count, size):
-        lengths.append(length)
+    for case in people(count, size):
+        lengths.append(case.length)
         for name, of in told.items():
-            values[name].append(of(*given))
+            values[name].append(of(case))
     place = np.digitize(lengths, SIZES)
     for name, numbers in values.items():
         table = np.array(numbers)

@@ -21,11 +21,13 @@ from mldm_plugin.evaluation.thumbnails import embed
 from mldm_plugin.run_page.write import page_of
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT = 1280, 2320  # of the window; chosen: down to the end of the table
+WIDTH = 1280  # of the window
+# Height of the window and quality of the JPEG; chosen: to the end of the table, to that of the photographs, and 200 kB.
+SHOWN = {"report.jpg": (2320, 72), "run_page.jpg": (3005, 62)}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
 
 
-def shown(html: str) -> Image.Image:
+def shown(html: str, height: int) -> Image.Image:
     """The top of a page."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -33,7 +35,7 @@ def shown(html: str) -> Image.Image:
     with TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "page.html").write_text(html, encoding="utf-8")
-        flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={WIDTH},{HEIGHT}"]
+        flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={WIDTH},{height}"]
         flags += ["--virtual-time-budget=6000", f"--screenshot={folder / 'page.png'}"]
         subprocess.run([browser, *flags, (folder / "page.html").as_uri()], check=True, capture_output=True)
         return Image.open(io.BytesIO((folder / "page.png").read_bytes())).convert("RGB")
@@ -49,6 +51,7 @@ def page_in(folder: Path) -> tuple[str, str]:
 
 if __name__ == "__main__":
     name, html = page_in(Path(sys.argv[1]))
-    picture = shown(html)
-    picture.thumbnail((1000, HEIGHT), Image.Resampling.LANCZOS)  # chosen: a page of the documentation, 200 kB
-    picture.save(IMAGES / name, quality=72, optimize=True)
+    height, quality = SHOWN[name]
+    picture = shown(html, height)
+    picture.thumbnail((1000, height), Image.Resampling.LANCZOS)  # chosen: a page of the documentation
+    picture.save(IMAGES / name, quality=quality, optimize=True)

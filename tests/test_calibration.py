@@ -21,6 +21,7 @@ from mldm_plugin.data.batch import Example
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import DataError
 from mldm_plugin.evaluation.cases import Photographs
+from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import TIMESTEPS
 
 PRESET = """
@@ -186,7 +187,7 @@ def preset(tmp_path_factory):
     return path
 
 
-def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400), shown=None):
+def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400), shown=None, notes=None, asked=None):
     """By a network whose clean estimate is off by `error` times noise of its own, whatever it predicts."""
     plugins = load_plugins(["mldm"])
     one = Calibration(
@@ -196,12 +197,16 @@ def calibrate(preset, scheduler, error=0.0, timesteps=(60, 400), shown=None):
     latents = {text: one.encoder.encode(shown.look(i).pixel_values[None])[0] for i, text in enumerate(shown.captions)}
 
     def predict(noisy, t, caption, example):
+        if asked is not None:
+            asked.append(caption)
+            if len(asked) == 6:
+                raise KeyboardInterrupt
         alpha, sigma = (x.view(1, 1, 1, 1) for x in one.schedule.coefficients(torch.tensor([t])))
         off = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(int(1000 * noisy.sum().abs())))
         clean = latents[caption] + error * off
         return one.schedule.target(clean, (noisy - alpha * clean) / sigma, alpha, sigma)
 
-    return one(predict, shown, range(len(shown)), shown)
+    return one(predict, shown, range(len(shown)), shown, notes=notes)
 
 
 def test_a_network_that_knows_leaves_the_floor_and_is_never_wrong(preset):
@@ -268,6 +273,20 @@ def test_the_same_again_to_the_bit(preset):
         assert all(np.array_equal(getattr(one[name], x), getattr(other[name], x)) for x in vars(one[name]))
 
 
+def test_stopped_it_goes_on_at_the_photograph_where_it_was(preset, tmp_path):
+    asked = []
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(preset, ddpm(), error=0.3, notes=Notes(tmp_path), asked=asked)
+    found = calibrate(preset, ddpm(), error=0.3, notes=Notes(tmp_path), asked=(again := ["stopped before"] * 6))
+    assert set(asked) == {"person 0", "person 1"}
+    assert set(again[6:]) == {"person 1", "person 2"}, "the first was measured whole"
+    whole = calibrate(preset, ddpm(), error=0.3)
+    for name in whole:
+        assert all(
+            np.array_equal(getattr(whole[name], x), getattr(found[name], x), equal_nan=True) for x in vars(found[name])
+        )
+
+
 @pytest.mark.parametrize(("additive", "wanted"), [(False, 0.1), (True, 0.1 / 0.9)])
 def test_a_loss_that_is_balanced_is_given_the_share_itself(additive, wanted, preset, tmp_path):
     """Its factor makes its gradient as long as the plain loss's, whatever it is by itself."""
@@ -311,6 +330,11 @@ def test_the_command(tiny_pipeline, tiny_data, preset, tmp_path, caplog):
     run(*words, "--out", tmp_path / "two")
     for name in ("calibration.json", "calibration.svg", "calibration.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    notes = (tmp_path / "two" / "measured" / "000.jsonl").read_text()
+    run(*words, "--out", tmp_path / "two")
+    assert (tmp_path / "two" / "measured" / "000.jsonl").read_text() == notes, "nothing is measured twice"
+    status, told = run(*words, "--set", "losses.masked_lpips.max_timestep=50", "--draws", 3, "--out", tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "calibration.json").read_text()) != written, "of other draws"
     run(*words, "--others", tiny_data, "--out", tmp_path / "two")
     one, same = ((tmp_path / name / "calibration.json").read_bytes() for name in ("one", "two"))
     assert one == same, "a photograph is not its own other"

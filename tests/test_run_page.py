@@ -391,11 +391,49 @@ def test_the_page_in_a_browser(run, tmp_path):
         page.value("document.querySelector('#losses .chart').focus()")
         page.key("ArrowRight")
         assert "step 1" in page.value("document.getElementById('hint').textContent")
+        wide = (
+            "((nodes) => [...nodes].filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent))"
+        )
         for width in (390, 1280):
             page.size(width, 800, dark=True, mobile=width < 500)
             page.until(f"innerWidth === {width}")
             assert page.value("document.documentElement.scrollWidth") <= width
+            assert page.value(f"{wide}(document.querySelectorAll('.bars small'))") == [], "cut off"
+        assert page.value("[...document.querySelectorAll('img')].every((one) => one.complete && one.naturalWidth)")
         assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+        assert page.errors == []
+
+
+@needs_browser
+def test_all_parts_fit_into_the_bar_bars_begin_at_one_place_and_axes_can_be_read(run, tmp_path):
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) | {
+        "step": 3,
+        "ldm/t0-99": 0.5,
+        "masked_lpips/pictures": 3,
+    }
+    for range_, share in (("t0-99", 0.024), ("t100-199", 0.08), ("t400-699", 0.131)):
+        measured = {"measured": 1, "gradient": share, "plain": 1, "cosine": 0, "share": share}
+        line |= {f"masked_lpips/{name}/{range_}": value for name, value in measured.items()}
+    lines = [{**json.loads(before), "lr": 0.001} for before in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*lines, {**line, "lr": 0.001})))
+    (run / "evaluation.json").write_text("{")
+    page_of(run)
+    with browser(tmp_path / "profile") as page:
+        page.size(1280, 900)
+        page.open((run / "report.html").as_uri())
+        page.until("document.documentElement.dataset.drawn")
+        assert page.value("document.querySelectorAll('.links a').length") == 10
+        assert page.value(
+            "document.querySelector('.links').scrollWidth <= document.querySelector('.links').clientWidth"
+        )
+        edges = "[...document.querySelectorAll('.share-of')].map((one) => Math.round(one.getBoundingClientRect().left))"
+        assert len(page.value(edges)) >= 3
+        assert len(set(page.value(edges))) == 1
+        page.until("document.querySelectorAll('#losses .trend').length === 4")
+        marks = "[...one.querySelectorAll('text[text-anchor=end]')].map((mark) => mark.textContent)"
+        axes = page.value(f"[...document.querySelectorAll('#losses .chart')].map((one) => {marks})")
+        assert all(len(set(marks)) == len(marks) > 1 for marks in axes), "no two marks of an axis read alike"
+        assert "1.02e−3" in axes[-1]
         assert page.errors == []
 
 

@@ -1,9 +1,11 @@
 """Validation on the page of a run: whether it got better, by t, and the photographs that changed most."""
 
 import base64
+import hashlib
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from mldm_plugin.data import load
 from mldm_plugin.evaluation.quantities import QUANTITIES
 from mldm_plugin.run_page import album as albums
 from mldm_plugin.run_page import write
-from mldm_plugin.run_page.album import Album
-from mldm_plugin.run_page.validation import validation_of
+from mldm_plugin.run_page.album import SIDE, Album
+from mldm_plugin.run_page.validation import UNREAD, validation_of
 from mldm_plugin.training.evaluation_file import EvaluationFile
 
 TIMESTEPS = [20, 60, 100, 600, 900]
@@ -45,6 +47,10 @@ def data(make_data, tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("photographs") / "people", 9)
 
 
+def rows_of(data):
+    return [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
 def run(data, tmp_path):
     """The records of a run, with an evaluation before it, in its middle and at its end."""
@@ -52,6 +58,9 @@ def run(data, tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {k}, "loss": 0.5}}\n' for k in (1, 2, 3, 4)))
     about = {"data": str(data), "split": "train", "photographs": ROWS, "resolution": 64, "timesteps": TIMESTEPS}
+    about["digests"] = [
+        hashlib.sha256((data / rows_of(data)[row]["file_name"]).read_bytes()).hexdigest() for row in ROWS
+    ]
     file = EvaluationFile(folder, about)
     for step, part in ((0, 0.0), (2, 0.5), (4, 1.0)):
         file.add(*evaluation(step, part))
@@ -84,7 +93,7 @@ def test_whether_it_got_better_by_hand(run):
     assert error["gap"]["verdict"] == "better"
     assert face["photographs"] == 5
     assert face["all"]["value"][0] == pytest.approx(np.mean([0.5, 0.4, 0.6, 0.5, 0.2]))
-    assert face["gap"]["verdict"] == "not shown", "five photographs cannot show it: two signs of 32 are as extreme"
+    assert face["gap"]["verdict"] == "too few", "five photographs cannot show it: two signs of 32 are as extreme"
     assert "one_step_blur_person" not in by_name(found), "no photograph has it"
     assert found["best"].startswith("step 4, the last, is the best by face distance")
 
@@ -96,6 +105,31 @@ def test_what_got_worse_is_called_so(run):
     error = by_name(told(run))["one_step_error"]
     assert (error["gap"]["verdict"], error["gap"]["low"] > 0) == ("worse", True)
     assert (error["better"], [row for row, *_ in error["worse"]]) == ([], [6, 4, 7])
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ([-0.3, -0.3, -0.3, -0.3, -0.3, -0.3, 0.02, 0.02], True),
+        ([-0.03, -0.15, 0.02, -0.56, -0.41, 0.03, 0.01, -0.45], False),  # p 0.10, -0.40 to -0.01
+        ([0.2, -0.16, -0.13, -0.1, -0.22, -0.57, -0.24, -0.19], False),  # p 0.047, -0.36 to +0.003
+    ],
+)
+def test_a_change_is_shown_by_its_interval_and_its_p(run, change, shown):
+    stored = json.loads((run / "evaluation.json").read_text())
+    for sign, verdict in ((1, "better"), (-1, "worse")):
+        values = [first + sign * x for first, x in zip(FIRST, change, strict=True)]
+        stored["steps"]["4"]["values"]["one_step_error"] = values
+        changed(run, **stored)
+        assert by_name(told(run))["one_step_error"]["gap"]["verdict"] == (verdict if shown else "not shown")
+
+
+def test_steps_are_in_the_order_of_numbers(run):
+    stored = json.loads((run / "evaluation.json").read_text())
+    changed(run, steps={"0": stored["steps"]["0"], "10": stored["steps"]["4"], "4": stored["steps"]["2"]})
+    found = told(run)
+    assert found["steps"] == [0, 4, 10]
+    assert by_name(found)["one_step_error"]["gap"]["value"] == pytest.approx(np.mean(CHANGE)), "the last is step 10"
 
 
 def test_lines_by_range_of_t_are_means_of_its_timesteps(run):
@@ -114,7 +148,7 @@ def test_the_photographs_that_changed_most_are_shown_as_they_were_framed(run, da
     assert [row for row, *_ in error["worse"]] == [4], "that which did not change is neither"
     assert [row for row, *_ in face["better"]] == [0, 8, 1], "row 3 has no face"
     assert set(found["pictures"]) == {"0", "1", "3", "4", "8"}
-    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    rows = rows_of(data)
     middles = {row: middle_of(data / rows[row]["file_name"]) for row in ROWS}
     for row, picture in found["pictures"].items():
         assert picture["name"] == rows[int(row)]["file_name"]
@@ -135,6 +169,13 @@ def middle_of(file):
     return np.asarray(middle.resize((64, 64), Image.Resampling.BILINEAR), dtype=float)
 
 
+def test_photographs_are_small_on_the_page(run):
+    changed(run, resolution=512)
+    for picture in told(run)["pictures"].values():
+        with Image.open(io.BytesIO(base64.b64decode(picture["src"]))) as opened:
+            assert opened.size == (SIDE, SIDE)
+
+
 def test_photographs_that_are_not_here_are_named_by_their_rows(run, data, tmp_path):
     for more in ({"data": str(tmp_path / "away")}, {"data": str(data), "split": "test"}):
         changed(run, **more)
@@ -142,7 +183,24 @@ def test_photographs_that_are_not_here_are_named_by_their_rows(run, data, tmp_pa
         assert found["pictures"] == {}
         assert [row for row, *_ in by_name(found)["one_step_error"]["better"]] == [0, 8, 3]
     changed(run, split="train", photographs=[90, *ROWS[1:]])
-    assert told(run)["pictures"] == {}
+    assert set(told(run)["pictures"]) == {"1", "3", "4", "8"}
+
+
+def test_photographs_that_are_others_now_are_not_shown_in_their_place(run, data, tmp_path):
+    """A file that was added moves the rows of all that come after it; another may have been drawn anew, or broken."""
+    people = shutil.copytree(data, tmp_path / "people")
+    rows, before = rows_of(people), told(run)["pictures"]
+    shutil.copy(people / rows[5]["file_name"], people / "000.png")
+    changed(run, data=str(people))
+    new = dict.fromkeys(rows[0]) | {"file_name": "000.png", "text": "new"}
+    (people / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (new, *rows)))
+    assert told(run)["pictures"] == {}, "row 0 is 000.png, row 1 was row 0"
+    (people / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (people / "000.png").unlink()
+    assert told(run)["pictures"] == before
+    shutil.copy(people / rows[5]["file_name"], people / rows[3]["file_name"])
+    (people / rows[4]["file_name"]).write_bytes(b"no picture")
+    assert told(run)["pictures"] == {row: before[row] for row in ("0", "1", "8")}
 
 
 def test_a_page_that_is_written_again_reads_no_photograph_twice(run, monkeypatch):
@@ -166,28 +224,57 @@ def test_one_look_and_looks_that_were_not_finite(run):
     assert error["all"]["value"][-1] is None, "a mean of the others would be of other photographs"
     assert error["ranges"]["t0-99"]["mean"] == [0, None, pytest.approx(-0.02)]
     assert [row for row, *_ in error["better"]] == [8, 3, 6]
+    assert error["gap"] == {"value": None, "low": None, "high": None, "verdict": "not finite"}, "it is not better"
+
+
+def test_a_mean_is_of_the_same_timesteps_and_a_change_is_since_the_first_look(run):
+    stored = json.loads((run / "evaluation.json").read_text())
+    stored["steps"]["2"]["by_timestep"]["one_step_error"][1] = None  # at t = 60
+    stored["steps"]["0"]["values"]["one_step_face"][0] = None
+    changed(run, **stored)
+    error, face = by_name(told(run))["one_step_error"], by_name(told(run))["one_step_face"]
+    assert error["ranges"]["t0-99"]["value"] == [pytest.approx(0.04), None, pytest.approx(0.02)]
+    assert error["ranges"]["t100-199"]["value"][1] == pytest.approx(0.075)
+    assert face["all"]["mean"] == [None, None, None], "the second look is not what it changed since"
+    assert face["all"]["value"][1:] == [pytest.approx(0.377), pytest.approx(0.314)]
+
+
+def test_numbers_whose_sum_no_float_holds_are_not_finite(run):
+    stored = json.loads((run / "evaluation.json").read_text())
+    stored["steps"]["4"]["values"]["one_step_error"] = [1.7e308] * 8
+    changed(run, **stored)
+    assert json.dumps(told(run), allow_nan=False)
+    assert by_name(told(run))["one_step_error"]["gap"]["verdict"] == "not finite"
 
 
 @pytest.mark.parametrize(
     "more",
     [
         {"photographs": [0]},
+        {"photographs": [0] * 8},
         {"photographs": None},
+        {"digests": ["a"]},
+        {"digests": None},
         {"timesteps": [20]},
-        {"steps": {}},
         {"steps": {"zero": {}}},
         {"steps": {"0": {"values": {}}}},
         {"steps": []},
         {"resolution": None},
     ],
 )
-def test_what_no_trainer_wrote_is_left_out(run, more):
+def test_what_no_trainer_wrote_is_said_not_to_be_shown(run, more):
     changed(run, **more)
-    assert told(run) is None
+    assert told(run) == {"unread": UNREAD}
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "", "null", '{"photographs": [0'])
+def test_half_a_file_is_said_not_to_be_shown(run, text):
+    (run / "evaluation.json").write_text(text)
+    assert told(run) == {"unread": UNREAD}
 
 
 def test_nothing_is_shown_where_nothing_was_evaluated(run):
-    (run / "evaluation.json").write_text("[" * 5000)
+    changed(run, steps={})  # as a run leaves it that begins anew
     assert told(run) is None
     (run / "evaluation.json").unlink()
     assert told(run) is None
@@ -240,7 +327,7 @@ def test_validation_in_a_browser(run, tmp_path):
         assert page.value("document.querySelectorAll('#validation .chart .zero').length") == 5
         assert page.value("[...document.querySelectorAll('#validation .pill')].map((one) => one.textContent)") == [
             *["better"] * 4,
-            "no change shown",
+            "too few to tell",
         ]
         page.value("document.querySelector('#validation .chart').focus()")
         for _ in range(3):
@@ -255,3 +342,75 @@ def test_validation_in_a_browser(run, tmp_path):
             page.until(f"innerWidth === {width}")
             assert page.value("document.documentElement.scrollWidth") <= width
         assert page.errors == []
+
+
+NASTY = "<img src=x onerror=document.title='broken'>.png"
+
+
+@needs_browser
+def test_a_file_with_markup_in_its_name_is_text_in_a_browser(run, data, tmp_path):
+    people = shutil.copytree(data, tmp_path / "people")
+    rows = rows_of(people)
+    (people / rows[0]["file_name"]).rename(people / NASTY)
+    rows[0]["file_name"] = NASTY
+    (people / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed(run, data=str(people))
+    page_of(run)
+    with browser(tmp_path / "profile") as page:
+        page.open((run / "report.html").as_uri())
+        page.until("document.documentElement.dataset.drawn")
+        assert page.value("document.querySelectorAll('[onerror]').length") == 0
+        assert page.value("document.title").endswith("mldm report")
+        named = "[...document.querySelectorAll('#validation .file')].filter((one) => one.textContent === {0})"
+        assert page.value(f"{named.format(json.dumps(NASTY))}.length") == 5, "of all five it improved most"
+        assert page.errors == []
+
+
+def words(run, page):
+    """Of the part of the page, as a reader sees it."""
+    page_of(run)
+    page.open((run / "report.html").as_uri())
+    page.until("document.documentElement.dataset.drawn")
+    assert page.errors == []
+    return page.value("document.getElementById('validation').innerText")
+
+
+@needs_browser
+def test_odd_evaluations_in_a_browser(run, tmp_path):
+    text = (run / "evaluation.json").read_text()
+
+    def with_(change):
+        stored = json.loads(text)
+        change(stored["steps"])
+        changed(run, **stored)
+        return words(run, page)
+
+    with browser(tmp_path / "profile") as page:
+        once = with_(lambda steps: [steps.pop(step) for step in "24"])
+        assert "looked at once, before training" in once
+        assert "A second look will tell" in once
+        assert page.value("document.querySelectorAll('#validation .chart, #validation img').length") == 0
+        broken = with_(lambda steps: steps["4"]["values"]["one_step_error"].__setitem__(0, None))
+        assert broken.split("\n").count("not finite") == 1
+        assert "0.456 → –" in broken
+        with_(lambda steps: steps["4"]["values"].update(one_step_error=[0.1 + value for value in FIRST]))
+        pills = page.value(
+            "[...document.querySelectorAll('#validation .pill')].map((one) => [one.className, one.innerText])"
+        )
+        assert pills[:2] == [["pill worse", "worse"], ["pill better", "better"]]
+        assert (
+            page.value("document.querySelector('#validation .gap').innerText")
+            == "0.456 → 0.556, +0.10 (+0.10 to +0.10)"
+        )
+        nothing = with_(lambda steps: [found["values"].update(none_of(found)) for found in steps.values()])
+        assert nothing.endswith("Nothing that was measured was finite.")
+        changed(run, **{**json.loads(text), "data": str(tmp_path / "away")})
+        away = words(run, page)
+        assert "Those that are not on this machine, or no longer as they were, are named by their rows." in away
+        assert "row 4\n0.600 → 0.620" in away
+        (run / "evaluation.json").write_text(text[:-9])
+        assert UNREAD in words(run, page)
+
+
+def none_of(found):
+    return {name: [None] * len(ROWS) for name in found["values"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
 from mldm_plugin.preset import load_preset
 from mldm_plugin.training.evaluating import evaluating
-from mldm_plugin.training.evaluation_file import EvaluationFile
+from mldm_plugin.training.evaluation_file import EvaluationFile, forget_after
 
 NAMES = [quantity.name for quantity in QUANTITIES]
 AT = (100, 600)
@@ -35,13 +36,23 @@ LENGTH = ["--max_train_steps", 3, "--learning_rate", 0.01, "--checkpointing_step
 
 # What stands in for the pretrained networks in a process of its own.
 RANDOM = """
+import os
 import mldm_plugin.evaluation.one_step as module
 from mldm_plugin import hookimpl
 from mldm_plugin.perceptual.face_networks import FaceFeatures
 from mldm_plugin.perceptual.lpips_network import LPIPSNetwork
+from mldm_plugin.training import evaluating
+from mldm_plugin.training.evaluation_file import EvaluationFile
 module.FaceFeatures = lambda name: FaceFeatures("dlib_resnet", "random")
 module.LPIPSNetwork = lambda name: LPIPSNetwork("alex", "random")
 module.TIMESTEPS = (100, 600)
+
+class Told(EvaluationFile):
+    def write(self):
+        super().write()
+        self.path.with_name("evaluated-by-" + os.environ["RANK"]).touch()
+
+evaluating.EvaluationFile = Told
 
 @hookimpl
 def after_loss(step, report):
@@ -110,7 +121,7 @@ def test_training_does_not_feel_it(finished, tmp_path):
     assert alone == records(tmp_path / "plain")
 
 
-def test_each_record_and_the_file_say_the_same(finished):
+def test_each_record_and_the_file_say_the_same(finished, held_out):
     run, found = finished[2], found_in(finished[2])
     assert list(found["steps"]) == ["0", "2", "3"]  # before training, every second step, and the end
     assert [r["step"] for r in records(run) if "evaluate/one_step_error" in r] == [2, 3]
@@ -122,6 +133,9 @@ def test_each_record_and_the_file_say_the_same(finished):
             assert record[f"evaluate/{name}"] == pytest.approx(mean)
             assert statistics.mean(of_step["by_timestep"][name]) == pytest.approx(mean)
     assert found["steps"]["0"]["values"] != found["steps"]["2"]["values"] != found["steps"]["3"]["values"]
+    files = [line["file_name"] for line in map(json.loads, (held_out / "metadata.jsonl").read_text().splitlines())]
+    whose = [hashlib.sha256((held_out / files[row]).read_bytes()).hexdigest() for row in found["photographs"]]
+    assert found["digests"] == whose
     best = found["best"]
     assert best["criterion"] == "one_step_face"
     means = {s: statistics.mean(filter(None, of["values"]["one_step_face"])) for s, of in found["steps"].items()}
@@ -150,6 +164,8 @@ def test_a_resumed_run_goes_on(finished, asked, tmp_path):
     assert found_in(run) == found_in(whole)
     assert records(run) == records(whole)
     assert same_weights(run, whole)
+    assert trainer(run, *flags, "--resume_from_checkpoint", "checkpoint-2") == 0
+    assert list(found_in(run)["steps"]) == ["0", "2"], "which this part of the run has not looked at"
 
 
 def test_mldm_evaluate_ranks_the_checkpoints_by_the_same_numbers(controlnet_run, lora_run, held_out, tmp_path):
@@ -197,6 +213,7 @@ def test_two_processes_share_the_photographs(controlnet_run, asked, tiny_pipelin
     flags += [*asked, "--max_train_steps", 1]
     statuses, outputs = launch(command(tmp_path / "run", tiny_pipeline, tiny_data, *flags), tmp_path)
     assert statuses == [0, 0], outputs
+    assert [path.name for path in (tmp_path / "run").glob("evaluated-by-*")] == ["evaluated-by-0"]
     together = found_in(tmp_path / "run")["steps"]["0"]["values"]
     alone = found_in(controlnet_run[2])["steps"]["0"]["values"]
     for name in NAMES:
@@ -223,6 +240,43 @@ def test_the_last_words_name_a_step_and_its_checkpoint(tmp_path):
     assert other.steps == {}  # the photographs are others, so nothing can be compared
     file.add(6, {"values": {name: [float("nan")] * 4 for name in NAMES}, "by_timestep": {}})
     assert file.conclusion().startswith("step 2 is the best by face distance of x̂₀ (0.163); step 6, the last, was not")
+
+
+def test_a_file_that_is_damaged_or_of_other_photographs_is_begun_anew(tmp_path, caplog):
+    found = {"values": {name: [1.0] * 2 for name in NAMES}, "by_timestep": {}}
+    about = {"photographs": [1, 2], "digests": ["a", "b"]}
+    file = EvaluationFile(tmp_path, about)
+    file.add(2, found)
+    whole = file.path.read_text()
+    file.take_up(2)
+    assert file.path.read_text() == whole
+    others = EvaluationFile(tmp_path, {**about, "digests": ["a", "c"]})  # a row is another photograph now
+    others.take_up(2)
+    assert others.steps == {}
+    for text in (whole[:50], "[" * 5000, "[]", '{"steps": {}}', whole.replace('"2": {', '"two": {')):
+        file.path.write_text(text)
+        file.take_up(2)
+        assert file.steps == {}, text
+        assert "begun anew" in caplog.records[-1].message
+
+
+def test_a_run_that_goes_on_without_looking_forgets_what_came_later(tmp_path):
+    found = {"values": {name: [1.0] * 2 for name in NAMES}, "by_timestep": {}}
+    file = EvaluationFile(tmp_path, {"photographs": [1, 2]})
+    for step in (0, 2, 4):
+        file.add(step, found)
+    forget_after(tmp_path, 4)
+    assert list(found_in(tmp_path)["steps"]) == ["0", "2", "4"]
+    forget_after(tmp_path, 3)
+    assert list(found_in(tmp_path)["steps"]) == ["0", "2"]
+    assert found_in(tmp_path)["best"]["last"] == 2
+    assert found_in(tmp_path)["photographs"] == [1, 2]
+    file.path.write_text("{")
+    forget_after(tmp_path, 3)
+    assert file.path.read_text() == "{"
+    for _ in "12":
+        forget_after(tmp_path, 0)
+        assert not file.path.exists(), "a run that begins has looked at nothing"
 
 
 def test_modes_are_put_back_whatever_happens():

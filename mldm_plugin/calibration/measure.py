@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,12 @@ from mldm_plugin.engine.step import DiffusionStep, clip_boxes
 from mldm_plugin.engine.term import Term
 from mldm_plugin.errors import DataError, PresetError
 from mldm_plugin.evaluation.cases import Photographs
+from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.one_step import TIMESTEPS, Predict, training_schedule
 from mldm_plugin.perceptual.frozen import computing_in
 from mldm_plugin.preset import Preset
+
+WHAT = tuple(field.name for field in fields(Telling))
 
 
 @dataclass(frozen=True)
@@ -85,33 +88,53 @@ class Calibration:
         return self.stack.terms
 
     def __call__(
-        self, predict: Predict, photographs: Photographs, rows: Sequence[int], others: Photographs, device: Any = "cpu"
+        self,
+        predict: Predict,
+        photographs: Photographs,
+        rows: Sequence[int],
+        others: Photographs,
+        device: Any = "cpu",
+        notes: Notes | None = None,
     ) -> dict[str, Telling]:
         """Each loss over the photographs `rows`; `others` may be the same ones.
+
+        Args:
+            notes: of what was measured in just this way before, which is not measured again.
 
         Raises:
             DataError: no photograph has a face or a person, or none of the others has what it has.
         """
-        pairs = self._pairs(photographs, rows, others, device)
-        size = (len(pairs), len(self.timesteps), self.draws)
-        seen = {name: np.full(size, np.nan) for name in ("own", "other")}
-        measured = {t.name: {**{k: v.copy() for k, v in seen.items()}, **_empty(size)} for t in self.terms}
-        bar = tqdm(pairs, desc="calibrating", unit="photograph")
-        for i, photograph in enumerate(bar):
-            terms = [t for t in self.terms if bool(t.has(photograph.step)[0])]
-            for name, value in self._floor(photograph, terms).items():
-                measured[name]["floor"][i] = value
-            for j, t in enumerate(self.timesteps):
-                for k in range(self.draws):
-                    for name, found in self._look(photograph, terms, t, k, predict).items():
-                        for what, value in found.items():
-                            place = (i, j, k) if what in seen else (i, j)
-                            measured[name][what][place] = value
-        return {name: Telling(**found) for name, found in measured.items()}
+        measured = []
+        for row, example, other in tqdm(self._pairs(photographs, rows, others), desc="calibrating", unit="photograph"):
+            key = (f"{row:05d}", 0)
+            found = None if notes is None else notes.known.get(key)
+            if found is None:
+                photograph = self._photograph(key[0], photographs.captions[row], example, other, device)
+                found = self._measure(photograph, predict)
+                if notes is not None:
+                    notes.add(key, found)
+            measured.append(found)
+        whole = {name: np.array([found[name] for found in measured]) for name in measured[0]}
+        return {t.name: Telling(**{what: whole[f"{t.name}/{what}"] for what in WHAT}) for t in self.terms}
+
+    def _measure(self, photograph: Photograph, predict: Predict) -> dict[str, Any]:
+        """`LOSS/own` and so on of one photograph, as `Telling` has them, in lists."""
+        size = (len(self.timesteps), self.draws)
+        shapes = {"own": size, "other": size, "floor": (), "gradient": size[:1], "plain": size[:1]}
+        found = {f"{t.name}/{what}": np.full(shapes[what], np.nan) for t in self.terms for what in WHAT}
+        terms = [t for t in self.terms if bool(t.has(photograph.step)[0])]
+        for name, value in self._floor(photograph, terms).items():
+            found[f"{name}/floor"][()] = value
+        for j, t in enumerate(self.timesteps):
+            for k in range(self.draws):
+                for name, seen in self._look(photograph, terms, t, k, predict).items():
+                    for what, value in seen.items():
+                        found[f"{name}/{what}"][(j, k)[: found[f"{name}/{what}"].ndim]] = value
+        return {name: values.tolist() for name, values in found.items()}
 
     def _pairs(
-        self, photographs: Photographs, rows: Sequence[int], others: Photographs, device: Any
-    ) -> list[Photograph]:
+        self, photographs: Photographs, rows: Sequence[int], others: Photographs
+    ) -> list[tuple[int, Example, Tensor]]:
         """Each photograph with one that can be placed on it, by a face if there is one, else by a person: of the same
         folder the first beyond half of it, where rows that are sorted by person come to another one."""
         found = []
@@ -122,7 +145,7 @@ class Calibration:
             further = [number for number in further if others is not photographs or number != row]
             other = _next_on(places_of(example), others, further)
             if other is not None:
-                found.append(self._photograph(f"{row:05d}", example, photographs.captions[row], other, device))
+                found.append((row, example, other))
         if not found:
             raise DataError(
                 "no two photographs show a face each, or a person each: calibrating needs face_boxes or masks of at "
@@ -131,7 +154,7 @@ class Calibration:
         return found
 
     @torch.no_grad()
-    def _photograph(self, name: str, example: Example, caption: str, other: Tensor, device: Any) -> Photograph:
+    def _photograph(self, name: str, caption: str, example: Example, other: Tensor, device: Any) -> Photograph:
         picture, other = (x[None].to(device) for x in (example.pixel_values, other))
         latents, _ = self.encoder.encode(picture)
         none = torch.zeros_like(latents)
@@ -240,14 +263,6 @@ def _next_on(places: Mapping[str, Box], others: Photographs, rows: Sequence[int]
             if (its := places_of(other).get(kind)) is not None:
                 return placed(other.pixel_values, its, places[kind])
     return None
-
-
-def _empty(size: tuple[int, int, int]) -> dict[str, Any]:
-    return {
-        "floor": np.full(size[0], np.nan),
-        "gradient": np.full(size[:2], np.nan),
-        "plain": np.full(size[:2], np.nan),
-    }
 
 
 def _noise(name: str, t: int, draw: int, like: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from mldm_plugin.calibration.propose import Telling
 from mldm_plugin.engine.schedule import NoiseSchedule
 from mldm_plugin.errors import MldmError
 from mldm_plugin.evaluation.cases import open_photographs
+from mldm_plugin.evaluation.claims import claim, stamp
 from mldm_plugin.evaluation.models import load_pipeline, parse_models, side_of
+from mldm_plugin.evaluation.notes import Notes
 from mldm_plugin.evaluation.predicting import Asker
 from mldm_plugin.plugins import load_plugins
 from mldm_plugin.preset import Preset, load_preset
@@ -42,8 +45,9 @@ def calibration(
     photographs: int,
     draws: int,
     resolution: int | None,
+    out: Path | None = None,
 ) -> Calibrated:
-    """Look at `photographs` rows of `data`, evenly over all.
+    """Look at `photographs` rows of `data`, evenly over all; with `out`, go on where it was left.
 
     Raises:
         MldmError: a model, preset, data set or network that cannot be used.
@@ -69,5 +73,13 @@ def calibration(
     calibration = Calibration(preset, plugins, pipeline.vae, pipeline.scheduler, draws=draws)
     number = min(photographs, len(shown))
     rows = [round(i * (len(shown) - 1) / max(number - 1, 1)) for i in range(number)]
-    tellings = calibration(Asker(pipeline), shown, rows, further, device)
+    how = {"run": asdict(run), "digest": run.digest, "preset": preset.model_dump(), "draws": draws, "side": side}
+    how |= {"data": stamp(data), "others": stamp(others), "plugins": {name: _digest(name) for name in names}}
+    notes = None if out is None else Notes(claim(out / "measured", how))
+    tellings = calibration(Asker(pipeline), shown, rows, further, device, notes)
     return Calibrated(preset, calibration.schedule, calibration.timesteps, tellings)
+
+
+def _digest(plugin: str) -> str:
+    """Of the text of a plugin that is a file."""
+    return hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] if Path(plugin).is_file() else ""

@@ -42,18 +42,21 @@ from mldm_plugin.cli import options
     help="Of the gradient, that the proposed weights give each loss.",
 )
 @click.option("--resolution", type=click.IntRange(8), help="Side of the pictures (default: the pipeline's own).")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for calibration.json and figure.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for calibration.json, figure and notes."
+)
 def calibrate(model: str, data: Path, others: Path | None, out: Path | None, share: float, **given: Any) -> None:
     """Before training: where does each loss still tell a photograph from another one?
 
     The model estimates photographs from noise, the same noise each time. Each loss compares the estimate with its own
     photograph and with another one, moved so that the faces lie in the same place. Prints both distances by noise level
-    beside what the VAE alone leaves, and proposes T and a weight for each loss.
+    beside what the VAE alone leaves, and proposes T and a weight for each loss. With --out, the same command goes on
+    where it was stopped.
     """
     from mldm_plugin.calibration import report
     from mldm_plugin.calibration.run import calibration
 
-    found = calibration(model, data, others, **given)
+    found = calibration(model, data, others, out=out, **given)
     additive = found.preset.combine == "additive"
     proposals = {
         name: report.propose(telling, found.timesteps, found.schedule, additive=additive, share=share)

@@ -70,12 +70,14 @@ class Photographs:
         captions: of each row.
         split: the name of the data set's split.
         may_show_face: row → whether it has a face box as it is stored, told without reading the picture.
+        digest: row → the sha256 of its file.
     """
 
     look: Callable[[int], Example]
     captions: Sequence[str]
     split: str
     may_show_face: Callable[[int], bool] = lambda row: True
+    digest: Callable[[int], str] = lambda row: ""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -116,7 +118,13 @@ def open_photographs(
     for number, text in enumerate(captions):
         if not isinstance(text, str):
             raise DataError(f"row {number} of {folder}: the caption is {text!r}, expected a text.")
-    return Photographs(photographs.look, captions, split, lambda row: len(photographs.stored_boxes(row)) > 0)
+    return Photographs(
+        photographs.look,
+        captions,
+        split,
+        may_show_face=lambda row: len(photographs.stored_boxes(row)) > 0,
+        digest=photographs.digest,
+    )
 
 
 def cases_of_photographs(photographs: Photographs, number: int, seed: int) -> list[Case]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mldm_plugin.errors import MldmError
 from mldm_plugin.run_page.film import jpeg
 
 SIDE = 192  # pixels; chosen: a third of a panel, sharp on a dense screen
+_FAULTS = (MldmError, ImportError, OSError, ValueError, TypeError, IndexError)
 
 
 class Album:
@@ -21,22 +23,25 @@ class Album:
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._column, self._cache = arguments.get("image_column") or "image", arguments.get("cache_dir")
-        self._kept: dict[tuple[str, str, int, int], dict[str, str]] = {}
+        self._kept: dict[tuple[str, str, int, str], dict[str, str]] = {}
 
-    def pictures(self, data: str, split: str, resolution: int, rows: Sequence[int]) -> dict[str, dict[str, str]]:
-        """Row → `name` and `src`; empty where they are not on this machine, or cannot be read."""
-        keys = [(data, split, resolution, row) for row in rows]
-        if missing := [key[-1] for key in keys if key not in self._kept]:
-            try:
-                found = self._read(data, split, resolution, missing)
-            except (MldmError, ImportError, OSError, ValueError, TypeError, IndexError):
-                return {}
-            self._kept |= {(data, split, resolution, row): picture for row, picture in found.items()}
-        return {str(key[-1]): self._kept[key] for key in keys}
+    def pictures(self, data: str, split: str, resolution: int, digests: Mapping[int, str]) -> dict[str, dict[str, str]]:
+        """Row → `name` and `src` of the photographs that are on this machine as they were evaluated.
 
-    def _read(self, data: str, split: str, resolution: int, rows: Sequence[int]) -> dict[int, dict[str, str]]:
-        from torchvision.transforms.functional import to_pil_image
+        Args:
+            data, split, resolution: where they are, and the side they were framed to.
+            digests: of the rows asked for; a row is another photograph once a file is added before it.
+        """
+        keys = {row: (data, split, resolution, digest) for row, digest in digests.items()}
+        if missing := {row: digests[row] for row, key in keys.items() if key not in self._kept}:
+            with suppress(*_FAULTS):  # a data set that is not here, or cannot be opened
+                for row, picture in self._read(data, split, resolution, missing):
+                    self._kept[keys[row]] = picture
+        return {str(row): self._kept[key] for row, key in keys.items() if key in self._kept}
 
+    def _read(
+        self, data: str, split: str, resolution: int, digests: Mapping[int, str]
+    ) -> Iterator[tuple[int, dict[str, str]]]:
         from mldm_plugin.data.load import open_held_out  # with `datasets`, which only such a run needs
         from mldm_plugin.data.training_set import Columns, TrainingSet
 
@@ -46,12 +51,20 @@ class Album:
         if now != split:
             raise ValueError(f"{data} has the split {now}, not {split}, any more")
         photographs = TrainingSet(stored, Columns(self._column, None, None), resolution=resolution)
-        found = {}
-        for row in rows:
-            picture = to_pil_image((photographs.picture(row, mirrored=False) + 1) / 2)
-            picture.thumbnail((SIDE, SIDE))
-            found[row] = {"name": _within(photographs.name(row), data), "src": jpeg(picture)}
-        return found
+        for row, digest in digests.items():
+            with suppress(*_FAULTS):  # one that is not here, or cannot be read
+                if photographs.digest(row) == digest:
+                    name = _within(photographs.name(row), data)
+                    yield row, {"name": name, "src": _small(photographs.picture(row, mirrored=False))}
+
+
+def _small(picture: Any) -> str:
+    """A picture (3, S, S) in [-1, 1] as a JPEG."""
+    from torchvision.transforms.functional import to_pil_image
+
+    small = to_pil_image((picture + 1) / 2)
+    small.thumbnail((SIDE, SIDE))
+    return jpeg(small)
 
 
 def _within(name: str, data: str) -> str:

@@ -65,11 +65,13 @@ class Evaluating:
             own = rows[accelerator.process_index :: accelerator.num_processes]
             self._captions = {row: photographs.captions[row] for row in own}
             self._examples = {row: _checked(photographs.look(row), trainer, row) for row in own}
+            digests = [photographs.digest(row) for row in rows]  # a row is another photograph once a file is added
         self._texts: dict[str, Tensor] = {}
         about = {
             "data": str(_folder(flags)),
             "split": photographs.split,
             "photographs": rows,
+            "digests": digests,
             "resolution": flags.resolution,
             "timesteps": TIMESTEPS,
             "networks": [judges.face, judges.trunk],

@@ -39,11 +39,11 @@ class EvaluationFile:
         """Keep what an earlier part of this run found up to `step`; forget what is not of this run."""
         self.steps = {}
         if step and self.path.is_file():
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            stored = _stored(self.path)
             if {name: stored.get(name) for name in self._about} == self._about:
-                self.steps = {int(s): found for s, found in stored["steps"].items() if int(s) <= step}
+                self.steps = {s: found for s, found in stored["steps"].items() if s <= step}
             else:
-                log.warning(f"{self.path} is of other photographs or another way to look: begun anew.")
+                log.warning(f"{self.path} is of other photographs, another way to look, or damaged: begun anew.")
         if self.path.is_file():
             self.write()
 
@@ -88,6 +88,26 @@ class EvaluationFile:
 
     def _kept(self, step: int) -> str | None:
         return next((path.name for path in checkpoints_in(self._folder) if step_of(path) == step), None)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Of a run that goes on from `step` without looking: what was found later is not of it. Of one that begins, nothing
+    is; a file that cannot be read is left as it is."""
+    path = folder / EVALUATION
+    if not step:
+        path.unlink(missing_ok=True)
+    stored = _stored(path) if path.is_file() else {}
+    if any(found > step for found in stored.get("steps", ())):
+        EvaluationFile(folder, {k: v for k, v in stored.items() if k not in ("best", "steps")}).take_up(step)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The file, its steps by number; empty where it is damaged."""
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {**stored, "steps": {int(step): dict(found) for step, found in stored["steps"].items()}}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from mldm_plugin.training.batches import Batches, make_dataloader
 from mldm_plugin.training.caching import cache_latents
 from mldm_plugin.training.checkpoints import Checkpoints
 from mldm_plugin.training.evaluating import Evaluating
+from mldm_plugin.training.evaluation_file import forget_after
 from mldm_plugin.training.flags import TrainerFlags
 from mldm_plugin.training.objective import Objective, annotation_is_looked_at
 from mldm_plugin.training.run_folder import RunFolder
@@ -283,6 +284,8 @@ class Run:
         self.files.keep(self.objective.proof)
         if self.evaluating is not None:
             self.evaluating.file.take_up(self.steps_done)
+        else:
+            forget_after(self.folder, self.steps_done)
         single = {k: v for k, v in flags.model_dump().items() if not isinstance(v, list) and k != "hub_token"}
         options = {"tensorboard": {"purge_step": self.steps_done + 1}} if self.steps_done else {}
         self.accelerator.init_trackers(self.trainer.project, config=single, init_kwargs=options)

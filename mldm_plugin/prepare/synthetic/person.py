@@ -95,16 +95,18 @@ class Person:
             mark_face(face)
         hair.over()
 
-    def _arm_and_hand(self, layer: Layer, clothes: Clothes, word: str) -> None:
-        i = 0 if word == "left" else 1
-        gesture, angle = self.pose.hands[i], self.pose.hand_angles[i]
-        side = self.pose.side(word == "left")
+    def hand_frame(self, word: str) -> Frame:
+        """Where the "left" or "right" hand lies, whose length is the frame's scale."""
+        angle, side = self.pose.hand_angles[word == "right"], self.pose.side(word == "left")
         x, y = self.frame.point(*self.pose.joints[f"{word}_wrist"])
         unit = HAND * self.frame.scale * (0.92 if self.look.feminine else 1.0)
         c, s = math.cos(angle), math.sin(angle)
         # The thumb lies towards the body, and on top where the hand is level.
         thumb = -side * (1 if c > 0 else -1) if abs(c) > 0.6 else (-1 if s > 0 else 1)
-        frame = Frame(x, y, unit, angle, -1.0 if thumb > 0 else 1.0)
+        return Frame(x, y, unit, angle, -1.0 if thumb > 0 else 1.0)
+
+    def _arm_and_hand(self, layer: Layer, clothes: Clothes, word: str) -> None:
+        gesture, frame = self.pose.hands[word == "right"], self.hand_frame(word)
         clothes.arm(word)
         holding = gesture == "holding" and self.thing
         if holding:

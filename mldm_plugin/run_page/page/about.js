@@ -30,7 +30,7 @@ function data() {
   return section('data', 'Pictures and masks', 'The training set as a trainer reads it: how much there is, how it is spread, and some rows beside their people, faces and hands.',
     h('dl', { class: 'counts' }, Object.entries(counts).map(([what, count]) => h('div', null, h('dd', null, count.toLocaleString('en-GB')), h('dt', null, what)))),
     h('div', { class: 'tiles' }, tiles.map((one) => h('figure', { class: one.faults.length ? 'faulty' : null },
-      h('img', { src: `data:image/jpeg;base64,${one.src}`, alt: `${one.name}, and its people, faces and hands`, loading: 'lazy' }),
+      h('img', { src: `data:image/jpeg;base64,${one.src}`, alt: `${one.name}, and its people, faces and hands` }),
       h('figcaption', null, h('span', { class: 'prompt' }, one.caption || one.name), one.faults.map((fault) => h('span', { class: 'fault' }, fault)))))),
     h('div', { class: 'histograms' }, spreads.map((spread) => h('figure', null, h('figcaption', null, spread.title),
       h('div', { class: 'bars' }, spread.bars.map(([label, count, height]) => {

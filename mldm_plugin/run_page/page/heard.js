@@ -1,6 +1,7 @@
 // How strong each loss's gradient was, and whether it was at the start.
 
 const percent = (share) => (!known(share) ? '–' : `${digits(Number((100 * share).toPrecision(2)))} %`);
+const FEW = 40; // points of a line that are marked, as one that stands alone would not be seen
 const numbers = (head, rows) => h('div', { class: 'scroll' }, h('table', { class: 'plain' },
   h('thead', null, h('tr', null, head.map((word, i) => h('th', { scope: 'col', class: i > 1 ? 'number' : null }, word)))),
   h('tbody', null, rows.map((row) => h('tr', null, row.map((cell, i) => h(i ? 'td' : 'th', { scope: i ? null : 'row', class: i > 1 ? 'number' : null }, cell)))))));
@@ -18,13 +19,13 @@ function heard() {
     rows.length ? numbers(['loss', 't', 'measured', '|gradient|', '|plain|', 'share', 'cosine'], rows) : h('p', { class: 'nothing' }, 'Nothing was measured: no picture had what the losses look at, or the run was too short.'),
     h('p', { class: 'reached' }, R.heard.map((one) => `${one.name} reached ${reachedWords(one.reached)}. `)),
     curves.length ? [h('h3', null, 'Share of the gradient over the steps'), key(pairs), h('div', { class: 'curves' }, curves.map((one) =>
-      panel(one.name, 'of the gradient of the pictures that it reached', stepPlot(`share of ${one.name}`, rangesOf(one.share), { raw: false, ends: [0, 1] }))))] : null);
+      panel(one.name, 'of the gradient of the pictures that it reached', stepPlot(`share of ${one.name}`, rangesOf(one.share), { raw: false, ends: [0, 1], dots: Object.values(one.share).every((line) => line.step.length <= FEW) }))))] : null);
 }
 
 const shareBar = (share) => {
   const bar = h('i', { class: 'share', 'aria-hidden': 'true' });
   bar.style.width = `${(100 * Math.min(share, 1)).toFixed(1)}%`;
-  return [h('span', { class: 'share-of' }, bar), percent(share)];
+  return [h('span', { class: 'share-of' }, bar), h('span', { class: 'share-number' }, percent(share))];
 };
 const reachedWords = ({ pictures, faces, hands }) => listed([counted(pictures, 'picture'), ...(faces ? [counted(faces, 'face')] : []), ...(hands ? [counted(hands, 'hand')] : [])]);
 

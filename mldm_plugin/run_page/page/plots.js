@@ -5,6 +5,12 @@ const MARGIN = { left: 52, right: 12, top: 8, bottom: 26 };
 const digits = (value) => (!known(value) ? '–' : Math.abs(value) >= 1000 ? number(value, 0) :
   Math.abs(value) >= 0.01 || value === 0 ? Number(value.toPrecision(3)).toString().replace('-', '−') : value.toExponential(1).replace(/-/g, '−'));
 
+/** A round value with all its digits, so that no two on an axis read alike; of the axis `largest` is the larger end. */
+function onAxis(value, largest) {
+  const round = Number(value.toPrecision(6));
+  return (round === 0 || largest >= 0.01 ? String(round) : round.toExponential()).replace(/-/g, '−');
+}
+
 /** Indices of what is there, in runs without a hole. */
 function stretches(values) {
   const found = [[]];
@@ -30,11 +36,11 @@ function stepPlot(title, lines, { height = 200, ends = null, raw = true, zero = 
     const x = linear(first, Math.max(last, first + 1), MARGIN.left, width - MARGIN.right);
     const y = linear(low, high, height - MARGIN.bottom, MARGIN.top);
     const ruler = s('path', { class: 'ruler', visibility: 'hidden' });
-    const marks = ticks(first, Math.max(last, first + 1), Math.max(Math.floor(width / 110), 2)).filter(([value]) => Number.isInteger(value));
+    const marks = ticks(first, Math.max(last, first + 1), Math.max(Math.floor(width / 80), 2)).filter(([value]) => Number.isInteger(value));
     const plot = canvas(width, height, `${title} over steps`,
       ticks(low, high, height > 150 ? 5 : 3).map(([value]) => [
         s('path', { class: 'grid', d: `M${MARGIN.left} ${y(value)}H${width - MARGIN.right}` }),
-        s('text', { x: MARGIN.left - 7, y: y(value) + 4, 'text-anchor': 'end' }, digits(Number(value.toPrecision(6))))]),
+        s('text', { x: MARGIN.left - 7, y: y(value) + 4, 'text-anchor': 'end' }, onAxis(value, Math.max(-low, high)))]),
       marks.map(([value], i) => s('text', { x: x(value), y: height - 8, 'text-anchor': 'middle' }, i ? value : `step ${value}`)),
       zero && s('path', { class: 'zero', d: `M${MARGIN.left} ${y(0)}H${width - MARGIN.right}` }),
       raw && lines.map((line) => s('path', { class: `raw ${line.colour}`, d: through(line, 'mean', x, y) })),
