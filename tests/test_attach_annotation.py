@@ -4,9 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_people import SCENES
 from torchvision.transforms import functional as F
 
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, annotate
@@ -335,6 +337,19 @@ def test_two_pictures_that_would_share_a_mask_of_the_side_folder():
     coverage.add(seen(["x/1.jpg", "x/1.jpg"]))
     with pytest.raises(DataError, match="would share the mask"):
         coverage.add(seen(["y/1.jpg"]))
+
+
+@pytest.mark.parametrize("hue", [-11, 11])  # of 256, as far as kohya's scripts turn it
+def test_another_hue_is_no_other_place(tmp_path, hue):
+    source = Image.fromarray(SCENES[1].pixels())
+    source.save(tmp_path / "a.png")
+    hsv = np.array(source.convert("HSV"))
+    hsv[..., 0] += np.uint8(hue % 256)
+    turned = F.to_tensor(Image.fromarray(hsv, "HSV").convert("RGB")) * 2 - 1
+    frame = Frame(str(tmp_path / "a.png"), source.size, source.size)
+    assert check_placement(turned, frame, {}, "a.png").likeness > 0.99
+    with pytest.raises(DataError, match="its mask would lie elsewhere"):
+        check_placement(turned.flip(-1), frame, {}, "a.png")
 
 
 def test_placement_tells_a_picture_from_its_mirror_image(tmp_path):
