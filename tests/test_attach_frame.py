@@ -345,3 +345,82 @@ def test_padding_shows_nobody_though_its_source_goes_on_there(picture):
     assert not warped[..., 100:].any()
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 130.0, 50.0]])).tolist() == []
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 110.0, 50.0]])).tolist() == [[84.0, 8.0, 100.0, 50.0]]
+
+
+def mirrored_through(view):
+    def change(image):
+        tensor = F.to_tensor(image)
+        part = view(tensor)
+        part.copy_(part.flip(-1))
+        return tensor
+
+    return change
+
+
+def whole_from_elsewhere(image):
+    tensor = F.to_tensor(image)
+    tensor[:] = plain_mirror(image)
+    return tensor
+
+
+def other_data(image):
+    tensor = F.to_tensor(image)
+    tensor.data = plain_mirror(image)
+    return tensor
+
+
+def out_of_selection(image):
+    tensor = F.to_tensor(image).permute(1, 2, 0).contiguous()
+    torch.index_select(tensor.clone(), 1, torch.arange(139, -1, -1), out=tensor)
+    return tensor.permute(2, 0, 1)
+
+
+def plain_mirror(image):
+    return F.to_tensor(image).as_subclass(torch.Tensor).flip(-1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        mirrored_through(lambda t: t[:]),
+        mirrored_through(lambda t: t.chunk(2, dim=2)[0]),
+        mirrored_through(lambda t: t.detach()),
+        mirrored_through(lambda t: t.data),
+        mirrored_through(lambda t: next(iter(t))),
+        mirrored_through(lambda t: t.permute(1, 2, 0).permute(2, 0, 1)),
+        mirrored_through(lambda t: torch.from_numpy(t.numpy())),
+        whole_from_elsewhere,
+        other_data,
+        out_of_selection,
+        lambda image: plain_mirror(image).to(F.to_tensor(image)),
+        lambda image: plain_mirror(image).type_as(F.to_tensor(image)),
+        lambda image: torch.where(F.to_tensor(image) > 0.5, plain_mirror(image), 0.0),
+    ],
+)
+def test_pixels_that_were_moved_unseen_are_nobodys(picture, spoil):
+    spoilt = spoil(Image.open(picture[0]).convert("RGB"))
+    with pytest.raises(DataError, match="not known|cannot be followed"):
+        check_frame(frame_of(spoilt), (140, 96), "people.png")
+
+
+def test_noise_comparisons_and_keywords_keep_the_frame(picture):
+    tensor = F.to_tensor(Image.open(picture[0]).convert("RGB"))
+    before = frame_of(tensor)
+    noisy = (tensor + 0.1 * torch.randn_like(tensor)) * (tensor >= 0)
+    noisy -= torch.zeros_like(noisy)
+    for channel in noisy:
+        channel.sub_(0.5).div_(0.5)
+    assert frame_of(noisy) == before
+    assert noisy.add_(1) is noisy
+    turned = torch.transpose(input=torch.permute(input=tensor, dims=(0, 2, 1)), dim0=1, dim1=2)
+    assert (frame_of(turned).affine, frame_of(turned).lost) == (before.affine, "")
+    copied = tensor.clone()
+    tensor[:, :, :30].copy_(tensor[:, :, 30:60].clone())
+    assert frame_of(copied) == before
+    assert frame_of(tensor).lost
+
+
+def test_v2_may_make_several_of_a_picture(picture):
+    image = v2.ToImage()(Image.open(picture[0]).convert("RGB"))
+    parts = v2.FiveCrop(24)(image)
+    assert [tuple(part.shape) for part in parts] == [(3, 24, 24)] * 5
