@@ -247,7 +247,7 @@ def _follow_torchvision() -> None:
     def carried(before: Frame, result: Any, *_: Any, **__: Any) -> Any:
         return _put(result, before)
 
-    for name in ("to_tensor", "pil_to_tensor", "convert_image_dtype", "normalize"):
+    for name in ("convert_image_dtype", "normalize"):
         _wrap(F, name, carried)
     for transform in (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor):
         _follow_forward(transform)
