@@ -153,6 +153,7 @@ def painted_by_an_unknown_array(array):
         (lambda a: np.roll(a, 3, axis=1), "numpy.roll"),
         (lambda a: np.repeat(a, 2, axis=0), "numpy.repeat"),
         (lambda a: np.concatenate([a, a], axis=1), "numpy.concatenate"),
+        (lambda a: np.concatenate([a[..., 0], a[..., 0]]), "numpy.concatenate"),
         (lambda a: a.reshape(60, 40, 3), "reshape of an array"),
         (lambda a: a + a[:, ::-1], "numpy.add of two pictures"),
         (lambda a: np.where(a > 3, a, a[::-1]), "numpy.where of two pictures"),

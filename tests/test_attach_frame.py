@@ -131,6 +131,16 @@ def test_upside_down_left_and_right_change_their_names_and_in_a_half_turn_they_d
         assert found.abs().sum() == sum(place)
 
 
+def test_a_picture_that_is_painted_over_stays_where_it_is(picture):
+    image = Image.open(picture[0]).convert("RGB").resize((70, 48))
+    before = frame_of(image)
+    pasted_over(image, Image.new("RGB", (20, 20)))
+    image.paste((1, 2, 3), (0, 0, 9, 9))
+    image.paste(image.copy(), (0, 0))
+    image.paste(image.crop((5, 7, 30, 20)).convert("L"), (5, 7))
+    assert frame_of(image) == before
+
+
 def test_thumbnails_are_followed(picture):
     path, labels = picture
     for image in (Image.open(path), Image.open(path).convert("RGB")):
@@ -155,6 +165,8 @@ def test_v2_to_tensors_is_followed(picture):
     [
         (lambda image: Image.fromarray(np.roll(np.array(image), 9, axis=1)), "not known"),
         (lambda image: ImageOps.pad(image, (100, 100)), "not known"),
+        (lambda image: pasted_over(image, ImageOps.mirror(image)), "Image.paste of another picture"),
+        (lambda image: Image.composite(ImageOps.flip(image), image, image.convert("L")), "Image.paste of another"),
         (lambda image: image.rotate(10), "Image.transform"),
         (lambda image: F.rotate(F.to_tensor(image), 10), "not known|on a tensor cannot be followed"),
         (lambda image: F.to_tensor(image).transpose(0, 1), "the last step that was followed left it"),
@@ -173,6 +185,11 @@ def test_what_cannot_be_followed_is_refused(picture, spoil, message):
     size = spoilt.size if isinstance(spoilt, Image.Image) else (spoilt.shape[-1], spoilt.shape[-2])
     with pytest.raises(DataError, match=message):
         check_frame(frame_of(spoilt), size, "people.png")
+
+
+def pasted_over(image, other):
+    image.paste(other, (0, 0))
+    return image
 
 
 def overwritten(tensor):
@@ -414,6 +431,7 @@ def test_noise_comparisons_and_keywords_keep_the_frame(picture):
     assert noisy.add_(1) is noisy
     turned = torch.transpose(input=torch.permute(input=tensor, dims=(0, 2, 1)), dim0=1, dim1=2)
     assert (frame_of(turned).affine, frame_of(turned).lost) == (before.affine, "")
+    assert torch.equal(tensor[None].as_strided(tensor.shape, tensor.stride()), tensor)
     copied = tensor.clone()
     tensor[:, :, :30].copy_(tensor[:, :, 30:60].clone())
     assert frame_of(copied) == before

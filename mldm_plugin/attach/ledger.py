@@ -113,6 +113,7 @@ def _follow_pillow() -> None:
     _wrap(Image.Image, "transform", _transformed)
     _wrap(Image.Image, "reduce", _reduced)
     _follow_thumbnail()
+    _follow_paste()
     _follow_colours()
 
 
@@ -154,6 +155,23 @@ def _follow_thumbnail() -> None:
             _put(picture, before.then(scaling((0, 0, *before.size), picture.size), picture.size))
 
     Image.Image.thumbnail = thumbnail  # type: ignore[method-assign,assignment]
+
+
+def _follow_paste() -> None:
+    """`paste` changes the picture in place: what shows another picture, or itself elsewhere, is lost."""
+    original = Image.Image.paste
+
+    @functools.wraps(original)
+    def paste(picture: Image.Image, im: Any, box: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(picture, im, box, *args, **kwargs)
+        before, pasted = frame_of(picture), frame_of(im) if isinstance(im, Image.Image) else None
+        if before is not None and pasted is not None:
+            left, top = box[:2] if isinstance(box, (tuple, list)) else (0, 0)
+            there = before.then((1, 0, -left, 0, 1, -top), pasted.size)
+            if (pasted.serial, pasted.source, pasted.affine) != (there.serial, there.source, there.affine):
+                _put(picture, before.lose("Image.paste of another picture"))
+
+    Image.Image.paste = paste  # type: ignore[method-assign,assignment]
 
 
 def _follow_colours() -> None:
