@@ -131,6 +131,16 @@ def test_upside_down_left_and_right_change_their_names_and_in_a_half_turn_they_d
         assert found.abs().sum() == sum(place)
 
 
+def test_a_picture_that_is_painted_over_stays_where_it_is(picture):
+    image = Image.open(picture[0]).convert("RGB").resize((70, 48))
+    before = frame_of(image)
+    pasted_over(image, Image.new("RGB", (20, 20)))
+    image.paste((1, 2, 3), (0, 0, 9, 9))
+    image.paste(image.copy(), (0, 0))
+    image.paste(image.crop((5, 7, 30, 20)).convert("L"), (5, 7))
+    assert frame_of(image) == before
+
+
 def test_thumbnails_are_followed(picture):
     path, labels = picture
     for image in (Image.open(path), Image.open(path).convert("RGB")):
@@ -155,6 +165,8 @@ def test_v2_to_tensors_is_followed(picture):
     [
         (lambda image: Image.fromarray(np.roll(np.array(image), 9, axis=1)), "not known"),
         (lambda image: ImageOps.pad(image, (100, 100)), "not known"),
+        (lambda image: pasted_over(image, ImageOps.mirror(image)), "Image.paste of another picture"),
+        (lambda image: Image.composite(ImageOps.flip(image), image, image.convert("L")), "Image.paste of another"),
         (lambda image: image.rotate(10), "Image.transform"),
         (lambda image: F.rotate(F.to_tensor(image), 10), "not known|on a tensor cannot be followed"),
         (lambda image: F.to_tensor(image).transpose(0, 1), "the last step that was followed left it"),
@@ -173,6 +185,11 @@ def test_what_cannot_be_followed_is_refused(picture, spoil, message):
     size = spoilt.size if isinstance(spoilt, Image.Image) else (spoilt.shape[-1], spoilt.shape[-2])
     with pytest.raises(DataError, match=message):
         check_frame(frame_of(spoilt), size, "people.png")
+
+
+def pasted_over(image, other):
+    image.paste(other, (0, 0))
+    return image
 
 
 def overwritten(tensor):
@@ -345,3 +362,83 @@ def test_padding_shows_nobody_though_its_source_goes_on_there(picture):
     assert not warped[..., 100:].any()
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 130.0, 50.0]])).tolist() == []
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 110.0, 50.0]])).tolist() == [[84.0, 8.0, 100.0, 50.0]]
+
+
+def mirrored_through(view):
+    def change(image):
+        tensor = F.to_tensor(image)
+        part = view(tensor)
+        part.copy_(part.flip(-1))
+        return tensor
+
+    return change
+
+
+def whole_from_elsewhere(image):
+    tensor = F.to_tensor(image)
+    tensor[:] = plain_mirror(image)
+    return tensor
+
+
+def other_data(image):
+    tensor = F.to_tensor(image)
+    tensor.data = plain_mirror(image)
+    return tensor
+
+
+def out_of_selection(image):
+    tensor = F.to_tensor(image).permute(1, 2, 0).contiguous()
+    torch.index_select(tensor.clone(), 1, torch.arange(139, -1, -1), out=tensor)
+    return tensor.permute(2, 0, 1)
+
+
+def plain_mirror(image):
+    return F.to_tensor(image).as_subclass(torch.Tensor).flip(-1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        mirrored_through(lambda t: t[:]),
+        mirrored_through(lambda t: t.chunk(2, dim=2)[0]),
+        mirrored_through(lambda t: t.detach()),
+        mirrored_through(lambda t: t.data),
+        mirrored_through(lambda t: next(iter(t))),
+        mirrored_through(lambda t: t.permute(1, 2, 0).permute(2, 0, 1)),
+        mirrored_through(lambda t: torch.from_numpy(t.numpy())),
+        whole_from_elsewhere,
+        other_data,
+        out_of_selection,
+        lambda image: plain_mirror(image).to(F.to_tensor(image)),
+        lambda image: plain_mirror(image).type_as(F.to_tensor(image)),
+        lambda image: torch.where(F.to_tensor(image) > 0.5, plain_mirror(image), 0.0),
+    ],
+)
+def test_pixels_that_were_moved_unseen_are_nobodys(picture, spoil):
+    spoilt = spoil(Image.open(picture[0]).convert("RGB"))
+    with pytest.raises(DataError, match="not known|cannot be followed"):
+        check_frame(frame_of(spoilt), (140, 96), "people.png")
+
+
+def test_noise_comparisons_and_keywords_keep_the_frame(picture):
+    tensor = F.to_tensor(Image.open(picture[0]).convert("RGB"))
+    before = frame_of(tensor)
+    noisy = (tensor + 0.1 * torch.randn_like(tensor)) * (tensor >= 0)
+    noisy -= torch.zeros_like(noisy)
+    for channel in noisy:
+        channel.sub_(0.5).div_(0.5)
+    assert frame_of(noisy) == before
+    assert noisy.add_(1) is noisy
+    turned = torch.transpose(input=torch.permute(input=tensor, dims=(0, 2, 1)), dim0=1, dim1=2)
+    assert (frame_of(turned).affine, frame_of(turned).lost) == (before.affine, "")
+    assert torch.equal(tensor[None].as_strided(tensor.shape, tensor.stride()), tensor)
+    copied = tensor.clone()
+    tensor[:, :, :30].copy_(tensor[:, :, 30:60].clone())
+    assert frame_of(copied) == before
+    assert frame_of(tensor).lost
+
+
+def test_v2_may_make_several_of_a_picture(picture):
+    image = v2.ToImage()(Image.open(picture[0]).convert("RGB"))
+    parts = v2.FiveCrop(24)(image)
+    assert [tuple(part.shape) for part in parts] == [(3, 24, 24)] * 5

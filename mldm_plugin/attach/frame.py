@@ -47,6 +47,8 @@ class Frame:
 
     def then(self, affine: Affine, size: tuple[int, int]) -> Frame:
         """After one more step: `affine` from the present picture to one of `size`."""
+        if (affine, size) == (IDENTITY, self.size):
+            return self
         x0, y0, x1, y1 = _moved(affine, self.visible or (0, 0, *self.size))
         visible = (max(x0, 0.0), max(y0, 0.0), min(x1, size[0]), min(y1, size[1]))
         return replace(self, affine=compose(affine, self.affine), size=size, visible=visible)

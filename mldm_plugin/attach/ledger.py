@@ -30,6 +30,7 @@ from mldm_plugin.attach.planes import Planes
 
 _KEY = "mldm_frame"  # in Image.info
 _COLOURS = (3, 4)
+_COPYING = ("array", "tensor")
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 _serials = itertools.count()
 _NAMED = 4
@@ -82,10 +83,11 @@ def _wrap(owner: Any, name: str, after: Callable[..., Any]) -> None:
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    def followed(picture: Any, *args: Any, **kwargs: Any) -> Any:
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        picture = args[0] if args else None
         before = _current(picture) if isinstance(picture, Image.Image) else frame_of(picture)
-        result = original(picture, *args, **kwargs)
-        return result if before is None else after(before, result, *args, **kwargs)
+        result = original(*args, **kwargs)
+        return result if before is None else after(before, result, *args[1:], **kwargs)
 
     setattr(owner, name, followed)
 
@@ -111,6 +113,7 @@ def _follow_pillow() -> None:
     _wrap(Image.Image, "transform", _transformed)
     _wrap(Image.Image, "reduce", _reduced)
     _follow_thumbnail()
+    _follow_paste()
     _follow_colours()
 
 
@@ -154,6 +157,23 @@ def _follow_thumbnail() -> None:
     Image.Image.thumbnail = thumbnail  # type: ignore[method-assign,assignment]
 
 
+def _follow_paste() -> None:
+    """`paste` changes the picture in place: what shows another picture, or itself elsewhere, is lost."""
+    original = Image.Image.paste
+
+    @functools.wraps(original)
+    def paste(picture: Image.Image, im: Any, box: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(picture, im, box, *args, **kwargs)
+        before, pasted = frame_of(picture), frame_of(im) if isinstance(im, Image.Image) else None
+        if before is not None and pasted is not None:
+            left, top = box[:2] if isinstance(box, (tuple, list)) else (0, 0)
+            there = before.then((1, 0, -left, 0, 1, -top), pasted.size)
+            if (pasted.serial, pasted.source, pasted.affine) != (there.serial, there.source, there.affine):
+                _put(picture, before.lose("Image.paste of another picture"))
+
+    Image.Image.paste = paste  # type: ignore[method-assign,assignment]
+
+
 def _follow_colours() -> None:
     """Brightness blends with a blank picture, hue merges bands: the results carry no info of their own."""
     original_enhance, original_merge = ImageEnhance._Enhance.enhance, PIL.Image.merge
@@ -184,11 +204,11 @@ def _follow_arrays() -> None:
     original = PIL.Image.fromarray
 
     @functools.wraps(original)
-    def fromarray(array: Any, *args: Any, **kwargs: Any) -> Image.Image:
-        picture, planes = original(array, *args, **kwargs), _planes_of(array)
+    def fromarray(obj: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        picture, planes = original(obj, *args, **kwargs), _planes_of(obj)
         return picture if planes is None or (planes.rows, planes.columns) != (0, 1) else _put(picture, planes.frame())
 
-    PIL.Image.fromarray = fromarray  # type: ignore[assignment]
+    PIL.Image.fromarray = fromarray
 
 
 def _planes_of(source: Any) -> Planes | None:
@@ -210,11 +230,14 @@ def _follow_source(owner: Any, name: str, compiled: Callable[..., Any] | None = 
             return (compiled or original)(*args, **kwargs)
         result = original(*args, **kwargs)
         planes = _planes_of(args[0]) if args else None
-        if planes is None:
+        if planes is None or (isinstance(result, Tensor) and result.requires_grad):  # a leaf remains one
             return result
+        if name in _COPYING and kwargs.get("copy", True):
+            planes = planes.copied()
         kind: Any = FollowedArray if isinstance(result, np.ndarray) else FollowedTensor
         return kind.of(result, planes.checked(result.shape, f"{owner.__name__}.{name}"))
 
+    followed.__module__, followed.__qualname__ = owner.__name__, name  # where pickle looks for it
     setattr(owner, name, followed)
     if (operator := _find_builtin(original)) is not None:  # TorchScript knows functions by what they are
         _register_builtin(followed, operator)
@@ -227,7 +250,9 @@ def _follow_blank(name: str) -> None:
     @functools.wraps(original)
     def blank(*args: Any, **kwargs: Any) -> np.ndarray:
         result = original(*args, **kwargs)
-        return FollowedArray.blank(result) if result.ndim == 3 and result.shape[2] in _COLOURS else result
+        if torch.compiler.is_compiling() or type(result) is not np.ndarray:
+            return result
+        return FollowedArray.of(result) if result.ndim == 3 and result.shape[2] in _COLOURS else result
 
     setattr(np, name, blank)
 
@@ -240,7 +265,7 @@ def _follow_torchvision() -> None:
     def carried(before: Frame, result: Any, *_: Any, **__: Any) -> Any:
         return _put(result, before)
 
-    for name in ("to_tensor", "pil_to_tensor", "convert_image_dtype", "normalize"):
+    for name in ("convert_image_dtype", "normalize"):
         _wrap(F, name, carried)
     for transform in (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor):
         _follow_forward(transform)
@@ -261,6 +286,8 @@ def _follow_kernels(transform: Any) -> None:
             return original(self, functional, picture, *args, **kwargs)
         followed = FollowedTensor.of(picture.as_subclass(Tensor), frame)
         moved = original(self, functional, followed, *args, **kwargs)
+        if not isinstance(moved, Tensor):  # several, as of FiveCrop
+            return moved
         return _put(tv_tensors.wrap(moved.as_subclass(Tensor), like=picture), frame_of(moved))
 
     transform._call_kernel = call_kernel

@@ -7,13 +7,20 @@ A picture has the same frame in all its channels; several pictures beside each o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mldm_plugin.attach.frame import Frame, transposition
+
+
+@dataclass(eq=False)
+class Memory:
+    """Memory that an array shares with its views: what is written into one of them is in all."""
+
+    lost: str = ""  # what was written that cannot be followed, or the empty string
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +30,13 @@ class Planes:
     Args:
         frames: `Frame` objects; its axes are those of the array but rows and columns, in their order.
         rows, columns: axes of the array, counted from 0; rows come first. A picture whose columns do is a turned one.
+        memory: where the pictures lie.
     """
 
     frames: np.ndarray
     rows: int
     columns: int
+    memory: Memory = field(default_factory=Memory)
 
     @classmethod
     def of(cls, frame: Frame, shape: Sequence[int], rows: int = -2, columns: int = -1) -> Planes:
@@ -35,9 +44,9 @@ class Planes:
         axes = range(len(shape))
         rows, columns = axes[rows], axes[columns]
         others = [size for axis, size in enumerate(shape) if axis not in (rows, columns)]
-        frames = np.empty(others, dtype=object)
-        frames.fill(frame)
-        return cls(frames, rows, columns)
+        alone = np.empty((), dtype=object)
+        alone[()] = frame
+        return cls(np.broadcast_to(alone, others), rows, columns)
 
     @property
     def ndim(self) -> int:
@@ -51,18 +60,19 @@ class Planes:
 
     def frame(self) -> Frame | None:
         """The frame of the picture, if all planes are of one; None if they are not."""
-        distinct = list({id(frame): frame for frame in self.frames.flat}.values())
-        if not distinct or any(frame != distinct[0] for frame in distinct[1:]):
+        first, *others = {id(frame): frame for frame in _once(self.frames).flat}.values() or [None]
+        if first is None or any(frame != first for frame in others):
             return None
-        return distinct[0]
+        return first.lose(self.memory.lost) if self.memory.lost else first
 
     def each(self, change: Callable[[Frame], Frame]) -> Planes:
         """After a step that moves all pictures alike."""
-        made = {key: change(frame) for key, frame in {id(frame): frame for frame in self.frames.flat}.items()}
-        frames = np.empty_like(self.frames)
-        for place, frame in enumerate(self.frames.flat):
+        once = _once(self.frames)
+        made = {key: change(frame) for key, frame in {id(frame): frame for frame in once.flat}.items()}
+        frames = np.empty(once.shape, dtype=object)
+        for place, frame in enumerate(once.flat):
             frames.flat[place] = made[id(frame)]
-        return replace(self, frames=frames)
+        return replace(self, frames=np.broadcast_to(frames, self.frames.shape))
 
     def lose(self, operation: str) -> Planes:
         """After a step that cannot be followed, but left the axes as they were."""
@@ -71,12 +81,16 @@ class Planes:
     @property
     def is_lost(self) -> bool:
         """Whether any of its frames is."""
-        return any(frame.lost for frame in self.frames.flat)
+        return bool(self.memory.lost) or any(frame.lost for frame in _once(self.frames).flat)
+
+    def copied(self) -> Planes:
+        """Those of a copy: what is written into the one from now on is not in the other."""
+        return replace(self.lose(self.memory.lost) if self.memory.lost else self, memory=Memory())
 
     def lost(self, operation: str, shape: Sequence[int]) -> Planes:
         """After a step that cannot be followed, of whose result only the shape is known."""
         frame = next(self.frames.flat, Frame("", (0, 0), (0, 0)))
-        return Planes.of(frame.lose(operation), shape)
+        return replace(Planes.of(frame.lose(self.memory.lost or operation), shape), memory=self.memory)
 
     def checked(self, shape: Sequence[int], operation: str) -> Planes:
         """Itself, if it fits an array of `shape`; else lost by `operation`."""
@@ -84,7 +98,9 @@ class Planes:
         if others != self.frames.shape or len(shape) != self.ndim:
             return self.lost(operation, shape)
         size = (shape[self.columns], shape[self.rows])
-        return self.each(lambda frame: frame if frame.size == size else frame.lose(operation))
+        if all(frame.size == size for frame in _once(self.frames).flat):
+            return self
+        return self.each(lambda frame: frame if frame.size == size else replace(frame.lose(operation), size=size))
 
     def indexed(self, key: Any) -> Planes | None:
         """After `array[key]`; None if that is more than slices, numbers and new axes, or takes rows or columns away."""
@@ -111,7 +127,7 @@ class Planes:
             return None
         (e, f, height), (a, c, width) = down, across
         others.append(Ellipsis)  # an array even where no axis is left
-        taken = Planes(self.frames[tuple(others)], *places)
+        taken = replace(self, frames=self.frames[tuple(others)], rows=places[0], columns=places[1])
         if (a, c, e, f, width, height) == (1, 0, 1, 0, *size):
             return taken
         return taken.each(lambda frame: frame.then((a, 0, c, 0, e, f), (width, height)))
@@ -119,7 +135,7 @@ class Planes:
     def have(self, key: Any, written: Planes) -> bool:
         """Whether what was written at `key` shows what was there, as after `picture[0] *= 2`."""
         own = self.indexed(key)
-        return own is not None and _equal(own, written)
+        return own is not None and own.equal(written.copied())
 
     def covers(self, key: Any) -> bool:
         """Whether `key` takes all rows and columns of one picture, as they are."""
@@ -132,8 +148,8 @@ class Planes:
         frames = self.frames.transpose([others.index(axis) for axis in order if axis in others])
         rows, columns = list(order).index(self.rows), list(order).index(self.columns)
         if rows < columns:
-            return Planes(frames, rows, columns)
-        turned = Planes(frames, columns, rows)
+            return Planes(frames, rows, columns, self.memory)
+        turned = Planes(frames, columns, rows, self.memory)
         return turned.each(lambda frame: frame.then(*transposition(Image.Transpose.TRANSPOSE, frame.size)))
 
     def reshaped(self, old: Sequence[int], new: Sequence[int]) -> Planes | None:
@@ -146,32 +162,41 @@ class Planes:
                 return None
             rows, columns = (after[before.index(axis)] for axis in sorted(place))
         others = [size for axis, size in enumerate(new) if axis not in (rows, columns)]
-        return Planes(self.frames.reshape(others), rows, columns)
+        return Planes(self.frames.reshape(others), rows, columns, self.memory)
 
     def spread(self, shape: Sequence[int]) -> Planes | None:
         """After it was broadcast to `shape` together with something that has no frame; None if it does not fit."""
         grown = self.indexed((None,) * (len(shape) - self.ndim))
-        if grown is None:
+        if grown is None or grown.ndim != len(shape):
             return None
         others = [size for axis, size in enumerate(shape) if axis not in (grown.rows, grown.columns)]
         if any(own not in (1, size) for own, size in zip(grown.frames.shape, others, strict=True)):
             return None
         return replace(grown, frames=np.broadcast_to(grown.frames, others))
 
+    def equal(self, other: Planes) -> bool:
+        """Whether both are of the same pictures, in the same places."""
+        if (self.rows, self.columns, self.frames.shape) != (other.rows, other.columns, other.frames.shape):
+            return False
+        pairs = np.broadcast_arrays(_once(self.frames), _once(other.frames))
+        return all(a is b or a == b for a, b in zip(*(frames.flat for frames in pairs), strict=True))
+
     @staticmethod
     def together(parts: Sequence[Planes], shape: Sequence[int], operation: str) -> Planes:
         """What comes out where arrays are computed with each other pixel by pixel."""
+        parts = [planes.copied() for planes in parts]
         widest = max(parts, key=lambda planes: (planes.ndim, planes.frames.size))
         out = widest.spread(shape) or widest.lost(operation, shape)
         for other in parts:
-            own = other.spread(shape)
-            if own is None or not _equal(own, out):
+            own = out if other is widest else other.spread(shape)
+            if own is None or not own.equal(out):
                 return out.lose(f"{operation} of two pictures")
         return out
 
     @staticmethod
     def joined(parts: Sequence[Planes], axis: int) -> Planes | None:
         """After concatenation along an axis that exists; None if that is one of rows or columns."""
+        parts = [planes.copied() for planes in parts]
         first = parts[0]
         axis = range(first.ndim)[axis]
         place = (first.rows, first.columns)
@@ -214,7 +239,7 @@ def _along(key: slice, length: int) -> tuple[int, int, int] | None:
     return (1, -start, len(range(start, stop, step))) if step == 1 else (-1, start + 1, len(range(start, stop, step)))
 
 
-def _equal(one: Planes, other: Planes) -> bool:
-    if (one.rows, one.columns, one.frames.shape) != (other.rows, other.columns, other.frames.shape):
-        return False
-    return all(a is b or a == b for a, b in zip(one.frames.flat, other.frames.flat, strict=True))
+def _once(frames: np.ndarray) -> np.ndarray:
+    """Frames without those that broadcasting repeated: one of a picture, however many planes it has."""
+    key = (*(slice(None) if stride else slice(1) for stride in frames.strides), Ellipsis)
+    return frames[key]
