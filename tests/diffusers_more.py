@@ -12,6 +12,7 @@ from diffusers_scripts import CONTROLNET, DREAMBOOTH, LORA, SHORT, Script, Varia
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 ADAPTER = "diffusion_pytorch_model.safetensors"
+EMBEDDING = "learned_embeds.safetensors"
 COLUMNS = "--image_column image --caption_column text"
 EDIT = "--original_image_column conditioning_image --edited_image_column image --edit_prompt_column text"
 TOKEN = "--placeholder_token sks --initializer_token person"
@@ -91,6 +92,18 @@ MORE = _by_path(
         in_channels=9,
         without="--dataloader_num_workers",
     ),
+    _script("instruct_pix2pix/train_instruct_pix2pix.py", "sd", "imagefolder", EDIT, UNET),
+    _script("instruct_pix2pix/train_instruct_pix2pix_sdxl.py", "sdxl", "imagefolder", EDIT, UNET),
+    _script(
+        "research_projects/instructpix2pix_lora/train_instruct_pix2pix_lora.py",
+        "sd",
+        "imagefolder",
+        EDIT,
+        LORA,
+        in_channels=8,
+    ),
+    _script("textual_inversion/textual_inversion.py", "sd", "concept", f"{TOKEN} --center_crop", EMBEDDING),
+    _script("textual_inversion/textual_inversion_sdxl.py", "sdxl", "concept", TOKEN, EMBEDDING),
     _script(f"{HUBER}/dreambooth/train_dreambooth.py", "sd", "dreambooth", RATE, UNET),
     _script(f"{HUBER}/dreambooth/train_dreambooth_lora.py", "sd", "dreambooth", RATE, LORA),
     _script(f"{HUBER}/dreambooth/train_dreambooth_lora_sdxl.py", "sdxl", "dreambooth", RATE, LORA),
@@ -104,6 +117,34 @@ RANDOM_VAE = _by_path(
     _script("dreambooth/train_dreambooth_lora_qwen_image.py", "qwen_image", "dreambooth", f"{RATE} {SHORT}", LORA),
     _script("dreambooth/train_dreambooth_lora_sana.py", "sana", "dreambooth", f"{RATE} {SHORT} {ONE}", LORA),
     _script("dreambooth/train_dreambooth_lora_krea2.py", "krea2", "dreambooth", f"{RATE} {SHORT}", LORA),
+    _script(
+        "kandinsky2_2/text_to_image/train_text_to_image_decoder.py",
+        "kandinsky",
+        "imagefolder",
+        KANDINSKY,
+        UNET,
+        without="--pretrained_model_name_or_path",
+    ),
+)
+
+# Whose loss is of a part of each picture, so that ours can only be added to it.
+MASKED = _by_path(
+    _script(
+        "custom_diffusion/train_custom_diffusion.py",
+        "sd",
+        "dreambooth",
+        "--class_prompt person --modifier_token <sks> --initializer_token person",
+        "pytorch_custom_diffusion_weights.safetensors",
+    ),
+    _script(
+        "research_projects/realfill/train_realfill.py",
+        "sd",
+        "realfill",
+        "",
+        UNET,
+        in_channels=9,
+        without="--dataloader_num_workers",
+    ),
 )
 
 # Scripts that are refused in their first step, by what they are told then.
@@ -112,27 +153,6 @@ REFUSED = {
         _script("text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", "sdxl", "captions", COLUMNS),
         _script("research_projects/lpl/train_sdxl_lpl.py", "sdxl", "captions", COLUMNS),
-    ),
-    "how this picture was cropped is not known": _by_path(
-        _script("custom_diffusion/train_custom_diffusion.py", "sd", "dreambooth", "--class_prompt person"),
-        _script("instruct_pix2pix/train_instruct_pix2pix.py", "sd", "imagefolder", EDIT),
-        _script("instruct_pix2pix/train_instruct_pix2pix_sdxl.py", "sdxl", "imagefolder", EDIT),
-        _script(
-            "research_projects/instructpix2pix_lora/train_instruct_pix2pix_lora.py",
-            "sd",
-            "imagefolder",
-            EDIT,
-            in_channels=8,
-        ),
-        _script(
-            "kandinsky2_2/text_to_image/train_text_to_image_decoder.py",
-            "kandinsky",
-            "imagefolder",
-            KANDINSKY,
-            without="--pretrained_model_name_or_path",
-        ),
-        _script("textual_inversion/textual_inversion.py", "sd", "concept", TOKEN),
-        _script("textual_inversion/textual_inversion_sdxl.py", "sdxl", "concept", TOKEN),
     ),
     "the noisy latents are not α·latents + σ·noise": _by_path(
         _script(

@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tiny_families import build
-from tiny_people import CLASS_SIZES, write_captions, write_class_pictures, write_dreambooth, write_imagefolder
+from tiny_people import (
+    CLASS_SIZES,
+    write_captions,
+    write_class_pictures,
+    write_dreambooth,
+    write_imagefolder,
+    write_realfill,
+)
 from torch import Tensor
 
 VARIABLE = "MLDM_DIFFUSERS_EXAMPLES"
@@ -52,7 +59,8 @@ class Script:
         path: relative to `examples/`.
         family: of the tiny pipeline that it trains.
         data: `imagefolder` (--train_data_dir), `dataset` (the same folder as --dataset_name), `captions` (the same
-            pictures without annotation), `dreambooth`, or `concept` (the same pictures as --train_data_dir).
+            pictures without annotation), `dreambooth`, `concept` (the same pictures as --train_data_dir), or
+            `realfill`.
         flags: apart from `COMMON`, the model, the data and the output. PIPELINE stands for the folder of the model.
         weights: the files it writes, relative to --output_dir.
         variants: by name; `plain` is the script's own flags.
@@ -281,6 +289,7 @@ def write_data(ground: Path) -> None:
         write_imagefolder(ground / "imagefolder")
         write_captions(ground / "captions")
         write_dreambooth(ground / "pictures", ground / "masks")
+        write_realfill(ground / "realfill")
         write_class_pictures(ground / "class")
 
 
@@ -298,6 +307,8 @@ def _data_flags(form: str, variant: Variant, ground: Path) -> list[str]:
         return ["--train_data_dir", str(ground / "captions")]
     if form == "concept":
         return ["--train_data_dir", str(ground / "pictures")]
+    if form == "realfill":
+        return ["--train_data_dir", str(ground / "realfill")]
     if form == "dataset":
         return ["--dataset_name", str(ground / "imagefolder")]
     prior = ["--class_data_dir", str(ground / "class")] if "--with_prior_preservation" in variant.flags else []

@@ -4,13 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_people import SCENES
 from torchvision.transforms import functional as F
 
 from mldm_plugin.attach.annotation import KEY, Annotation, Collate, annotate
 from mldm_plugin.attach.coverage import Coverage
+from mldm_plugin.attach.followed import FollowedTensor
 from mldm_plugin.attach.frame import Frame
 from mldm_plugin.attach.on_record import ExampleColumns, SideFolder
 from mldm_plugin.attach.placement import check_placement
@@ -24,8 +27,7 @@ def example(path="a.png", flip=False, mask=True, boxes=((2, 4, 10, 12),)):
     torch.manual_seed(len(path))
     picture = F.normalize(torch.rand(3, 32, 48), [0.5], [0.5])
     affine = (-1.0, 0, 48, 0, 1, 0) if flip else (1.0, 0, 0, 0, 1, 0)
-    picture.mldm_frame = Frame(path, (48, 32), (48, 32), affine)
-    row = {"pixel_values": picture}
+    row = {"pixel_values": FollowedTensor.of(picture, Frame(path, (48, 32), (48, 32), affine))}
     if mask is not None:
         labels = torch.zeros(32, 48, dtype=torch.uint8)
         labels[4:20, 2:20] = 1
@@ -91,7 +93,7 @@ def test_class_pictures_after_the_instance_pictures_need_no_annotation():
         (lambda e, b: e[0].update(mask=Image.new("RGB", (48, 32))), "picture of mode RGB"),
         (lambda e, b: e[0].update(mask=turned_mask()), "moved twice"),
         (lambda e, b: e[0].update(mask="a_mask.png"), "holds str, expected a label picture"),
-        (lambda e, b: delattr(e[0]["pixel_values"], "mldm_frame"), "not known"),
+        (lambda e, b: delattr(e[0]["pixel_values"], "mldm_planes"), "not known"),
     ],
 )
 def test_what_cannot_be_used_is_named(spoil, message):
@@ -115,7 +117,8 @@ def test_boxes_that_cannot_be_used_wait_for_a_loss_that_needs_them(boxes, messag
 
 def test_a_turned_picture_with_annotation_is_ambiguous():
     turned = example("a.png")
-    turned["pixel_values"].mldm_frame = Frame("a.png", (48, 32), (48, 32), orientation=6)
+    of_file = Frame("a.png", (48, 32), (48, 32), orientation=6)
+    turned["pixel_values"] = FollowedTensor.of(turned["pixel_values"].as_subclass(torch.Tensor), of_file)
     with pytest.raises(DataError, match="EXIF orientation 6"):
         annotate([turned], batch_of([turned]), COLUMNS)
 
@@ -334,6 +337,19 @@ def test_two_pictures_that_would_share_a_mask_of_the_side_folder():
     coverage.add(seen(["x/1.jpg", "x/1.jpg"]))
     with pytest.raises(DataError, match="would share the mask"):
         coverage.add(seen(["y/1.jpg"]))
+
+
+@pytest.mark.parametrize("hue", [-11, 11])  # of 256, as far as kohya's scripts turn it
+def test_another_hue_is_no_other_place(tmp_path, hue):
+    source = Image.fromarray(SCENES[1].pixels())
+    source.save(tmp_path / "a.png")
+    hsv = np.array(source.convert("HSV"))
+    hsv[..., 0] += np.uint8(hue % 256)
+    turned = F.to_tensor(Image.fromarray(hsv, "HSV").convert("RGB")) * 2 - 1
+    frame = Frame(str(tmp_path / "a.png"), source.size, source.size)
+    assert check_placement(turned, frame, {}, "a.png").likeness > 0.99
+    with pytest.raises(DataError, match="its mask would lie elsewhere"):
+        check_placement(turned.flip(-1), frame, {}, "a.png")
 
 
 def test_placement_tells_a_picture_from_its_mirror_image(tmp_path):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import VQModel
 from make_step import tiny_vae
 from torch import nn
 from torch.nn import functional as F
@@ -168,3 +169,18 @@ def test_the_real_ones_decode_as_their_trainer_does():
     done = subprocess.run([PYTHON, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-5:] == ["flux_2", "flux_kontext", "z_image", "qwen_image", "wan"]
+
+
+def test_kandinskys_latents_are_not_scaled_and_not_quantised():
+    """As its pipelines decode, whatever the autoencoder's config says of a scale."""
+    torch.manual_seed(0)
+    widths = {"block_out_channels": (32, 32), "latent_channels": 4, "norm_num_groups": 8, "vq_embed_dim": 4}
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = VQModel(num_vq_embeddings=12, norm_type="spatial", **widths, **ends).eval()
+    assert vae.config.scaling_factor == 0.18215
+    decoder = LatentDecoder(*in_form_of_diffusers(vae))
+    latents, picture = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 8, 8)
+    assert torch.allclose(decoder(latents), vae.decode(latents, force_not_quantize=True).sample, atol=1e-6)
+    assert not torch.allclose(decoder(latents), vae.decode(latents).sample, atol=1e-2)
+    assert torch.allclose(decoder.encode(picture)[0], vae.encode(picture).latents, atol=1e-6)
+    assert decoder.image_size(latents) == (8, 8)

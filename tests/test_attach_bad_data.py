@@ -13,12 +13,13 @@ from tiny_people import write_imagefolder
     ("habit", "said"),
     [
         ("--tensor_roll", r"mldm: \S+\.png: roll on a tensor cannot be followed"),
+        ("--array_roll", r"mldm: \S+\.png: numpy\.roll cannot be followed"),
         (
-            "--through_numpy",
+            "--through_bytes",
             r"mldm: picture \d of a batch \(beside \S+\.png\): how this picture was cropped is not known",
         ),
     ],
-    ids=["roll", "numpy"],
+    ids=["roll", "numpy", "bytes"],
 )
 def test_what_loses_a_picture_is_refused_by_its_file(run_attached, habit, said):
     done, weights, *_ = run_attached(COLUMNS, habit, "--dataloader_num_workers", "2")
@@ -41,7 +42,7 @@ def edit_people(tmp_path, change):
 def test_weights_of_zero_train_on_data_that_no_loss_needs(run_attached, tmp_path):
     """A mask of the wrong size in each row, and pictures lost: the trained weights are those of the script alone."""
     flags = edit_people(tmp_path, lambda i, row: {**row, "mask_file_name": "anna_mask.png"})
-    flags += ["--through_numpy"]
+    flags += ["--through_bytes"]
     zero = run_attached(COLUMNS, *flags, *ZERO)
     assert zero.process.returncode == 0, zero.process.stderr
     plain = run_attached(COLUMNS, *flags, plain=True).weights

@@ -11,15 +11,22 @@ import re
 import pytest
 import torch
 from attached_scripts import PRESET, RECORDER, ZERO, check_annotation, iou
-from diffusers_more import HUBER, MORE, RANDOM_VAE, REFUSED
+from diffusers_more import HUBER, MASKED, MORE, RANDOM_VAE, REFUSED
 from diffusers_scripts import SCRIPTS, masks_folder, needs_examples, run
 from safetensors.torch import load_file
 from tiny_people import person_pixels
 
 pytestmark = [needs_examples, pytest.mark.timeout(900)]
-KNOWN = SCRIPTS | MORE | RANDOM_VAE | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
+KNOWN = (
+    SCRIPTS
+    | MORE
+    | RANDOM_VAE
+    | MASKED
+    | {name: script for scripts in REFUSED.values() for name, script in scripts.items()}
+)
 ALL = [(name, variant) for name, script in (SCRIPTS | MORE).items() for variant in script.variants]
 ONE_BY_ONE = [f"dreambooth/train_dreambooth_lora_{name}" for name in ("flux2", "flux2_klein", "qwen_image", "krea2")]
+WITHOUT_COLUMNS = ("concept", "captions", "realfill")
 TOLD = [(name, words) for words, scripts in REFUSED.items() for name in scripts]
 # One of each family and kind; SD3 and Flux with latents cached and read in another order.
 UNCHANGED = [
@@ -40,7 +47,9 @@ UNCHANGED = [
     ("dreambooth/train_dreambooth_lora_krea2", "plain"),
     ("dreambooth/train_dreambooth_lora_flux2", "plain"),
     ("dreambooth/train_dreambooth_lora_hidream", "plain"),
-    ("instruct_pix2pix/train_instruct_pix2pix", "plain"),  # refused with weights, for what it does to its pictures
+    ("instruct_pix2pix/train_instruct_pix2pix", "plain"),
+    ("textual_inversion/textual_inversion", "plain"),
+    ("custom_diffusion/train_custom_diffusion", "plain"),
 ]
 
 
@@ -56,7 +65,11 @@ def attached(folder, name, variant, *flags, suffix=""):
     out = folder / f"{name.replace('/', '-')}-{variant}{suffix}"
     script = KNOWN[name]
     own = ["--loss-plugin", "mldm", "--loss-plugin", RECORDER, "--preset", folder / "preset.yaml", *flags]
-    if script.data == "dreambooth" or (script.variants[variant].data or script.data) in ("concept", "captions"):
+    if script.data == "dreambooth" or (script.variants[variant].data or script.data) in (
+        "concept",
+        "captions",
+        "realfill",
+    ):
         own += ["--mldm-mask-dir", masks_folder(out)]
     os.environ["STEP_FOLDER"] = str(out / "steps")
     done, weights = run(script, variant, out, "mldm_plugin", own)
@@ -103,7 +116,7 @@ def test_other_scripts_are_refused_in_their_first_step(folder, name, words):
 
 
 @pytest.mark.parametrize("name", RANDOM_VAE)
-def test_trains_with_an_autoencoder_of_films(folder, name):
+def test_trains_with_a_random_autoencoder(folder, name):
     done, weights, out = attached(folder, name, "plain", "--set", "checks.picture=warn")
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights
@@ -122,6 +135,22 @@ def test_latents_that_are_kept_one_by_one_are_refused(folder, name):
     assert not weights
     assert "mldm: the script keeps latents in a way that cannot be followed" in done.stderr
     assert "leave --cache_latents out" in done.stderr
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_loss_of_a_part_of_each_picture_is_added_to(folder, name):
+    mixed, weights, _ = attached(folder, name, "plain")
+    assert mixed.returncode == 1
+    assert not weights
+    assert "combine: convex takes a share of each image's plain loss away" in mixed.stderr
+    done, weights, out = attached(folder, name, "plain", "--set", "combine=additive", suffix="-additive")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights
+    assert len(re.findall(r"^  (?:masked_lpips|face) .*reaches the network", done.stderr, re.M)) == 2
+    for step in (load_file(f) for f in sorted((out / "steps").iterdir())):
+        check_annotation(step)
+    (difference,) = re.findall(r"masks follow the pictures: .* mean difference ([\d.]+)", done.stderr)
+    assert float(difference) < 0.1
 
 
 def test_a_huber_loss_is_added_to_and_not_mixed_with(folder):

@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from followed_pictures import agreement, labels_of, ledger_installed, people_labels, people_picture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
@@ -25,46 +26,15 @@ from mldm_plugin.errors import DataError
 
 @pytest.fixture(scope="module", autouse=True)
 def _followed():
-    """Install the ledger for this module alone."""
-    owners = [(PIL.Image, ("open", "merge")), (Image.Image, ("resize", "crop", "transpose", "transform", "reduce"))]
-    owners += [(Image.Image, ("thumbnail",)), (ImageEnhance._Enhance, ("enhance",))]
-    owners += [(F, ("to_tensor", "pil_to_tensor", "convert_image_dtype", "normalize"))]
-    before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
-    classes = (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor)
-    own = [(c, c.__dict__.get("forward")) for c in classes]
-    before.append((v2.Transform, "_call_kernel", v2.Transform._call_kernel))
-    ledger.install()
-    yield
-    for owner, name, value in before:
-        setattr(owner, name, value)
-    for transform, forward in own:
-        if forward is None:
-            del transform.forward
-        else:
-            transform.forward = forward
-    ledger.installed = False
+    with ledger_installed():
+        yield
 
 
 @pytest.fixture
 def picture(tmp_path):
     """A picture in which each person is a rectangle of one colour, and its labels."""
-    labels = np.zeros((96, 140), np.uint8)
-    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
-    colours = np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)
-    path = tmp_path / "people.png"
-    Image.fromarray(colours[labels]).save(path)
-    return path, torch.from_numpy(labels)[None]
-
-
-def labels_of(tensor):
-    """What the labels of a picture (3, h, w) are, from its colours: 1 red, 2 green."""
-    red, green, blue = tensor
-    nobody = (blue > torch.maximum(red, green)) | (tensor.amax(0) < 0.3)  # Pillow pads with black
-    return torch.where(nobody, 0, torch.where(red > green, 1, 2))[None]
-
-
-def agreement(one, other):
-    return (one == other).float().mean().item()
+    people_picture(tmp_path / "people.png")
+    return tmp_path / "people.png", people_labels()
 
 
 OPERATIONS = {
@@ -99,19 +69,15 @@ OPERATIONS = {
 )
 @settings(max_examples=150, deadline=None)
 def test_masks_go_where_the_picture_goes(tmp_path_factory, names, a, b):
-    labels = np.zeros((96, 140), np.uint8)
-    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
     path = tmp_path_factory.getbasetemp() / "people.png"
-    if not path.exists():
-        Image.fromarray(np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)[labels]).save(path)
-    image = Image.open(path).convert("RGB")
+    image = people_picture(path)
     for name in names:
         if min(image.size) < 44:
             break
         image = OPERATIONS[name](image, a, b)
     tensor = F.to_tensor(image)
     frame = check_frame(frame_of(tensor), image.size, "people.png")
-    warped = frame.warp_labels(torch.from_numpy(labels)[None])
+    warped = frame.warp_labels(people_labels())
     assert agreement(warped, labels_of(tensor)) > 0.93  # all but a seam that resampling blurs
     assert frame.source == str(path)
     assert frame.source_size == (140, 96)
@@ -165,6 +131,16 @@ def test_upside_down_left_and_right_change_their_names_and_in_a_half_turn_they_d
         assert found.abs().sum() == sum(place)
 
 
+def test_a_picture_that_is_painted_over_stays_where_it_is(picture):
+    image = Image.open(picture[0]).convert("RGB").resize((70, 48))
+    before = frame_of(image)
+    pasted_over(image, Image.new("RGB", (20, 20)))
+    image.paste((1, 2, 3), (0, 0, 9, 9))
+    image.paste(image.copy(), (0, 0))
+    image.paste(image.crop((5, 7, 30, 20)).convert("L"), (5, 7))
+    assert frame_of(image) == before
+
+
 def test_thumbnails_are_followed(picture):
     path, labels = picture
     for image in (Image.open(path), Image.open(path).convert("RGB")):
@@ -187,11 +163,13 @@ def test_v2_to_tensors_is_followed(picture):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda image: Image.fromarray(np.array(image)), "not known"),
+        (lambda image: Image.fromarray(np.roll(np.array(image), 9, axis=1)), "not known"),
         (lambda image: ImageOps.pad(image, (100, 100)), "not known"),
+        (lambda image: pasted_over(image, ImageOps.mirror(image)), "Image.paste of another picture"),
+        (lambda image: Image.composite(ImageOps.flip(image), image, image.convert("L")), "Image.paste of another"),
         (lambda image: image.rotate(10), "Image.transform"),
         (lambda image: F.rotate(F.to_tensor(image), 10), "not known|on a tensor cannot be followed"),
-        (lambda image: F.to_tensor(image).transpose(1, 2), "transpose on a tensor"),
+        (lambda image: F.to_tensor(image).transpose(0, 1), "the last step that was followed left it"),
         (lambda image: F.to_tensor(image).roll(9, -1), "roll on a tensor"),
         (lambda image: F.to_tensor(image)[:, ::2], "indexing a tensor"),
         (lambda image: F.to_tensor(image)[:, [5, 3, 4]], "indexing a tensor by more than slices"),
@@ -209,6 +187,11 @@ def test_what_cannot_be_followed_is_refused(picture, spoil, message):
         check_frame(frame_of(spoilt), size, "people.png")
 
 
+def pasted_over(image, other):
+    image.paste(other, (0, 0))
+    return image
+
+
 def overwritten(tensor):
     tensor.copy_(tensor.flip(-1))
     return tensor
@@ -224,6 +207,11 @@ def window(tensor, a, b):
     return tensor[:, top : top + 44, left : left + 44]
 
 
+def one_channel_darker(tensor):
+    tensor[0] *= 0.9
+    return tensor
+
+
 ON_TENSORS = {
     "crop": lambda x, a, b: F.crop(x, int(5 * a), int(7 * b), x.shape[1] - 8, x.shape[2] - 9),
     "crop_beyond": lambda x, a, b: F.crop(x, -int(8 * a), -3, x.shape[1] + 2, x.shape[2]),
@@ -233,6 +221,8 @@ ON_TENSORS = {
     "vflip": lambda x, a, b: F.vflip(x),
     "flip": lambda x, a, b: torch.flip(x, dims=(-1, -2)),
     "flip_method": lambda x, a, b: x.flip(2),
+    "transpose": lambda x, a, b: x.transpose(1, 2),
+    "quarter_turn": lambda x, a, b: x.permute(0, 2, 1).flip(-1),
     "slice": lambda x, a, b: x[..., int(4 * a) :, : x.shape[2] - int(6 * b)],
     "window": window,
     "resize": lambda x, a, b: F.resize(x, [44 + int(50 * a), 44 + int(60 * b)], antialias=True),
@@ -243,14 +233,9 @@ ON_TENSORS = {
     "v2_crop": lambda x, a, b: v2.Compose([v2.RandomCrop(44), v2.RandomHorizontalFlip()])(x),
     "v2_resize": lambda x, a, b: v2.Resize((60, 70))(x),
     "v2_functional": lambda x, a, b: v2.functional.horizontal_flip(v2.functional.crop(x, 1, 2, 44, 44)),
+    "a_channel": lambda x, a, b: one_channel_darker(x.clone()),
     "colours": lambda x, a, b: (x * 0.5 + 0.25).clamp(0, 1).to(torch.float64).float().contiguous(),
 }
-
-
-def start_of(labels, path):
-    if not path.exists():
-        Image.fromarray(np.array([[0, 0, 255], [255, 0, 0], [0, 255, 0]], np.uint8)[labels]).save(path)
-    return Image.open(path).convert("RGB")
 
 
 @given(
@@ -263,10 +248,8 @@ def start_of(labels, path):
 @example(["vflip", "v2_resize"], 0.0, 0.0, True)  # v2 rewrites strides
 @example(["center_crop_beyond", "center_crop_beyond", "colours", "colours"], 0.0, 0.0, False)
 def test_masks_go_where_the_picture_goes_as_a_tensor(tmp_path_factory, names, a, b, with_v2):
-    labels = np.zeros((96, 140), np.uint8)
-    labels[30:90, 12:60], labels[8:50, 84:130] = 1, 2
     path = tmp_path_factory.getbasetemp() / "people_as_tensor.png"
-    image = start_of(labels, path)
+    image = people_picture(path)
     tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])(image) if with_v2 else F.to_tensor(image)
     if with_v2:  # a picture of v2's own, with v2's transforms alone, until it is an ordinary tensor
         tensor = v2.ToPureTensor()(v2.Compose([v2.RandomHorizontalFlip(), v2.CenterCrop((90, 130))])(tensor))
@@ -275,7 +258,7 @@ def test_masks_go_where_the_picture_goes_as_a_tensor(tmp_path_factory, names, a,
             break
         tensor = ON_TENSORS[name](tensor, a, b)
     size = (tensor.shape[2], tensor.shape[1])
-    warped = check_frame(frame_of(tensor), size, "people.png").warp_labels(torch.from_numpy(labels)[None])
+    warped = check_frame(frame_of(tensor), size, "people.png").warp_labels(people_labels())
     middle, most = tensor.sort(0).values[1:]
     # What was padded is nobody, but grey where colours changed after it, which is the colour of no label.
     where = most - middle > 0.02 if "colours" in names else torch.ones_like(most, dtype=torch.bool)
@@ -379,3 +362,84 @@ def test_padding_shows_nobody_though_its_source_goes_on_there(picture):
     assert not warped[..., 100:].any()
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 130.0, 50.0]])).tolist() == []
     assert frame.warp_boxes(torch.tensor([[84.0, 8.0, 110.0, 50.0]])).tolist() == [[84.0, 8.0, 100.0, 50.0]]
+
+
+def mirrored_through(view):
+    def change(image):
+        tensor = F.to_tensor(image)
+        part = view(tensor)
+        part.copy_(part.flip(-1))
+        return tensor
+
+    return change
+
+
+def whole_from_elsewhere(image):
+    tensor = F.to_tensor(image)
+    tensor[:] = plain_mirror(image)
+    return tensor
+
+
+def other_data(image):
+    tensor = F.to_tensor(image)
+    tensor.data = plain_mirror(image)
+    return tensor
+
+
+def out_of_selection(image):
+    tensor = F.to_tensor(image).permute(1, 2, 0).contiguous()
+    torch.index_select(tensor.clone(), 1, torch.arange(139, -1, -1), out=tensor)
+    return tensor.permute(2, 0, 1)
+
+
+def plain_mirror(image):
+    return F.to_tensor(image).as_subclass(torch.Tensor).flip(-1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        mirrored_through(lambda t: t[:]),
+        mirrored_through(lambda t: t.chunk(2, dim=2)[0]),
+        mirrored_through(lambda t: t.detach()),
+        mirrored_through(lambda t: t.data),
+        mirrored_through(lambda t: next(iter(t))),
+        mirrored_through(lambda t: t.permute(1, 2, 0).permute(2, 0, 1)),
+        mirrored_through(lambda t: torch.from_numpy(t.numpy())),
+        whole_from_elsewhere,
+        other_data,
+        out_of_selection,
+        lambda image: plain_mirror(image).to(F.to_tensor(image)),
+        lambda image: plain_mirror(image).type_as(F.to_tensor(image)),
+        lambda image: torch.where(F.to_tensor(image) > 0.5, plain_mirror(image), 0.0),
+    ],
+)
+def test_pixels_that_were_moved_unseen_are_nobodys(picture, spoil):
+    spoilt = spoil(Image.open(picture[0]).convert("RGB"))
+    with pytest.raises(DataError, match="not known|cannot be followed"):
+        check_frame(frame_of(spoilt), (140, 96), "people.png")
+
+
+def test_noise_comparisons_and_keywords_keep_the_frame(picture):
+    tensor = F.to_tensor(Image.open(picture[0]).convert("RGB"))
+    before = frame_of(tensor)
+    noisy = (tensor + 0.1 * torch.randn_like(tensor)) * (tensor >= 0)
+    noisy -= torch.zeros_like(noisy)
+    for channel in noisy:
+        channel.sub_(0.5).div_(0.5)
+    assert frame_of(noisy) == before
+    assert noisy.add_(1) is noisy
+    turned = torch.transpose(input=torch.permute(input=tensor, dims=(0, 2, 1)), dim0=1, dim1=2)
+    assert (frame_of(turned).affine, frame_of(turned).lost) == (before.affine, "")
+    last = tensor.permute(1, 2, 0).contiguous()
+    assert torch.equal(last[None].as_strided(last.shape, last.stride()), last)
+    copied = tensor.clone()
+    tensor[:, :, :30].copy_(tensor[:, :, 30:60].clone())
+    assert frame_of(copied) == before
+    assert frame_of(tensor).lost
+
+
+def test_v2_may_make_several_of_a_picture(picture):
+    image = v2.ToImage()(Image.open(picture[0]).convert("RGB"))
+    parts = v2.FiveCrop(24)(image)
+    assert [tuple(part.shape) for part in parts] == [(3, 24, 24)] * 5

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
-import numpy as np
 import pytest
 import torch
 from kohya_scripts import AUGMENTED, SCRIPTS, SD_SCRIPTS, needs_sd_scripts
@@ -33,8 +32,6 @@ from mldm_plugin.attach import kohya, kohya_loop, kohya_masks
 from mldm_plugin.attach.annotation import KEY
 from mldm_plugin.attach.autoencoders import in_form_of_diffusers
 from mldm_plugin.attach.edits import ScriptError
-from mldm_plugin.attach.frame import Frame
-from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.attach.on_record import SideFolder
 from mldm_plugin.decode.latent_decoder import LatentDecoder
 from mldm_plugin.engine.schedule import stable_diffusion_snr
@@ -48,58 +45,6 @@ PRESET = "combine: convex\nlosses:\n  pixel_loss: {weight: 0.4, max_timestep: 99
 
 def iou(one, other):
     return ((one & other).sum() / (one | other).sum()).item()
-
-
-# Arrays
-
-
-@pytest.fixture
-def coordinates():
-    """An array whose pixels say where they come from, (row, column, 0), with a frame."""
-    rows, columns = np.mgrid[0:40, 0:60]
-    array = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    return kohya_masks.Followed.of(array, Frame("a.png", (60, 40), (60, 40)))
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        np.s_[3:33],
-        np.s_[:, 5:50],
-        np.s_[:, ::-1, :],
-        np.s_[::-1],
-        np.s_[2:, 7:-4, :3],
-        np.s_[:],
-        np.s_[30:10:-1, :],
-    ],
-    ids=str,
-)
-def test_an_array_is_followed_through_slices_to_the_pixel(coordinates, key):
-    cut = coordinates[key].copy()
-    frame = frame_of(cut)
-    assert not frame.lost
-    assert frame.size == (cut.shape[1], cut.shape[0])
-    for channel in (0, 1):
-        source = torch.from_numpy(np.asarray(coordinates)[..., channel].copy())[None]
-        assert np.array_equal(frame.warp_labels(source)[0], np.asarray(cut)[..., channel])
-
-
-def test_boxes_follow_a_flip_after_a_crop(coordinates):
-    frame = frame_of(coordinates[4:, 10:50][:, ::-1].copy())
-    assert frame.warp_boxes(torch.tensor([[15.0, 10.0, 25.0, 20.0]])).tolist() == [[25, 6, 35, 16]]
-
-
-@pytest.mark.parametrize("key", [np.s_[::2], np.s_[:, [1, 2, 3]], np.s_[..., 0], np.s_[5]], ids=str)
-def test_other_indexing_loses_the_frame_and_names_it(coordinates, key):
-    assert "indexing an array" in frame_of(coordinates[key]).lost
-
-
-@pytest.mark.parametrize(
-    "change", [np.rot90, np.flipud, lambda a: a.transpose(1, 0, 2), lambda a: np.roll(a, 3, axis=1)]
-)
-def test_other_operations_have_no_frame(coordinates, change):
-    result = frame_of(change(coordinates))
-    assert result is None or result.lost or change is np.flipud
 
 
 def test_what_a_validation_step_shows_is_not_kept():

@@ -16,6 +16,7 @@ from mldm_plugin.records.machine import read_machine
 COLUMN_VARIANTS = {
     "plain": ["--center_crop"],
     "crop_and_flip": ["--random_flip", "--dataloader_num_workers", "2"],
+    "as_arrays": ["--through_numpy", "--dataloader_num_workers", "2"],
     "as_tensors": ["--tensor_crop", "--dataloader_num_workers", "2"],
     "v_snr_gamma": ["--random_flip", "--prediction_type", "v_prediction", "--snr_gamma", "5"],
 }

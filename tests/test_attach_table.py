@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from diffusers_more import MORE, REFUSED
+from diffusers_more import MASKED, MORE, REFUSED
 from diffusers_scripts import EXAMPLES, SCRIPTS, needs_examples
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "attach_table.py"
@@ -34,6 +34,8 @@ def test_the_outcomes_are_those_of_the_tests():
     """tests/test_attach_diffusers.py asserts them."""
     runs = attach_table.runs()
     assert {runs[script.path] for script in (SCRIPTS | MORE).values()} == {"trains"}
+    added_to = "trains with combine: additive (its loss is of a part of each picture)"
+    assert {runs[script.path] for script in MASKED.values()} == {added_to}
     for words, scripts in REFUSED.items():
         assert {runs[script.path] for script in scripts.values()} == {f"refused in the first step: {words}"}
 

@@ -12,6 +12,7 @@ from tiny_flows import DEEP, TEXT, VISION, film_vae, flux2_transformer
 from tiny_z_image import SMALL, WIDTH, byte_tokenizer
 from torch import nn
 
+from mldm_plugin.people_mini.tokenizer import write_tokenizer
 from mldm_plugin.perceptual.frozen import build_seeded
 
 
@@ -150,24 +151,46 @@ def _hidream_transformer() -> nn.Module:
 
 
 def build_kandinsky(folder: Path, seed: int) -> Path:
-    """Write Kandinsky 2.2's decoder into `folder`, with the prior's image encoder in `folder`/prior, and return it."""
+    """Write Kandinsky 2.2's decoder into `folder`, with its prior in `folder`/prior, and return it."""
     import diffusers
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vision = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "projection_dim": WIDTH, "image_size": 32}
-    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16}
     movq = {"block_out_channels": (WIDTH,) * 4, "latent_channels": 4, "norm_num_groups": 8, "norm_type": "spatial"}
     diffusers.KandinskyV22Pipeline(
         unet=build_seeded(_kandinsky_unet, seed).eval(),
         scheduler=diffusers.DDPMScheduler(),
         movq=build_seeded(lambda: diffusers.VQModel(num_vq_embeddings=12, vq_embed_dim=4, **ends, **movq), seed).eval(),
     ).save_pretrained(folder)
-    encoder = build_seeded(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)), seed)
-    encoder.save_pretrained(folder / "prior" / "image_encoder")
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(folder / "prior" / "image_processor")
+    _build_prior(folder / "prior", seed)
+    # By which the two are loaded as one.
+    (folder / "README.md").write_text(f"---\nprior:\n- {folder.resolve() / 'prior'}\n---\n", encoding="utf-8")
     return folder
+
+
+def _build_prior(folder: Path, seed: int) -> None:
+    import diffusers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    size = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "projection_dim": WIDTH, "num_hidden_layers": 1}
+    size |= {"num_attention_heads": 2}
+    vision, text = CLIPVisionConfig(image_size=32, patch_size=16, **size), CLIPTextConfig(**size)
+    prior = {"num_attention_heads": 2, "attention_head_dim": WIDTH // 2, "num_layers": 1, "embedding_dim": WIDTH}
+    write_tokenizer(folder / "tokenizer")
+    diffusers.KandinskyV22PriorPipeline(
+        prior=build_seeded(lambda: diffusers.PriorTransformer(**prior), seed),
+        image_encoder=build_seeded(lambda: CLIPVisionModelWithProjection(vision), seed),
+        text_encoder=build_seeded(lambda: CLIPTextModelWithProjection(text), seed),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=diffusers.UnCLIPScheduler(),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    ).save_pretrained(folder)
 
 
 def _kandinsky_unet() -> nn.Module:

@@ -170,6 +170,21 @@ def write_dreambooth(folder: Path, masks_folder: Path) -> Path:
     return folder
 
 
+def write_realfill(folder: Path) -> Path:
+    """All pictures but the last as references, the last as the one whose left half is to be filled."""
+    *references, last = SCENES
+    for part in ("ref", "target"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for scene in references:
+        Image.fromarray(scene.pixels()).save(folder / "ref" / f"{scene.name}.png")
+    target = Image.fromarray(last.pixels())
+    target.save(folder / "target" / "target.png")
+    hole = Image.new("L", target.size)
+    hole.paste(255, (0, 0, target.width // 2, target.height))
+    hole.save(folder / "target" / "mask.png")
+    return folder
+
+
 def write_class_pictures(folder: Path) -> Path:
     """Pictures for prior preservation, grey noise, without any annotation."""
     folder.mkdir(parents=True, exist_ok=True)

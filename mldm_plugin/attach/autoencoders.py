@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ def in_form_of_diffusers(vae: Any, factor: float | None = None) -> tuple[Any, fl
         vae: what the host encodes with, of diffusers or of the host's own; one that is not known is returned as it is.
         factor: that the host multiplies its latents by, or None.
     """
+    if said(getattr(vae, "config", None), "norm_type") == "spatial" and hasattr(vae, "quantize"):  # Kandinsky's MOVQ
+        return Called(vae, replace(_config_of(vae.config), scaling_factor=1.0), _unquantised), None
     if hasattr(vae, "register_to_config") or isinstance(vae, (Halves, Called, OwnDecode)):  # diffusers', or ours
         return vae, factor
     if hasattr(vae, "config"):
@@ -111,6 +113,12 @@ class Called(nn.Module):
     def _alone(self, name: str, tensor: Tensor) -> tuple[Any]:
         made = self._call(getattr(self.vae, name), tensor)
         return (made[0] if isinstance(made, tuple) else made,)
+
+
+def _unquantised(call: Any, tensor: Tensor) -> Any:
+    """A decoder that is shown its latents beside decoding them does so as they are; its config's scale is not used."""
+    options = {"force_not_quantize": True} if call.__name__ == "decode" else {}
+    return call(tensor, return_dict=False, **options)
 
 
 def _plainly(call: Any, tensor: Tensor) -> Any:

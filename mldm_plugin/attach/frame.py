@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +47,8 @@ class Frame:
 
     def then(self, affine: Affine, size: tuple[int, int]) -> Frame:
         """After one more step: `affine` from the present picture to one of `size`."""
+        if (affine, size) == (IDENTITY, self.size):
+            return self
         x0, y0, x1, y1 = _moved(affine, self.visible or (0, 0, *self.size))
         visible = (max(x0, 0.0), max(y0, 0.0), min(x1, size[0]), min(y1, size[1]))
         return replace(self, affine=compose(affine, self.affine), size=size, visible=visible)
@@ -155,25 +156,6 @@ def transposition(method: int, size: tuple[int, int]) -> tuple[Affine, tuple[int
     return table[method]
 
 
-def cut(frame: Frame, rows: Any, columns: Any, operation: str) -> Frame:
-    """The frame after slicing rows and columns; lost by `operation` if that is more than a cut or a flip."""
-    (y, height), (x, width) = _along(rows, frame.size[1]), _along(columns, frame.size[0])
-    if y is None or x is None:
-        return frame.lose(operation)
-    return frame.then((x[0], 0, x[1], 0, y[0], y[1]), (width, height))
-
-
-def _along(key: Any, length: int) -> tuple[tuple[int, int] | None, int]:
-    """A slice of an axis as u' = a u + c, and how long it is; None for anything but a cut or a flip."""
-    if not isinstance(key, slice):
-        return None, 0
-    start, stop, step = key.indices(length)
-    if step not in (1, -1):
-        return None, 0
-    count = len(range(start, stop, step))
-    return ((1, -start) if step == 1 else (-1, start + 1)), count
-
-
 def check_frame(frame: Frame | None, size: tuple[int, int], name: str) -> Frame:
     """The frame of a picture of `size` (width, height), if it was followed all the way.
 
@@ -181,13 +163,13 @@ def check_frame(frame: Frame | None, size: tuple[int, int], name: str) -> Frame:
         DataError: it was not: the annotation could not be put where the picture is.
     """
     way_out = (
-        "Masks, boxes and keypoints would not follow. Keep to Pillow pictures, torchvision's transforms, slices and "
-        "flips, or use the library form (docs/attach.md)."
+        "Masks, boxes and keypoints would not follow. Keep to Pillow, torchvision's transforms, slices and flips, or "
+        "use the library form (docs/attach.md)."
     )
     if frame is None:
         raise DataError(
-            f"{name}: how this picture was cropped is not known: it was made from an array or pasted, or is what a "
-            f"network or a whole batch was made into. {way_out}"
+            f"{name}: how this picture was cropped is not known: it was pasted, or made by a package that is not "
+            f"followed (OpenCV, albumentations), or is what a network or a whole batch was made into. {way_out}"
         )
     if frame.lost:
         raise DataError(f"{name}: {frame.lost} cannot be followed. {way_out}")

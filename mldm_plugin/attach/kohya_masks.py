@@ -1,8 +1,8 @@
 """Masks, boxes and keypoints for the pictures of kohya's data sets, put where these put the pictures.
 
 kohya's data sets read a picture as a numpy array, resize it, cut it by slicing and turn it by a slice with a negative
-step. `Followed` is an array that keeps the frame of its picture (see `frame`) through exactly these steps, and
-torchvision's functions hand it on to the tensor. So masks are warped once, from their source, by nearest neighbours,
+step. Arrays are followed through these steps (see `followed_array`), and torchvision's functions hand the frame on to
+the tensor. So masks are warped once, from their source, by nearest neighbours,
 and boxes and keypoints by the same map; kohya's own alpha channel, which is interpolated, is left alone, and a user's
 masked_loss with it. Where latents were cached the picture is cut again, by the function that cut it for the cache.
 """
@@ -24,9 +24,11 @@ from torch import Tensor
 from mldm_plugin.announce import announce
 from mldm_plugin.attach import ledger
 from mldm_plugin.attach.annotation import CHECKED_BATCHES, KEY, Annotation, annotate
-from mldm_plugin.attach.frame import Frame, cut, scaling
+from mldm_plugin.attach.followed_array import FollowedArray
+from mldm_plugin.attach.frame import Frame, scaling
 from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.attach.on_record import Fault, Offers, SideFolder, Stored
+from mldm_plugin.attach.planes import Planes
 from mldm_plugin.errors import DataError
 
 _LIBRARY = "library.train_util"
@@ -36,35 +38,6 @@ _NAMED = 5  # in a warning
 def is_collator(collate: Any) -> bool:
     """Whether this is the collate function of kohya's scripts: their data set makes whole batches itself."""
     return type(collate).__module__ == _LIBRARY
-
-
-class Followed(np.ndarray):
-    """A picture (H, W, C) that knows its frame; an operation that is not known here loses it."""
-
-    mldm_frame: Frame | None = None  # the name that `ledger.frame_of` looks for
-
-    @classmethod
-    def of(cls, array: np.ndarray, frame: Frame | None) -> Followed:
-        """The same memory, with a frame."""
-        followed = array.view(cls)
-        followed.mldm_frame = frame
-        return followed
-
-    def __getitem__(self, key: Any) -> Any:
-        part = super().__getitem__(key)
-        if isinstance(part, Followed) and self.mldm_frame is not None:
-            part.mldm_frame = _cut(self.mldm_frame, key)
-        return part
-
-    def copy(self, order: Any = "C") -> Followed:
-        return Followed.of(super().copy(order), self.mldm_frame)
-
-
-def _cut(frame: Frame, key: Any) -> Frame:
-    """The frame after slicing rows and columns."""
-    keys = key if isinstance(key, tuple) else (key,)
-    rows, columns = [*keys, slice(None), slice(None)][:2]
-    return cut(frame, rows, columns, f"indexing an array with {key!r}")
 
 
 class NoFolder:
@@ -181,7 +154,7 @@ def _follow_arrays(library: Any) -> None:
             frame = frame_of(header)
         if frame is not None and frame.size != (array.shape[1], array.shape[0]):
             frame = frame.lose("a change of size while the picture was read")
-        return Followed.of(array, frame)
+        return array if frame is None else FollowedArray.of(array, Planes.of(frame, array.shape, 0, 1))
 
     @functools.wraps(resize)
     def resize_image(image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
@@ -189,7 +162,8 @@ def _follow_arrays(library: Any) -> None:
         if frame is None:
             return result
         size = (result.shape[1], result.shape[0])
-        return Followed.of(result, frame.then(scaling((0, 0, *frame.size), size), size))
+        moved = frame.then(scaling((0, 0, *frame.size), size), size)
+        return FollowedArray.of(result, Planes.of(moved, result.shape, 0, 1))
 
     library.load_image, library.resize_image = load_image, resize_image
 

@@ -1,9 +1,9 @@
-"""The ledger: Pillow and torchvision write down what they do to a picture while a script runs.
+"""The ledger: Pillow, numpy and torchvision write down what they do to a picture while a script runs.
 
 `install` wraps the few functions through which a picture can change its frame. They do what they always did, to the
 byte; beside it they keep a `Frame` in `Image.info`, which Pillow copies from picture to picture, and later on the
-tensor (followed). No random numbers are drawn. An operation that is not known loses the frame, and an annotated picture
-without a frame stops the run.
+array and the tensor (followed_array, followed). No random numbers are drawn. An operation that is not known loses the
+frame, and an annotated picture without a frame stops the run.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import torch
 from PIL import Image, ImageEnhance
 from PIL.ExifTags import Base as Exif
 from torch import Tensor
+from torch.jit._builtins import _find_builtin, _register_builtin
+from torch.utils._device import _device_constructors
 
 from mldm_plugin.attach.followed import FollowedTensor
+from mldm_plugin.attach.followed_array import FollowedArray
 from mldm_plugin.attach.frame import Frame, scaling, transposition
+from mldm_plugin.attach.planes import Planes
 
-_KEY = "mldm_frame"  # in Image.info, and as attribute of a tensor
+_KEY = "mldm_frame"  # in Image.info
+_COLOURS = (3, 4)
+_COPYING = ("array", "tensor")
 _EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 _serials = itertools.count()
 _NAMED = 4
@@ -37,13 +45,17 @@ def install() -> None:
         return
     installed = True
     _follow_pillow()
+    _follow_arrays()
     _follow_torchvision()
 
 
 def frame_of(picture: Any) -> Frame | None:
-    """The frame of a Pillow picture or a tensor, if it has been followed."""
-    frame = picture.info.get(_KEY) if isinstance(picture, Image.Image) else getattr(picture, _KEY, None)
-    return frame if isinstance(frame, Frame) else None
+    """The frame of a picture of Pillow, an array or a tensor, if it has been followed."""
+    if isinstance(picture, Image.Image):
+        frame = picture.info.get(_KEY)
+        return frame if isinstance(frame, Frame) else None
+    planes = getattr(picture, "mldm_planes", None)
+    return planes.frame() if isinstance(planes, Planes) else None
 
 
 def _put(picture: Any, frame: Frame | None) -> Any:
@@ -54,7 +66,7 @@ def _put(picture: Any, frame: Frame | None) -> Any:
     elif isinstance(picture, Tensor) and frame is not None:
         if type(picture) is Tensor:
             return FollowedTensor.of(picture, frame)
-        setattr(picture, _KEY, frame)
+        picture.mldm_planes = Planes.of(frame, picture.shape)  # type: ignore[attr-defined]
     return picture
 
 
@@ -71,10 +83,11 @@ def _wrap(owner: Any, name: str, after: Callable[..., Any]) -> None:
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    def followed(picture: Any, *args: Any, **kwargs: Any) -> Any:
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        picture = args[0] if args else None
         before = _current(picture) if isinstance(picture, Image.Image) else frame_of(picture)
-        result = original(picture, *args, **kwargs)
-        return result if before is None else after(before, result, *args, **kwargs)
+        result = original(*args, **kwargs)
+        return result if before is None else after(before, result, *args[1:], **kwargs)
 
     setattr(owner, name, followed)
 
@@ -100,6 +113,7 @@ def _follow_pillow() -> None:
     _wrap(Image.Image, "transform", _transformed)
     _wrap(Image.Image, "reduce", _reduced)
     _follow_thumbnail()
+    _follow_paste()
     _follow_colours()
 
 
@@ -143,6 +157,23 @@ def _follow_thumbnail() -> None:
     Image.Image.thumbnail = thumbnail  # type: ignore[method-assign,assignment]
 
 
+def _follow_paste() -> None:
+    """`paste` changes the picture in place: what shows another picture, or itself elsewhere, is lost."""
+    original = Image.Image.paste
+
+    @functools.wraps(original)
+    def paste(picture: Image.Image, im: Any, box: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(picture, im, box, *args, **kwargs)
+        before, pasted = frame_of(picture), frame_of(im) if isinstance(im, Image.Image) else None
+        if before is not None and pasted is not None:
+            left, top = box[:2] if isinstance(box, (tuple, list)) else (0, 0)
+            there = before.then((1, 0, -left, 0, 1, -top), pasted.size)
+            if (pasted.serial, pasted.source, pasted.affine) != (there.serial, there.source, there.affine):
+                _put(picture, before.lose("Image.paste of another picture"))
+
+    Image.Image.paste = paste  # type: ignore[method-assign,assignment]
+
+
 def _follow_colours() -> None:
     """Brightness blends with a blank picture, hue merges bands: the results carry no info of their own."""
     original_enhance, original_merge = ImageEnhance._Enhance.enhance, PIL.Image.merge
@@ -160,6 +191,72 @@ def _follow_colours() -> None:
     PIL.Image.merge = merge
 
 
+def _follow_arrays() -> None:
+    """From picture to array, from array to tensor, and back to a picture."""
+    _device_constructors()  # keeps torch's functions as they are: it is by these that `with torch.device` knows them
+    as_tensor = torch.as_tensor
+    for owner, names in ((np, ("array", "asarray", "ascontiguousarray")), (torch, ("tensor", "as_tensor"))):
+        for name in names:
+            _follow_source(owner, name)
+    _follow_source(torch, "from_numpy", compiled=as_tensor)  # torch.compile knows from_numpy by its name alone
+    for name in ("zeros", "ones", "full"):
+        _follow_blank(name)
+    original = PIL.Image.fromarray
+
+    @functools.wraps(original)
+    def fromarray(obj: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        picture, planes = original(obj, *args, **kwargs), _planes_of(obj)
+        return picture if planes is None or (planes.rows, planes.columns) != (0, 1) else _put(picture, planes.frame())
+
+    PIL.Image.fromarray = fromarray
+
+
+def _planes_of(source: Any) -> Planes | None:
+    """What is known of the pictures in an array or a tensor, or of a picture as the array that Pillow makes of it."""
+    if isinstance(source, Image.Image):
+        frame = _current(source)
+        shape = (source.height, source.width, *([len(source.getbands())] if len(source.getbands()) > 1 else []))
+        return None if frame is None else Planes.of(frame, shape, 0, 1)
+    return getattr(source, "mldm_planes", None) if isinstance(source, (FollowedArray, FollowedTensor)) else None
+
+
+def _follow_source(owner: Any, name: str, compiled: Callable[..., Any] | None = None) -> None:
+    """`numpy.array(picture)`, `torch.tensor(array)` and the like: what comes out has the frames of what goes in."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return (compiled or original)(*args, **kwargs)
+        result = original(*args, **kwargs)
+        planes = _planes_of(args[0]) if args else None
+        if planes is None or (isinstance(result, Tensor) and result.requires_grad):  # a leaf remains one
+            return result
+        if name in _COPYING and kwargs.get("copy", True):
+            planes = planes.copied()
+        kind: Any = FollowedArray if isinstance(result, np.ndarray) else FollowedTensor
+        return kind.of(result, planes.checked(result.shape, f"{owner.__name__}.{name}"))
+
+    followed.__module__, followed.__qualname__ = owner.__name__, name  # where pickle looks for it
+    setattr(owner, name, followed)
+    if (operator := _find_builtin(original)) is not None:  # TorchScript knows functions by what they are
+        _register_builtin(followed, operator)
+
+
+def _follow_blank(name: str) -> None:
+    """An array shaped like a picture in colours, into which one may be pasted."""
+    original = getattr(np, name)
+
+    @functools.wraps(original)
+    def blank(*args: Any, **kwargs: Any) -> np.ndarray:
+        result = original(*args, **kwargs)
+        if torch.compiler.is_compiling() or type(result) is not np.ndarray:
+            return result
+        return FollowedArray.of(result) if result.ndim == 3 and result.shape[2] in _COLOURS else result
+
+    setattr(np, name, blank)
+
+
 def _follow_torchvision() -> None:
     """From picture to tensor, and the steps on tensors that leave the frame alone."""
     from torchvision.transforms import functional as F
@@ -168,7 +265,7 @@ def _follow_torchvision() -> None:
     def carried(before: Frame, result: Any, *_: Any, **__: Any) -> Any:
         return _put(result, before)
 
-    for name in ("to_tensor", "pil_to_tensor", "convert_image_dtype", "normalize"):
+    for name in ("convert_image_dtype", "normalize"):
         _wrap(F, name, carried)
     for transform in (v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor):
         _follow_forward(transform)
@@ -189,9 +286,16 @@ def _follow_kernels(transform: Any) -> None:
             return original(self, functional, picture, *args, **kwargs)
         followed = FollowedTensor.of(picture.as_subclass(Tensor), frame)
         moved = original(self, functional, followed, *args, **kwargs)
+        if not isinstance(moved, Tensor):  # several, as of FiveCrop
+            return moved
         return _put(tv_tensors.wrap(moved.as_subclass(Tensor), like=picture), frame_of(moved))
 
     transform._call_kernel = call_kernel
+
+
+def _kept(before: Any, after: Any) -> Any:
+    frame = frame_of(before)
+    return after if frame is None else _put(after, frame)
 
 
 def _follow_forward(transform: Any) -> None:
@@ -200,8 +304,8 @@ def _follow_forward(transform: Any) -> None:
     @functools.wraps(original)
     def forward(self: Any, *inputs: Any) -> Any:
         result = original(self, *inputs)
-        if len(inputs) == 1 and (frame := frame_of(inputs[0])) is not None:
-            return _put(result, frame)
-        return result
+        if len(inputs) == 1:
+            return _kept(inputs[0], result)
+        return tuple(_kept(*pair) for pair in zip(inputs, result, strict=True))
 
     transform.forward = forward

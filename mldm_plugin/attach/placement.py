@@ -16,7 +16,7 @@ from mldm_plugin.attach.ledger import frame_of
 from mldm_plugin.errors import DataError
 
 # Both pictures are averaged over squares of this many pixels first, so that only the frame is compared, not how
-# Pillow's filters round. Correlation of grey values, so that changes of colour do not count. Chosen.
+# Pillow's filters round. Correlation, so that changes of colour do not count. Chosen.
 _SQUARE, _LEAST_LIKENESS, _FLAT = 4, 0.9, 0.02
 
 
@@ -38,8 +38,11 @@ def check_placement(picture: Tensor, frame: Frame, example: Mapping[str, Any], n
     source = _source(frame, example)
     if source is None:
         return None
-    warped = frame.warp_picture(source)
-    given = picture.detach().float().cpu()
+    x0, y0, x1, y1 = (round(edge) for edge in frame.visible or (0, 0, *frame.size))
+    if x1 <= x0 or y1 <= y0:
+        return None  # what was cropped shows nothing of it
+    # What was padded has any colour.
+    warped, given = (p[:, y0:y1, x0:x1] for p in (frame.warp_picture(source), picture.detach().float().cpu()))
     distance = (warped - given).abs().mean().item()
     likeness = _likeness(warped, given)
     if likeness < _LEAST_LIKENESS:
@@ -66,10 +69,16 @@ def _source(frame: Frame, example: Mapping[str, Any]) -> PIL.Image.Image | None:
 
 
 def _likeness(one: Tensor, other: Tensor) -> float:
-    """Correlation of two pictures (3, h, w); 1 where one of them is flat and so has no frame to lose."""
-    grey = torch.stack([one.mean(0), other.mean(0)])[None]
-    square = min(_SQUARE, grey.shape[-1], grey.shape[-2])
-    pooled = F.avg_pool2d(grey, square)[0].flatten(1)
-    if pooled.shape[1] < 2 or pooled.std(dim=1).min() < _FLAT:
-        return 1.0
-    return torch.corrcoef(pooled)[0, 1].item()
+    """The best correlation of two pictures (3, h, w) by their grey values, or by the largest or least of each pixel's
+    colours, which another hue leaves as they are; 1 where one of them is flat and so has no frame to lose."""
+    both = torch.stack([one, other])
+    square = min(_SQUARE, one.shape[-1], one.shape[-2])
+    found = [_correlation(F.avg_pool2d(x, square).flatten(1)) for x in (both.mean(1), both.amax(1), both.amin(1))]
+    return 1.0 if found[0] is None else max(value for value in found if value is not None)
+
+
+def _correlation(pair: Tensor) -> float | None:
+    """Of two rows of numbers; None where one of them is flat."""
+    if pair.shape[1] < 2 or pair.std(dim=1).min() < _FLAT:
+        return None
+    return torch.corrcoef(pair)[0, 1].item()

@@ -37,6 +37,8 @@ def parse_args():
     parser.add_argument("--push_to_hub", action="store_true")
     parser.add_argument("--tensor_crop", action="store_true")
     parser.add_argument("--tensor_roll", action="store_true")
+    parser.add_argument("--array_roll", action="store_true")
+    parser.add_argument("--through_bytes", action="store_true")
     parser.add_argument("--through_numpy", action="store_true")
     parser.add_argument("--fail_in_step", action="store_true")
     return parser.parse_args()
@@ -61,6 +63,15 @@ class Rows(torch.utils.data.Dataset):
         return {**row, "image": picture, "pixel_values": self.transform(picture.convert("RGB"))}
 
 
+def crop_array(array):
+    """The square in the middle, mirrored now and then."""
+    height, width, _ = array.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = array[top : top + side, left : left + side]
+    return np.ascontiguousarray(np.fliplr(square)) if random.random() < 0.5 else square
+
+
 def main(args):
     accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps, cpu=True)
     set_seed(0)
@@ -78,8 +89,14 @@ def main(args):
         steps += [lambda x: torch.flip(x, [-1]) if random.random() < 0.5 else x[:, :, :], lambda x: x * 2 - 1]
     elif args.tensor_roll:
         steps += [transforms.ToTensor(), lambda x: torch.roll(x, 9, -1), transforms.Normalize([0.5], [0.5])]
+    elif args.array_roll:
+        steps += [np.array, lambda x: np.roll(x, 9, 1), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+    elif args.through_bytes:
+        steps.append(lambda x: PIL.Image.frombytes(x.mode, x.size, x.tobytes()))
+        steps += [transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     elif args.through_numpy:
-        steps += [np.array, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+        steps = [np.array, crop_array, PIL.Image.fromarray, transforms.Resize([args.resolution, args.resolution])]
+        steps += [lambda x: np.asarray(x) / 127.5 - 1, lambda x: torch.from_numpy(x).permute(2, 0, 1)]
     else:
         steps += [transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     train_dataset = Rows(args.train_data_dir, transforms.Compose(steps))
