@@ -158,7 +158,7 @@ def _moved(
         size = (result.shape[-1], result.shape[-2])
         moved = planes.each(lambda frame: frame.then((1, 0, borders[0], 0, 1, borders[2]), size))
     if moved is None and _may_be_picture(result):
-        return planes.lost(lost, result.shape)
+        return planes.lost_as(lost, result.shape)
     return moved
 
 

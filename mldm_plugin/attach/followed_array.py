@@ -38,7 +38,7 @@ class FollowedArray(np.ndarray):
         """What numpy makes of `origin` is lost, until who made it says better."""
         planes = getattr(origin, "mldm_planes", None)
         if planes is not None and self.ndim >= 2:
-            self.mldm_planes = planes.lost(_UNKNOWN, self.shape)
+            self.mldm_planes = planes.lost_as(_UNKNOWN, self.shape)
 
     def __reduce__(self) -> Any:
         """A file that it is written to is read without this package."""
@@ -47,7 +47,7 @@ class FollowedArray(np.ndarray):
     def _keep(self, result: Any, planes: Planes | None, operation: str) -> Any:
         """`result` with `planes`, or lost."""
         if isinstance(result, FollowedArray) and self.mldm_planes is not None and result.ndim >= 2:
-            known = self.mldm_planes.lost(operation, result.shape) if planes is None else planes
+            known = self.mldm_planes.lost_as(operation, result.shape) if planes is None else planes
             known = known if np.may_share_memory(self, result) else known.copied()
             result.mldm_planes = known.checked(result.shape, operation)
         return result
@@ -160,7 +160,7 @@ class FollowedArray(np.ndarray):
             return _computed(result, _known(args[1:] if name == "where" else args), f"numpy.{name}")
         known = _known(args)
         if known and known[0].is_lost < any(planes.is_lost for planes in _known([result])):
-            return FollowedArray.of(result, known[0].copied().lost(f"numpy.{name}", result.shape))
+            return FollowedArray.of(result, known[0].copied().lost_as(f"numpy.{name}", result.shape))
         return result
 
 
@@ -206,7 +206,7 @@ def _joined(result: np.ndarray, arrays: Sequence[Any], axis: int | None = 0, **_
     parts = _known(arrays)
     if axis is None or len(parts) < len(arrays):
         return _plain(result)
-    planes = Planes.joined(parts, axis) or parts[0].copied().lost("numpy.concatenate", result.shape)
+    planes = Planes.joined(parts, axis) or parts[0].copied().lost_as("numpy.concatenate", result.shape)
     return FollowedArray.of(result, planes.checked(result.shape, "numpy.concatenate"))
 
 
@@ -217,9 +217,9 @@ def _pasted(planes: Planes, key: Any, canvas: np.ndarray) -> Planes:
     place, frame = whole.indexed(key), planes.frame()
     hole = None if place is None else place.frame()
     if frame is None or hole is None or (planes.rows, planes.columns) != (0, 1):
-        return planes.lost(operation, shape)
+        return planes.lost_as(operation, shape)
     if hole.size != frame.size or (hole.affine[0], hole.affine[4]) != (1, 1) or not _is_empty(_plain(canvas), key):
-        return planes.lost(operation, shape)
+        return planes.lost_as(operation, shape)
     left, top = -hole.affine[2], -hole.affine[5]
     return Planes.of(frame.then((1, 0, left, 0, 1, top), (shape[1], shape[0])), shape, 0, 1)
 

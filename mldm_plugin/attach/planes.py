@@ -87,7 +87,7 @@ class Planes:
         """Those of a copy: what is written into the one from now on is not in the other."""
         return replace(self.lose(self.memory.lost) if self.memory.lost else self, memory=Memory())
 
-    def lost(self, operation: str, shape: Sequence[int]) -> Planes:
+    def lost_as(self, operation: str, shape: Sequence[int]) -> Planes:
         """After a step that cannot be followed, of whose result only the shape is known."""
         frame = next(self.frames.flat, Frame("", (0, 0), (0, 0)))
         return replace(Planes.of(frame.lose(self.memory.lost or operation), shape), memory=self.memory)
@@ -96,7 +96,7 @@ class Planes:
         """Itself, if it fits an array of `shape`; else lost by `operation`."""
         others = tuple(size for axis, size in enumerate(shape) if axis not in (self.rows, self.columns))
         if others != self.frames.shape or len(shape) != self.ndim:
-            return self.lost(operation, shape)
+            return self.lost_as(operation, shape)
         size = (shape[self.columns], shape[self.rows])
         if all(frame.size == size for frame in _once(self.frames).flat):
             return self
@@ -128,8 +128,6 @@ class Planes:
         (e, f, height), (a, c, width) = down, across
         others.append(Ellipsis)  # an array even where no axis is left
         taken = replace(self, frames=self.frames[tuple(others)], rows=places[0], columns=places[1])
-        if (a, c, e, f, width, height) == (1, 0, 1, 0, *size):
-            return taken
         return taken.each(lambda frame: frame.then((a, 0, c, 0, e, f), (width, height)))
 
     def have(self, key: Any, written: Planes) -> bool:
@@ -186,7 +184,7 @@ class Planes:
         """What comes out where arrays are computed with each other pixel by pixel."""
         parts = [planes.copied() for planes in parts]
         widest = max(parts, key=lambda planes: (planes.ndim, planes.frames.size))
-        out = widest.spread(shape) or widest.lost(operation, shape)
+        out = widest.spread(shape) or widest.lost_as(operation, shape)
         for other in parts:
             own = out if other is widest else other.spread(shape)
             if own is None or not own.equal(out):
