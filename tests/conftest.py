@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,8 @@ from attached_scripts import attach_ground, run_attached  # noqa: F401
 from hypothesis import HealthCheck, settings
 from run_trainer import command, run_here
 from tiny_data import write_data, write_pipeline, write_preset
+
+from mldm_plugin.attach import ledger
 
 # What else the machine does is no fault of a test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,6 +39,15 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_followed_afterwards() -> Iterator[None]:
+    """A test that attaches in this process leaves numpy, torch and Pillow as they were."""
+    before = ledger.installed()
+    yield
+    if not before:
+        ledger.uninstall()
 
 
 @pytest.fixture(scope="session")

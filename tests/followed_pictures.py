@@ -7,36 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional as F
-from torchvision.transforms import v2
 
 from mldm_plugin.attach import ledger
-
-_WRAPPED = (
-    *(PIL.Image, Image.Image, ImageEnhance._Enhance, F, np, torch),
-    *(v2.Transform, v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.ToPureTensor),
-)
 
 
 @contextmanager
 def ledger_installed() -> Iterator[None]:
     """The ledger, and afterwards everything as it was: another test's pictures are not followed."""
-    before = {owner: dict(vars(owner)) for owner in _WRAPPED}
     ledger.install()
     try:
         yield
     finally:
-        for owner, own in before.items():
-            for name in vars(owner).keys() - own.keys():
-                delattr(owner, name)
-            for name, value in own.items():
-                if vars(owner)[name] is not value:
-                    setattr(owner, name, value)
-        ledger.installed = False
+        ledger.uninstall()
 
 
 def people_labels() -> Tensor:

@@ -35,18 +35,35 @@ _EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orien
 _serials = itertools.count()
 _NAMED = 4
 last_read: collections.deque[str] = collections.deque(maxlen=_NAMED)  # the files of the pictures opened last
-installed = False
+_replaced: list[tuple[Any, str, Any]] = []  # whose, its name, and what it was; None where it was inherited
+
+
+def installed() -> bool:
+    return bool(_replaced)
 
 
 def install() -> None:
-    """Wrap Pillow's and torchvision's functions; a second call does nothing."""
-    global installed
-    if installed:
+    """Wrap Pillow's, numpy's, torch's and torchvision's functions; a second call does nothing."""
+    if _replaced:
         return
-    installed = True
     _follow_pillow()
     _follow_arrays()
     _follow_torchvision()
+
+
+def uninstall() -> None:
+    """Put back what was there; pictures that were read until now keep their frames, and are followed no further."""
+    while _replaced:
+        owner, name, was = _replaced.pop()
+        if was is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, was)
+
+
+def _replace(owner: Any, name: str, made: Any) -> None:
+    _replaced.append((owner, name, vars(owner).get(name)))
+    setattr(owner, name, made)
 
 
 def frame_of(picture: Any) -> Frame | None:
@@ -89,7 +106,7 @@ def _wrap(owner: Any, name: str, after: Callable[..., Any]) -> None:
         result = original(*args, **kwargs)
         return result if before is None else after(before, result, *args[1:], **kwargs)
 
-    setattr(owner, name, followed)
+    _replace(owner, name, followed)
 
 
 def _follow_pillow() -> None:
@@ -106,7 +123,7 @@ def _follow_pillow() -> None:
             last_read.append(source)
         return _put(picture, frame)
 
-    PIL.Image.open = open_  # type: ignore[assignment]
+    _replace(PIL.Image, "open", open_)
     _wrap(Image.Image, "resize", _resized)
     _wrap(Image.Image, "crop", _cropped)
     _wrap(Image.Image, "transpose", _transposed)
@@ -154,7 +171,7 @@ def _follow_thumbnail() -> None:
         if before is not None:
             _put(picture, before.then(scaling((0, 0, *before.size), picture.size), picture.size))
 
-    Image.Image.thumbnail = thumbnail  # type: ignore[method-assign,assignment]
+    _replace(Image.Image, "thumbnail", thumbnail)
 
 
 def _follow_paste() -> None:
@@ -171,7 +188,7 @@ def _follow_paste() -> None:
             if (pasted.serial, pasted.source, pasted.affine) != (there.serial, there.source, there.affine):
                 _put(picture, before.lose("Image.paste of another picture"))
 
-    Image.Image.paste = paste  # type: ignore[method-assign,assignment]
+    _replace(Image.Image, "paste", paste)
 
 
 def _follow_colours() -> None:
@@ -187,8 +204,8 @@ def _follow_colours() -> None:
         frames = {frame_of(band) for band in bands} - {None}
         return _put(original_merge(mode, bands), frames.pop() if len(frames) == 1 else None)
 
-    ImageEnhance._Enhance.enhance = enhance  # type: ignore[method-assign,assignment]
-    PIL.Image.merge = merge
+    _replace(ImageEnhance._Enhance, "enhance", enhance)
+    _replace(PIL.Image, "merge", merge)
 
 
 def _follow_arrays() -> None:
@@ -208,7 +225,7 @@ def _follow_arrays() -> None:
         picture, planes = original(obj, *args, **kwargs), _planes_of(obj)
         return picture if planes is None or (planes.rows, planes.columns) != (0, 1) else _put(picture, planes.frame())
 
-    PIL.Image.fromarray = fromarray
+    _replace(PIL.Image, "fromarray", fromarray)
 
 
 def _planes_of(source: Any) -> Planes | None:
@@ -238,7 +255,7 @@ def _follow_source(owner: Any, name: str, compiled: Callable[..., Any] | None = 
         return kind.of(result, planes.checked(result.shape, f"{owner.__name__}.{name}"))
 
     followed.__module__, followed.__qualname__ = owner.__name__, name  # where pickle looks for it
-    setattr(owner, name, followed)
+    _replace(owner, name, followed)
     if (operator := _find_builtin(original)) is not None:  # TorchScript knows functions by what they are
         _register_builtin(followed, operator)
 
@@ -254,7 +271,7 @@ def _follow_blank(name: str) -> None:
             return result
         return FollowedArray.of(result) if result.ndim == 3 and result.shape[2] in _COLOURS else result
 
-    setattr(np, name, blank)
+    _replace(np, name, blank)
 
 
 def _follow_torchvision() -> None:
@@ -290,7 +307,7 @@ def _follow_kernels(transform: Any) -> None:
             return moved
         return _put(tv_tensors.wrap(moved.as_subclass(Tensor), like=picture), frame_of(moved))
 
-    transform._call_kernel = call_kernel
+    _replace(transform, "_call_kernel", call_kernel)
 
 
 def _kept(before: Any, after: Any) -> Any:
@@ -308,4 +325,4 @@ def _follow_forward(transform: Any) -> None:
             return _kept(inputs[0], result)
         return tuple(_kept(*pair) for pair in zip(inputs, result, strict=True))
 
-    transform.forward = forward
+    _replace(transform, "forward", forward)
