@@ -35,13 +35,14 @@ ROW = re.compile(r"^\| (plain|with|decode)([^|]*)\| \**([\d.]+)\** \([\d.]+\) \|
 def cost_rows() -> list[tuple[str, float, float]]:
     """Name of a step, and its operations against a plain step at T = 100 and at T = 400."""
     text = (DOCS / "performance.md").read_text(encoding="utf-8")
-    return [((a + b).strip(), float(at_100), float(at_400)) for a, b, at_100, at_400 in ROW.findall(text)]
+    found = [(re.sub(r"\[(.*?)\]\(.*?\)|`", r"\1", a + b), *figures) for a, b, *figures in ROW.findall(text)]
+    return [(name.replace("`", "").strip(), float(at_100), float(at_400)) for name, at_100, at_400 in found]
 
 
 def cost_of_a_step(path: Path) -> None:
     """Bars of the operations of a step, a plain one being 1."""
     rows = cost_rows()[::-1]
-    figure, axes = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     for offset, index, label in ((0.2, 1, "T = 100"), (-0.2, 2, "T = 400")):
         places = [i + offset for i in range(len(rows))]
         bars = axes.barh(places, [row[index] for row in rows], 0.38, label=label, color=COLOURS[index - 1])
@@ -49,7 +50,7 @@ def cost_of_a_step(path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_xlabel("operations of a step, a plain one being 1")
-    axes.set_xlim(0, 3)
+    axes.set_xlim(0, 3.4)
     _save(figure, axes, path)
 
 
@@ -138,7 +139,7 @@ def memory_of_sdxl(path: Path) -> None:
         "with the losses, decode_checkpointing": [checkpointed[batch]["gb"] for batch in batches],
         "the plain loss": [whole[batch]["without_pixels_gb"] for batch in batches],
     }
-    figure, axes = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     for offset, (name, values), colour in zip((-0.27, 0, 0.27), bars.items(), COLOURS, strict=True):
         drawn = axes.bar([i + offset for i in range(len(batches))], values, 0.25, label=name, color=colour)
         axes.bar_label(drawn, fmt="%.0f", padding=2, fontsize=8)

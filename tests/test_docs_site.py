@@ -76,7 +76,8 @@ def test_the_drawn_pictures_show_the_figures_of_the_pages(tmp_path):
     pictures = load_pictures()
     rows = {name: figures for name, *figures in pictures.cost_rows()}
     assert rows["with the plugin"] == [1.16, 1.65]
-    assert len(rows) == 4
+    assert rows["with the plugin, estimate: ddim-4"] == [1.49, 2.96]
+    assert len(rows) == 6
     for name, draw in pictures.PICTURES.items():
         draw(tmp_path / name)
         assert (tmp_path / name).stat().st_size < 150_000
