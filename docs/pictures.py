@@ -139,7 +139,7 @@ def memory_of_sdxl(path: Path) -> None:
         "with the losses, decode_checkpointing": [checkpointed[batch]["gb"] for batch in batches],
         "the plain loss": [whole[batch]["without_pixels_gb"] for batch in batches],
     }
-    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
     for offset, (name, values), colour in zip((-0.27, 0, 0.27), bars.items(), COLOURS, strict=True):
         drawn = axes.bar([i + offset for i in range(len(batches))], values, 0.25, label=name, color=colour)
         axes.bar_label(drawn, fmt="%.0f", padding=2, fontsize=8)
