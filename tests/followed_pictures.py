@@ -12,6 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from mldm_plugin.attach import ledger
+from mldm_plugin.attach.followed_array import FollowedArray
+from mldm_plugin.attach.frame import Frame
+from mldm_plugin.attach.ledger import frame_of
+from mldm_plugin.attach.planes import Planes
 
 
 @contextmanager
@@ -48,3 +52,21 @@ def labels_of(picture: Tensor) -> Tensor:
 
 def agreement(one: Tensor, other: Tensor) -> float:
     return (one == other).float().mean().item()
+
+
+def coordinates_picture() -> FollowedArray:
+    """An array (40, 60, 3) whose pixels say where they come from, (row, column, 0), with the frame of a.png."""
+    rows, columns = np.mgrid[0:40, 0:60]
+    array = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    return FollowedArray.of(array, Planes.of(Frame("a.png", (60, 40), (60, 40)), array.shape, 0, 1))
+
+
+def check_places(array: np.ndarray) -> None:
+    """Every pixel of `array`, (H, W, C) or (H, W), lies where its frame says that it came from."""
+    frame = frame_of(array)
+    assert not frame.lost
+    assert frame.size == (array.shape[1], array.shape[0])
+    rows, columns = np.mgrid[0:40, 0:60].astype(np.uint8)
+    for channel, source in enumerate((rows, columns)[: array.shape[2] if array.ndim == 3 else 1]):
+        found = np.asarray(array if array.ndim == 2 else array[..., channel])
+        assert np.array_equal(frame.warp_labels(torch.from_numpy(source)[None])[0], found)
